@@ -1,0 +1,124 @@
+package message
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Route is the way a message takes through the bus.
+type Route string
+
+const (
+	// ByLog is for facts: kept in order per key, heard by any number, read again at will.
+	ByLog Route = "log"
+	// ByQueue is for what addresses one receiver and may wait for it: a command, a call to a third party.
+	ByQueue Route = "queue"
+)
+
+// Contract is what a kind of message promises: data, so that catalog, diagram, policy and checks all read the same.
+type Contract struct {
+	// Subjects is where messages of this kind go.
+	Subjects Pattern
+	// Type is the CloudEvents type with its version: `device.telemetry.v1`.
+	Type string
+	// Doc says in a sentence or two what it means, and what it means that it was not said.
+	Doc string
+	// Owner is the team that answers for it.
+	Owner string
+	// Route is the way it takes.
+	Route Route
+	// Says lists who may say it: components by name, `device` for devices on their own subtree.
+	Says []string
+	// Hears lists who is known to listen; others may.
+	Hears []string
+	// ContentType is the media type of its data; empty where anything may come.
+	ContentType string
+	// Schema is a JSON Schema (2020-12) of its data; nil where anything may come.
+	Schema json.RawMessage
+	// Example is data that keeps the schema.
+	Example json.RawMessage
+}
+
+// Catalog is the set of contracts in force. It does not change once made; any number of goroutines may read it.
+type Catalog struct {
+	contracts []Contract
+	literal   map[string][]int // by first token, indices of contracts, the more particular first
+	wild      []int
+}
+
+// NewCatalog checks the contracts and joins them. Two contracts of one type, or on one pattern, are an error.
+func NewCatalog(contracts ...Contract) (*Catalog, error) {
+	c := &Catalog{contracts: slices.Clone(contracts), literal: map[string][]int{}}
+	slices.SortStableFunc(c.contracts, func(a, b Contract) int { return cmp.Compare(a.Subjects, b.Subjects) })
+	types, patterns := map[string]bool{}, map[Pattern]bool{}
+	for i, k := range c.contracts {
+		if err := k.Subjects.Valid(); err != nil {
+			return nil, fmt.Errorf("contract %s: %w", k.Type, err)
+		}
+		switch {
+		case k.Type == "" || k.Doc == "" || k.Owner == "":
+			return nil, fmt.Errorf("contract on %s: type, doc and owner are wanted", k.Subjects)
+		case types[k.Type]:
+			return nil, fmt.Errorf("contract %s is there twice", k.Type)
+		case patterns[k.Subjects]:
+			return nil, fmt.Errorf("subjects %s have two contracts; the second is %s", k.Subjects, k.Type)
+		case k.Route != ByLog && k.Route != ByQueue:
+			return nil, fmt.Errorf("contract %s: route %q; there are %q and %q", k.Type, k.Route, ByLog, ByQueue)
+		case k.Schema != nil && !json.Valid(k.Schema):
+			return nil, fmt.Errorf("contract %s: its schema is not JSON", k.Type)
+		}
+		types[k.Type], patterns[k.Subjects] = true, true
+		first, _, _ := strings.Cut(string(k.Subjects), ".")
+		if first == "*" || first == ">" {
+			c.wild = append(c.wild, i)
+		} else {
+			c.literal[first] = append(c.literal[first], i)
+		}
+	}
+	particular := func(a, b int) int {
+		return cmp.Compare(specificity(c.contracts[b].Subjects), specificity(c.contracts[a].Subjects))
+	}
+	for _, l := range c.literal {
+		slices.SortStableFunc(l, particular)
+	}
+	slices.SortStableFunc(c.wild, particular)
+	return c, nil
+}
+
+// Contracts lists them by subject.
+func (c *Catalog) Contracts() []Contract { return slices.Clone(c.contracts) }
+
+// Find is the most particular contract for the subject; nil where none covers it. The result must not be changed.
+func (c *Catalog) Find(s Subject) *Contract {
+	first, _, _ := strings.Cut(string(s), ".")
+	for _, i := range c.literal[first] {
+		if c.contracts[i].Subjects.Matches(s) {
+			return &c.contracts[i]
+		}
+	}
+	for _, i := range c.wild {
+		if c.contracts[i].Subjects.Matches(s) {
+			return &c.contracts[i]
+		}
+	}
+	return nil
+}
+
+// specificity orders patterns: one that selects fewer subjects counts for more.
+func specificity(p Pattern) int {
+	n := 0
+	for token := range strings.SplitSeq(string(p), ".") {
+		switch token {
+		case ">":
+			n++
+		case "*":
+			n += 16
+		default:
+			n += 17
+		}
+	}
+	return n
+}
