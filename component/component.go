@@ -1,0 +1,260 @@
+// Package component says what a component is: data that declares it, handlers that decide the fate of a message, and
+// the runner that does everything else. A component has no loops over the bus, no retries, no positions of its own; so
+// the same component runs in production, alone in its process, and in a test with a clock that stands still.
+package component
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/message"
+)
+
+// Spec declares a component. It is data: catalog, graph, permissions and `naru node info` are read from it.
+type Spec struct {
+	// Name is `<namespace>.<component>`: its folder, its key in the configuration, its name in every list.
+	Name string
+	// Doc is one sentence.
+	Doc string
+	// Hears lists the patterns it handles by the log; which logs are read follows from them.
+	Hears []message.Pattern
+	// Takes lists the patterns it takes from the queue.
+	Takes []message.Pattern
+	// Says lists the patterns it may say. Anything else is refused with reason undeclared.
+	Says []message.Pattern
+	// State is where its positions and effects are kept.
+	State State
+	// Into is the log that a Stateless component's messages go to.
+	Into string
+	// Required says that the log must keep what this component has not finished, even if the disk fills.
+	Required bool
+	// From is where a component that never ran begins in a log.
+	From Start
+	// Retry is how its failures are tried again; the zero value has sensible defaults.
+	Retry Retry
+	// Parallel is how many messages of different keys may be handled at once; 1 where zero. It is for handlers
+	// without local state.
+	Parallel int
+
+	defaults any
+	build    func(Env, json.RawMessage) (*Part, error)
+}
+
+// State is where a component's positions and effects are kept, always together.
+type State int
+
+const (
+	// None has no handlers for the log: the component only runs.
+	None State = iota
+	// Local keeps both in a store in the component's own directory. It has one process.
+	Local
+	// Derived keeps them in the batches it writes to the log Into. It spreads over processes by partition.
+	Derived
+)
+
+// Start is where a component that never ran begins.
+type Start int
+
+const (
+	// Oldest begins with the oldest message there is.
+	Oldest Start = iota
+	// Newest begins with what comes next.
+	Newest
+)
+
+// Retry is how a failed message is tried again: after First, then twice that, up to Most, each with a jitter of a
+// fifth; after Attempts it dies with reason retries_exhausted. The messages of its key wait behind it.
+type Retry struct {
+	First    time.Duration // 100 ms where zero
+	Most     time.Duration // 1 min where zero
+	Attempts int           // 8 where zero
+	// ParkedMax is how many messages may wait in all; beyond it the partition stands still. 10,000 where zero.
+	ParkedMax int
+}
+
+// Env is everything a component may reach outside itself.
+type Env struct {
+	Spec    Spec
+	Log     *slog.Logger
+	Now     func() time.Time
+	Bus     bus.Bus
+	Catalog *message.Catalog
+	Metrics prometheus.Registerer
+	// Dir is the component's own directory, made when first asked for; mode 0700.
+	Dir func() (string, error)
+	// Node names the process among those on the bus, and stays the same when it starts again.
+	Node string
+	// Owner is this start of the process.
+	Owner message.ID
+	// Mint completes a message that begins a trace: id, trace, source and type where they are missing.
+	Mint func(m *message.Message)
+	// Say appends a message that follows from no handled one, and returns when it is on disk. Inside a handler use
+	// Tx.Say, which makes message and position one.
+	Say func(ctx context.Context, m *message.Message) error
+	// Door opens an appender for what comes from outside; it refuses what Spec.Says does not name. The appender's row
+	// is the component's on this node.
+	Door func(ctx context.Context, log string) (bus.Appender, error)
+	// Peers gives an operator's component the view of all components on the bus.
+	Peers *Peers
+}
+
+// Part is a built component.
+type Part struct {
+	// Handle decides the fate of one message: nil is handled, a *message.Rejection is dead now, ErrNotMatched counts
+	// it as seen and not concerned; any other error is tried again, and a panic is such an error.
+	Handle func(ctx context.Context, tx Tx, m *message.Message) error
+	// HandleBatch handles a whole batch in its place, all or nothing, heard or not; an error is tried again.
+	// A component has one of the two.
+	HandleBatch func(ctx context.Context, tx Tx, log string, s bus.Stored) error
+	// Take decides the fate of one queued message, as Handle does. Its outcome and effects are recorded under the
+	// message's id before it is answered, so that a redelivery does nothing.
+	Take func(ctx context.Context, tx Tx, m *message.Message, attempt int) error
+	// Run is what the component does by itself: listen, tick. It returns nil once ctx is done and all it started has
+	// ended; an error, and the runner starts the component anew after a while. It calls ready when it does its work.
+	Run func(ctx context.Context, ready func()) error
+	// Routes are what it answers by HTTP on the process's one listener.
+	Routes []Route
+	// Close is called last; it may be nil.
+	Close func() error
+}
+
+// Route is an HTTP pattern of net/http.ServeMux, such as `GET /api/v1/messages`, and its handler. Unless Public, a
+// request needs the platform's token.
+type Route struct {
+	Pattern string
+	Handler http.Handler
+	Public  bool
+}
+
+// ErrNotMatched is a fate: the message was seen, and did not concern the component. It is counted as such.
+var ErrNotMatched = fmt.Errorf("not matched")
+
+// Tx is what a handler may do, all of it committed with the position, or none of it. It is for the handler's goroutine
+// and its time. Keys and values are the component's own; a Stateless component has no store, and Set panics.
+type Tx interface {
+	// Get gives nil where there is no such key. The value must not be changed.
+	Get(key []byte) ([]byte, error)
+	Set(key, value []byte)
+	Delete(key []byte)
+	// Scan calls f for the keys with the prefix in order, until it gives false.
+	Scan(prefix []byte, f func(key, value []byte) bool) error
+	// Say says m as a consequence of the handled message: id, span, source and type are minted, trace and device
+	// inherited, cause and depth set. It is a *message.Rejection for what Spec.Says does not name, and for a loop.
+	Say(m *message.Message) error
+	// Now is the clock of Env.
+	Now() time.Time
+}
+
+// Define joins a Spec with its configuration and constructor. defaults is a struct; its fields, by their json names,
+// are the keys of the component's configuration. build has no side effects: it opens nothing and starts nothing.
+func Define[C any](s Spec, defaults C, build func(Env, C) (*Part, error)) Spec {
+	s.defaults = defaults
+	s.build = func(e Env, raw json.RawMessage) (*Part, error) {
+		c := defaults
+		if len(raw) > 0 {
+			if err := decodeStrict(raw, &c); err != nil {
+				return nil, fmt.Errorf("configuration of %s: %w", s.Name, err)
+			}
+		}
+		return build(e, c)
+	}
+	return s
+}
+
+// Defaults is the component's default configuration, a struct.
+func (s Spec) Defaults() any { return s.defaults }
+
+// Sum is a count of messages and the sum of their ids' hashes modulo 2^64.
+type Sum struct {
+	Count uint64 `json:"count"`
+	IDs   uint64 `json:"ids"`
+}
+
+// Add counts one message.
+func (s *Sum) Add(id message.ID) { s.Count++; s.IDs += id.Hash() }
+
+// Remove takes one message back.
+func (s *Sum) Remove(id message.ID) { s.Count--; s.IDs -= id.Hash() }
+
+// Plus adds two sums.
+func (s Sum) Plus(o Sum) Sum { return Sum{s.Count + o.Count, s.IDs + o.IDs} }
+
+// Minus takes one sum from another.
+func (s Sum) Minus(o Sum) Sum { return Sum{s.Count - o.Count, s.IDs - o.IDs} }
+
+// The outcomes that a checkpoint counts. Together with what is parked they are all messages up to its position.
+const (
+	Handled    = "handled"
+	NotHeard   = "not_heard"   // no pattern of the component selects it
+	NotMatched = "not_matched" // the handler said ErrNotMatched
+	Dead       = "dead"
+	Unreadable = "unreadable" // dead, in a batch that cannot be read; known from the running counts behind it
+)
+
+// Checkpoint is where a consumer stands in one partition of a log: committed in one transaction with its effects, and
+// reported from there. Everything up to Position is in Outcomes or Parked.
+type Checkpoint struct {
+	Consumer string         `json:"consumer"`
+	Log      string         `json:"log"`
+	Position bus.Position   `json:"position"`
+	Outcomes map[string]Sum `json:"outcomes"`
+	Waiting  Sum            `json:"parked"` // what is parked
+	// Rows is, for each appender met, where its row began for this consumer and how far it has been counted, as the
+	// headers say it.
+	Rows map[string]Row `json:"rows"`
+	// UnreadableBatches counts them; what was in them is known once their appender's next batch is read.
+	UnreadableBatches uint64 `json:"unreadable_batches,omitempty"`
+}
+
+// Row is a consumer's account with one appender.
+type Row struct {
+	Start Sum `json:"start"` // before the first batch met
+	Upto  Sum `json:"upto"`  // after the last one
+}
+
+// Report is a checkpoint as the runner shows it to operators, a moment after it was committed.
+type Report struct {
+	Checkpoint
+	Required   bool        `json:"required"`
+	Node       string      `json:"node"`
+	At         time.Time   `json:"at"`
+	Exceptions []Exception `json:"exceptions,omitempty"` // parked messages, the oldest hundred
+	Fault      string      `json:"fault,omitempty"`      // why it stands still, if it does
+}
+
+// Exception is a parked message.
+type Exception struct {
+	ID       message.ID      `json:"id"`
+	Trace    message.TraceID `json:"trace"`
+	Device   string          `json:"device,omitempty"`
+	Subject  message.Subject `json:"subject"`
+	Position bus.Position    `json:"position"`
+	Attempts int             `json:"attempts"`
+	Since    time.Time       `json:"since"`
+	Next     time.Time       `json:"next"`
+	Reason   message.Reason  `json:"reason"`
+	Detail   string          `json:"detail"`
+}
+
+// Health is what a component says of itself while it runs.
+type Health struct {
+	Name     string            `json:"name"`
+	Node     string            `json:"node"`
+	Doc      string            `json:"doc"`
+	State    string            `json:"state"` // starting, running, standby, failed, stopped
+	Since    time.Time         `json:"since"`
+	Restarts int               `json:"restarts"`
+	Fault    string            `json:"fault,omitempty"`
+	Hears    []message.Pattern `json:"hears,omitempty"`
+	Takes    []message.Pattern `json:"takes,omitempty"`
+	Says     []message.Pattern `json:"says,omitempty"`
+	At       time.Time         `json:"at"`
+	HTTP     string            `json:"http,omitempty"` // where its process answers, if it does
+}
