@@ -1,0 +1,51 @@
+// Package serviceplatform is what the service platform says, under the namespace `service_platform.`.
+package serviceplatform
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/naru-platform/naru/message"
+)
+
+// The changes that DeviceChanged tells of.
+const (
+	Registered = "registered"
+	Issued     = "issued"
+	Revoked    = "revoked"
+	Disabled   = "disabled"
+	Enabled    = "enabled"
+	Deleted    = "deleted"
+)
+
+// DeviceChanged is a fact about a device's admission.
+type DeviceChanged struct {
+	Device      string    `json:"device"`
+	Change      string    `json:"change"`
+	Fingerprint string    `json:"fingerprint,omitempty"` // SHA-256 of the certificate, hexadecimal
+	NotAfter    time.Time `json:"not_after,omitzero"`
+	By          string    `json:"by"`
+}
+
+// DeviceChangedSubject is where such facts go.
+func DeviceChangedSubject(device string) message.Subject {
+	return message.NewSubject(message.ServicePlatform, "x509", "device", device)
+}
+
+// Contracts lists what the service platform says.
+func Contracts() []message.Contract {
+	return []message.Contract{
+		{
+			Subjects: "service_platform.x509.device.*", Type: "service_platform.x509.device_changed.v1", Owner: "service_platform",
+			Route: message.ByLog,
+			Doc:   "A device was registered, or its certificate issued, revoked, disabled or enabled, and by whom.",
+			Says:  []string{"service_platform.x509"}, Hears: []string{"operator.journal"},
+			ContentType: "application/json",
+			Schema: json.RawMessage(`{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object",
+"required":["device","change","by"],
+"properties":{"device":{"type":"string"},"change":{"enum":["registered","issued","revoked","disabled","enabled","deleted"]},
+"fingerprint":{"type":"string"},"not_after":{"type":"string","format":"date-time"},"by":{"type":"string"}}}`),
+			Example: json.RawMessage(`{"device":"d-17","change":"issued","fingerprint":"9f86d081884c7d65","not_after":"2027-11-23T03:00:00Z","by":"operator"}`),
+		},
+	}
+}
