@@ -101,6 +101,9 @@ type Env struct {
 	// Door opens an appender for what comes from outside; it refuses what Spec.Says does not name. The appender's row
 	// is the component's on this node.
 	Door func(ctx context.Context, log string) (bus.Appender, error)
+	// View reads the component's own store as it was last committed, from any goroutine, for what is answered outside
+	// a handler. It gives an error where State is not Local.
+	View func(f func(v View) error) error
 	// Peers gives an operator's component the view of all components on the bus.
 	Peers *Peers
 }
@@ -150,6 +153,14 @@ type Tx interface {
 	Say(m *message.Message) error
 	// Now is the clock of Env.
 	Now() time.Time
+}
+
+// View is a component's own store at a moment.
+type View interface {
+	// Get gives nil where there is no such key. The value must not be changed, nor kept after View's function returns.
+	Get(key []byte) ([]byte, error)
+	// Range calls f for the keys from (inclusive) to (exclusive), or backwards, until it gives false.
+	Range(from, to []byte, backwards bool, f func(key, value []byte) bool) error
 }
 
 // Define joins a Spec with its configuration and constructor. defaults is a struct; its fields, by their json names,
