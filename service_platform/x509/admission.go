@@ -1,0 +1,375 @@
+package x509
+
+import (
+	"context"
+	"crypto/sha256"
+	stdx509 "crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/message"
+)
+
+// intermediatesMax is how many certificates a client may present beside its own; this CA's chains need one.
+const intermediatesMax = 8
+
+// AdmissionOptions are what an Admission needs beside the bus.
+type AdmissionOptions struct {
+	// Now is the clock; time.Now where nil.
+	Now func() time.Time
+	// Log is told what a refusal cannot say: entries that cannot be read, a server certificate that cannot be loaded.
+	Log *slog.Logger
+	// ServerCert and ServerKey are the PEM files of the listener's certificate: in the process of the component
+	// `service_platform.x509` those in its directory (server.crt, server.key), elsewhere files that were put there.
+	ServerCert, ServerKey string
+}
+
+// Admission decides who may come in, in any process: it follows the trusted CAs and the registered devices on the bus
+// and holds them in memory. The identity of a client is its registered certificate, by fingerprint; its common name
+// alone admits nobody. All methods may be called by any number of goroutines.
+type Admission struct {
+	bus    bus.Bus
+	o      AdmissionOptions
+	synced chan struct{} // closed when both tables have been read once
+	server serverCert
+
+	mu       sync.RWMutex // guards what follows
+	trust    *trust
+	devices  map[string]*admitted // by key in the table
+	certs    map[fingerprint]*admitted
+	registry bus.Table // nil until opened
+	onChange []func(device string)
+}
+
+type fingerprint [sha256.Size]byte
+
+// admitted is what has to be known of a device at the door.
+type admitted struct {
+	id       string
+	disabled bool
+	by       string // who disabled it
+	revision uint64
+	certs    map[fingerprint]revocation
+}
+
+// revocation is zero for a certificate in force.
+type revocation struct {
+	at     time.Time
+	reason string
+}
+
+type trust struct{ roots, issuing *stdx509.CertPool }
+
+// NewAdmission makes one that knows nothing until Run has read the tables.
+func NewAdmission(b bus.Bus, o AdmissionOptions) *Admission {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Admission{
+		bus: b, o: o, synced: make(chan struct{}),
+		server:  serverCert{cert: o.ServerCert, key: o.ServerKey, now: o.Now, log: o.Log},
+		devices: map[string]*admitted{}, certs: map[fingerprint]*admitted{},
+	}
+}
+
+// OnChange has f called whenever a certificate of a device stops being accepted: revoked, its device disabled, its
+// registration gone. Whoever holds connections of the device then asks Admit again with their certificates, and closes
+// those it refuses. The calls come one at a time and must not block for long. A certificate's expiry is not told.
+func (a *Admission) OnChange(f func(device string)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.onChange = append(a.onChange, f)
+}
+
+// Run follows both tables until ctx is done, through breaks of the bus. It calls ready once everything has been read.
+func (a *Admission) Run(ctx context.Context, ready func()) error {
+	var read sync.WaitGroup
+	read.Add(2)
+	var once [2]sync.Once
+	done := make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() {
+		a.follow(ctx, trustTable, trustKey, a.applyTrust, func() { once[0].Do(read.Done) })
+	})
+	all.Go(func() {
+		a.follow(ctx, devicesTable, devicePrefix, a.applyDevice, func() { once[1].Do(read.Done) })
+	})
+	go func() {
+		read.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		close(a.synced)
+		if ready != nil {
+			ready()
+		}
+	case <-ctx.Done():
+	}
+	all.Wait()
+	once[0].Do(read.Done)
+	once[1].Do(read.Done)
+	return nil
+}
+
+// follow watches until ctx is done; where a watch ends before that, it begins anew after a second.
+func (a *Admission) follow(ctx context.Context, table, prefix string, apply func(bus.Entry), synced func()) {
+	for ctx.Err() == nil {
+		err := a.watch(ctx, table, prefix, apply, synced)
+		if ctx.Err() != nil || errors.Is(err, bus.ErrClosed) {
+			return
+		}
+		a.o.Log.Warn("table cannot be followed; trying again", "table", table, "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (a *Admission) watch(ctx context.Context, table, prefix string, apply func(bus.Entry), synced func()) error {
+	t, err := a.bus.Table(ctx, table, bus.TableOptions{})
+	if err != nil {
+		return err
+	}
+	if table == devicesTable {
+		a.mu.Lock()
+		a.registry = t
+		a.mu.Unlock()
+	}
+	return t.Watch(ctx, prefix, apply, synced)
+}
+
+// Admit decides whether the client with this certificate may come in, and as which device. A refusal is a
+// *message.Rejection: CertMissing, CertUnknownCA, CertWrongUsage, CertNotYetValid, CertExpired, CertUnregistered,
+// CertRevoked, DeviceDisabled, looked at in this order; BusUnavailable while the registry has not been read yet when
+// ctx ends. The handshake must have proved that the client holds the leaf's key.
+func (a *Admission) Admit(ctx context.Context, leaf *stdx509.Certificate, intermediates []*stdx509.Certificate) (device string, err error) {
+	if leaf == nil {
+		return "", message.Rejectf(message.CertMissing, "no client certificate")
+	}
+	select {
+	case <-a.synced:
+	default:
+		select {
+		case <-a.synced:
+		case <-ctx.Done():
+			return "", message.Rejectf(message.BusUnavailable, "the device registry has not been read yet: %w", context.Cause(ctx))
+		}
+	}
+	now := a.o.Now()
+	if err := a.verify(leaf, intermediates, now); err != nil {
+		return "", message.Rejectf(message.CertUnknownCA, "certificate of %q by %q: %w", name(leaf), leaf.Issuer.CommonName, err)
+	}
+	if err := checkUsage(leaf); err != nil {
+		return "", message.Rejectf(message.CertWrongUsage, "certificate of %q: %w", name(leaf), err)
+	}
+	switch {
+	case now.Before(leaf.NotBefore):
+		return "", message.Rejectf(message.CertNotYetValid, "certificate of %q begins %s, here it is %s",
+			name(leaf), stamp(leaf.NotBefore), stamp(now))
+	case now.After(leaf.NotAfter):
+		return "", message.Rejectf(message.CertExpired, "certificate of %q ended %s, here it is %s",
+			name(leaf), stamp(leaf.NotAfter), stamp(now))
+	}
+	return a.registered(ctx, leaf)
+}
+
+// verify checks signatures up to a trusted root, at a time when the leaf was or will be valid: whether it is now gets
+// reasons of its own.
+func (a *Admission) verify(leaf *stdx509.Certificate, presented []*stdx509.Certificate, now time.Time) error {
+	a.mu.RLock()
+	t := a.trust
+	a.mu.RUnlock()
+	if t == nil {
+		return errors.New("this platform trusts no CA yet; start service_platform.x509")
+	}
+	at := now
+	if at.After(leaf.NotAfter) {
+		at = leaf.NotAfter
+	}
+	if at.Before(leaf.NotBefore) {
+		at = leaf.NotBefore
+	}
+	o := stdx509.VerifyOptions{
+		Roots: t.roots, Intermediates: t.issuing, CurrentTime: at,
+		KeyUsages: []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageAny},
+	}
+	_, err := leaf.Verify(o)
+	if errors.As(err, new(stdx509.UnknownAuthorityError)) && len(presented) > 0 && len(presented) <= intermediatesMax {
+		// An issuing CA so new that the bus has not brought it yet.
+		o.Intermediates = t.issuing.Clone()
+		for _, c := range presented {
+			o.Intermediates.AddCert(c)
+		}
+		_, err = leaf.Verify(o)
+	}
+	return err
+}
+
+// registered looks the certificate up. What is not known here may have been registered a moment ago, so the table is
+// asked before a device is refused; only holders of a certificate from this CA get so far.
+func (a *Admission) registered(ctx context.Context, leaf *stdx509.Certificate) (string, error) {
+	fp := fingerprint(sha256.Sum256(leaf.Raw))
+	id, err, known := a.lookup(fp)
+	if !known {
+		a.ask(ctx, name(leaf))
+		id, err, known = a.lookup(fp)
+	}
+	switch {
+	case !known:
+		return "", message.Rejectf(message.CertUnregistered, "certificate %x of %q is registered for no device", fp, name(leaf))
+	case err != nil:
+		return "", err
+	case id != name(leaf):
+		return "", message.Rejectf(message.CertUnregistered, "certificate %x is registered for device %q and names %q", fp, id, name(leaf))
+	}
+	return id, nil
+}
+
+func (a *Admission) lookup(fp fingerprint) (id string, err error, known bool) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	d := a.certs[fp]
+	if d == nil {
+		return "", nil, false
+	}
+	if r := d.certs[fp]; !r.at.IsZero() {
+		return "", message.Rejectf(message.CertRevoked, "certificate %x of %q was revoked %s: %s", fp, d.id, stamp(r.at), r.reason), true
+	}
+	if d.disabled {
+		return "", message.Rejectf(message.DeviceDisabled, "device %q was disabled by %s", d.id, d.by), true
+	}
+	return d.id, nil, true
+}
+
+func (a *Admission) ask(ctx context.Context, id string) {
+	a.mu.RLock()
+	t := a.registry
+	a.mu.RUnlock()
+	if t == nil || CheckDevice(id) != nil {
+		return
+	}
+	e, err := t.Get(ctx, deviceKey(id))
+	switch {
+	case err == nil:
+		a.applyDevice(e)
+	case !errors.Is(err, bus.ErrNotFound):
+		a.o.Log.Warn("device cannot be looked up", "device", id, "error", err)
+	}
+}
+
+func (a *Admission) applyTrust(e bus.Entry) {
+	if e.Key != trustKey {
+		return
+	}
+	var b Bundle
+	if e.Deleted {
+		b = Bundle{}
+	} else if err := json.Unmarshal(e.Value, &b); err != nil {
+		a.o.Log.Error("the list of trusted CAs cannot be read; keeping the one before", "table", trustTable, "error", err)
+		return
+	}
+	t := &trust{stdx509.NewCertPool(), stdx509.NewCertPool()}
+	for _, c := range b.Roots {
+		t.roots.AddCert(c)
+	}
+	for _, c := range b.Issuing {
+		t.issuing.AddCert(c)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.trust = t
+}
+
+// applyDevice takes an entry over, unless a newer one is here already, and tells what is no longer accepted. An entry
+// that cannot be read admits nobody.
+func (a *Admission) applyDevice(e bus.Entry) {
+	next, err := admittedOf(e)
+	if err != nil {
+		a.o.Log.Error("a device's entry cannot be read; the device is refused", "table", devicesTable, "key", e.Key, "error", err)
+	}
+	a.mu.Lock()
+	was := a.devices[e.Key]
+	if was != nil && was.revision > e.Revision {
+		a.mu.Unlock()
+		return
+	}
+	var lost bool
+	if was != nil {
+		for fp, r := range was.certs {
+			delete(a.certs, fp)
+			lost = lost || !was.disabled && r.at.IsZero() && !next.accepts(fp)
+		}
+	}
+	if next == nil {
+		delete(a.devices, e.Key)
+	} else {
+		a.devices[e.Key] = next
+		for fp := range next.certs {
+			a.certs[fp] = next
+		}
+	}
+	tell := slices.Clone(a.onChange)
+	a.mu.Unlock()
+	if lost {
+		for _, f := range tell {
+			f(was.id)
+		}
+	}
+}
+
+func (d *admitted) accepts(fp fingerprint) bool {
+	if d == nil || d.disabled {
+		return false
+	}
+	r, ok := d.certs[fp]
+	return ok && r.at.IsZero()
+}
+
+// admittedOf gives nil for a removed or an unreadable entry.
+func admittedOf(e bus.Entry) (*admitted, error) {
+	if e.Deleted {
+		return nil, nil
+	}
+	var d Device
+	if err := json.Unmarshal(e.Value, &d); err != nil {
+		return nil, err
+	}
+	if deviceKey(d.ID) != e.Key {
+		return nil, fmt.Errorf("it is for device %q", d.ID)
+	}
+	a := &admitted{id: d.ID, disabled: d.Disabled, by: d.DisabledBy, revision: e.Revision, certs: make(map[fingerprint]revocation, len(d.Certs))}
+	for _, c := range d.Certs {
+		var fp fingerprint
+		if n, err := hex.Decode(fp[:], []byte(c.Fingerprint)); err != nil || n != len(fp) || len(c.Fingerprint) != 2*len(fp) {
+			return nil, fmt.Errorf("fingerprint %q is not SHA-256 in hexadecimal digits", c.Fingerprint)
+		}
+		a.certs[fp] = revocation{c.RevokedAt, c.Reason}
+	}
+	return a, nil
+}
+
+func checkUsage(c *stdx509.Certificate) error {
+	switch {
+	case c.IsCA:
+		return errors.New("it is a CA's")
+	case !slices.Contains(c.ExtKeyUsage, stdx509.ExtKeyUsageClientAuth):
+		return errors.New("it is not one for client authentication")
+	}
+	return nil
+}
+
+func name(c *stdx509.Certificate) string { return c.Subject.CommonName }
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -1,0 +1,399 @@
+package x509
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rand"
+	stdx509 "crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+)
+
+// How long things are valid. A CA outlives its devices' patience with new firmware; a server certificate costs nothing
+// to renew.
+const (
+	rootValidity    = 20 * 365 * 24 * time.Hour
+	issuingValidity = 5 * 365 * 24 * time.Hour
+	serverValidity  = 90 * 24 * time.Hour
+	// backdate lets a certificate be used at once by those whose clock is a little behind.
+	backdate = 5 * time.Minute
+)
+
+// The files of a CA's directory.
+const (
+	rootName    = "root"
+	issuingName = "issuing"
+	serverName  = "server"
+	retiredDir  = "retired" // issuing certificates that were taken over from
+)
+
+// AuthorityOptions are how a CA issues.
+type AuthorityOptions struct {
+	// Now is the clock; time.Now where nil.
+	Now func() time.Time
+	// Hosts are names and addresses that the server certificate is for, beside localhost, 127.0.0.1, ::1 and the
+	// machine's host name.
+	Hosts []string
+	// DeviceValidity is how long a device's certificate is valid where a request does not say; 365 days where zero.
+	DeviceValidity time.Duration
+}
+
+// Authority is the CA: a root that signs issuing CAs, and an issuing CA that signs devices and servers. It exists only
+// where the keys are, in one directory of one process. All methods may be called by any number of goroutines.
+type Authority struct {
+	dir  string
+	o    AuthorityOptions
+	mu   sync.RWMutex // guards what follows, and the files
+	root pair
+	use  pair // the issuing CA in use
+	old  []*stdx509.Certificate
+}
+
+// pair is a certificate and its key; the key of a root may be kept elsewhere, and is nil then.
+type pair struct {
+	cert *stdx509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+// OpenAuthority reads the CA in the directory, or makes it where there is none, and brings it up to date as Renew does.
+// root.key may be taken out of the directory once it is made; it is wanted again when the issuing CA is to be renewed.
+// A directory with only a part of a CA is an error: a new CA in the place of a lost one would lock every device out.
+func OpenAuthority(dir string, o AuthorityOptions) (*Authority, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.DeviceValidity == 0 {
+		o.DeviceValidity = 365 * 24 * time.Hour
+	}
+	a := &Authority{dir: dir, o: o}
+	if err := os.MkdirAll(filepath.Join(dir, retiredDir), 0o700); err != nil {
+		return nil, fmt.Errorf("make the CA's directory: %w", err)
+	}
+	if err := errors.Join(sweep(dir), sweep(filepath.Join(dir, retiredDir))); err != nil {
+		return nil, err
+	}
+	if err := a.load(); err != nil {
+		return nil, fmt.Errorf("CA in %s: %w", dir, err)
+	}
+	if _, err := a.Renew(); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// Bundle is what verifiers need: every certificate that this CA signs with or signed with.
+func (a *Authority) Bundle() Bundle {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return Bundle{
+		Roots:   []*stdx509.Certificate{a.root.cert},
+		Issuing: append([]*stdx509.Certificate{a.use.cert}, a.old...),
+	}
+}
+
+// Renew makes a new issuing CA when two thirds of the present one's time have passed, and a new server certificate
+// when two thirds of its time have passed, its names have changed or it does not belong to this CA. trust says that
+// the issuing CA is a new one, so that the bundle must be published.
+func (a *Authority) Renew() (trust bool, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.due(a.use.cert) {
+		if err := a.rotateIssuing(); err != nil {
+			return false, err
+		}
+		trust = true
+	}
+	return trust, a.renewServer()
+}
+
+// Request is what a device's certificate is asked for with.
+type Request struct {
+	Device string
+	// Key is the device's public key, from a request that ParseRequest accepted; nil to have a key pair made here.
+	Key crypto.PublicKey
+	// Validity is how long; AuthorityOptions.DeviceValidity where zero. No certificate outlives its issuer.
+	Validity time.Duration
+}
+
+// Issued is a new certificate. It admits nobody until it is registered.
+type Issued struct {
+	Certificate *stdx509.Certificate
+	Chain       []byte // PEM: the certificate and its issuer, as a client presents them
+	Key         Secret // PEM, PKCS #8; nil where the device has its own
+}
+
+// Issue signs a certificate for a device: common name and URI are its name, for client authentication only.
+func (a *Authority) Issue(r Request) (*Issued, error) {
+	if err := CheckDevice(r.Device); err != nil {
+		return nil, err
+	}
+	validity := r.Validity
+	if validity == 0 {
+		validity = a.o.DeviceValidity
+	}
+	if validity < time.Minute {
+		return nil, fmt.Errorf("certificate for %s: a validity of %s is too short; a minute is the least", r.Device, validity)
+	}
+	issued := &Issued{}
+	if r.Key == nil {
+		key, err := newKey()
+		if err != nil {
+			return nil, err
+		}
+		r.Key = key.Public()
+		if issued.Key, err = keyPEM(key); err != nil {
+			return nil, err
+		}
+	}
+	a.mu.RLock()
+	issuer := a.use
+	a.mu.RUnlock()
+	t, err := a.template(pkix.Name{CommonName: r.Device}, validity, issuer.cert)
+	if err != nil {
+		return nil, err
+	}
+	t.KeyUsage = stdx509.KeyUsageDigitalSignature
+	t.ExtKeyUsage = []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageClientAuth}
+	t.URIs = []*url.URL{deviceURI(r.Device)}
+	if issued.Certificate, err = sign(t, issuer, r.Key); err != nil {
+		return nil, fmt.Errorf("certificate for %s: %w", r.Device, err)
+	}
+	issued.Chain = certPEM(issued.Certificate, issuer.cert)
+	return issued, nil
+}
+
+func (a *Authority) load() (err error) {
+	if a.root, err = a.read(rootName); err != nil {
+		return err
+	}
+	if a.use, err = a.read(issuingName); err != nil {
+		return err
+	}
+	if a.root.cert == nil && a.use.cert != nil {
+		return fmt.Errorf("issuing.crt is there, root.crt is not; restore it from a backup")
+	}
+	if a.root.cert == nil {
+		if a.root, err = a.make(rootName, a.root.key, rootValidity, 1, pair{}); err != nil {
+			return err
+		}
+	}
+	if a.root.key != nil && !a.root.key.PublicKey.Equal(a.root.cert.PublicKey) {
+		return errors.New("root.key does not belong to root.crt; restore both from one backup")
+	}
+	if a.use.cert == nil {
+		if a.use, err = a.make(issuingName, a.use.key, issuingValidity, 0, a.root); err != nil {
+			return err
+		}
+	}
+	if err := a.readRetired(); err != nil {
+		return err
+	}
+	switch {
+	case a.use.key == nil:
+		return errors.New("issuing.key is missing; restore it from a backup")
+	case a.use.key.PublicKey.Equal(a.use.cert.PublicKey):
+	case holds(a.old, a.use.cert): // stopped between the two files of a rotation: finish it
+		if a.use, err = a.make(issuingName, a.use.key, issuingValidity, 0, a.root); err != nil {
+			return err
+		}
+	default:
+		return errors.New("issuing.key does not belong to issuing.crt; restore both from one backup")
+	}
+	a.old = slices.DeleteFunc(a.old, func(c *stdx509.Certificate) bool { return c.Equal(a.use.cert) })
+	if err := a.use.cert.CheckSignatureFrom(a.root.cert); err != nil {
+		return fmt.Errorf("issuing.crt is not signed by root.crt (%w); restore both from one backup", err)
+	}
+	return nil
+}
+
+// read gives an empty pair where there is nothing.
+func (a *Authority) read(name string) (p pair, err error) {
+	certs, err := readCerts(a.path(name + ".crt"))
+	if err != nil {
+		return p, err
+	}
+	if len(certs) > 0 {
+		p.cert = certs[0]
+	}
+	p.key, err = readKey(a.path(name + ".key"))
+	return p, err
+}
+
+func (a *Authority) readRetired() error {
+	names, err := filepath.Glob(filepath.Join(a.dir, retiredDir, "*.crt"))
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		certs, err := readCerts(n)
+		if err != nil {
+			return err
+		}
+		a.old = append(a.old, certs...)
+	}
+	return nil
+}
+
+// make makes a CA certificate, and a key where there is none: the key first, so that a certificate never stands there
+// without one. A zero parent is the new CA itself.
+func (a *Authority) make(name string, key *ecdsa.PrivateKey, validity time.Duration, pathLen int, parent pair) (pair, error) {
+	if parent.cert != nil && parent.key == nil {
+		return pair{}, fmt.Errorf("a new issuing CA is wanted; put root.key back into %s for one start", a.dir)
+	}
+	if key == nil {
+		var err error
+		if key, err = newKey(); err != nil {
+			return pair{}, err
+		}
+		text, err := keyPEM(key)
+		if err != nil {
+			return pair{}, err
+		}
+		if err := writeFile(a.path(name+".key"), text, 0o600); err != nil {
+			return pair{}, err
+		}
+	}
+	t, err := a.template(pkix.Name{Organization: []string{"naru"}}, validity, parent.cert)
+	if err != nil {
+		return pair{}, err
+	}
+	// The serial makes the names of two CAs differ, so that a verifier never takes one for the other.
+	t.Subject.CommonName = fmt.Sprintf("naru %s %x", name, t.SerialNumber.Bytes()[:4])
+	t.IsCA, t.MaxPathLen, t.MaxPathLenZero = true, pathLen, pathLen == 0
+	t.KeyUsage = stdx509.KeyUsageCertSign | stdx509.KeyUsageCRLSign
+	if parent.cert == nil {
+		parent = pair{t, key}
+	}
+	cert, err := sign(t, parent, key.Public())
+	if err != nil {
+		return pair{}, err
+	}
+	return pair{cert, key}, writeFile(a.path(name+".crt"), certPEM(cert), 0o644)
+}
+
+// rotateIssuing keeps the old certificate, writes the new key, then the new certificate. load finishes what a crash
+// between them leaves.
+func (a *Authority) rotateIssuing() error {
+	if a.root.key == nil {
+		return fmt.Errorf("the issuing CA ends %s and must be renewed; put root.key back into %s for one start",
+			a.use.cert.NotAfter.Format(time.DateOnly), a.dir)
+	}
+	old := a.use.cert
+	name := fmt.Sprintf("%x.crt", old.SerialNumber)
+	if err := writeFile(filepath.Join(a.dir, retiredDir, name), certPEM(old), 0o644); err != nil {
+		return err
+	}
+	next, err := a.make(issuingName, nil, issuingValidity, 0, a.root)
+	if err != nil {
+		return fmt.Errorf("renew the issuing CA: %w", err)
+	}
+	a.use, a.old = next, append([]*stdx509.Certificate{old}, a.old...)
+	return nil
+}
+
+// serverEnd is when the server certificate ends.
+func (a *Authority) serverEnd() (time.Time, error) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	certs, err := readCerts(a.path(serverName + ".crt"))
+	if err != nil || len(certs) == 0 {
+		return time.Time{}, fmt.Errorf("read the server certificate: %w", err)
+	}
+	return certs[0].NotAfter, nil
+}
+
+func (a *Authority) renewServer() error {
+	p, err := a.read(serverName)
+	names, addrs := a.hosts()
+	if err == nil && p.cert != nil && p.key != nil && p.key.PublicKey.Equal(p.cert.PublicKey) && !a.due(p.cert) &&
+		p.cert.CheckSignatureFrom(a.use.cert) == nil && slices.Equal(p.cert.DNSNames, names) &&
+		slices.EqualFunc(p.cert.IPAddresses, addrs, net.IP.Equal) {
+		return nil
+	}
+	key, err := newKey()
+	if err != nil {
+		return err
+	}
+	t, err := a.template(pkix.Name{CommonName: names[0]}, serverValidity, a.use.cert)
+	if err != nil {
+		return err
+	}
+	t.KeyUsage = stdx509.KeyUsageDigitalSignature
+	t.ExtKeyUsage = []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageServerAuth}
+	t.DNSNames, t.IPAddresses = names, addrs
+	cert, err := sign(t, a.use, key.Public())
+	if err != nil {
+		return fmt.Errorf("server certificate: %w", err)
+	}
+	text, err := keyPEM(key)
+	if err != nil {
+		return err
+	}
+	if err := writeFile(a.path(serverName+".key"), text, 0o600); err != nil {
+		return err
+	}
+	return writeFile(a.path(serverName+".crt"), certPEM(cert, a.use.cert), 0o644)
+}
+
+// hosts gives the server's names and addresses, each once, in a stable order.
+func (a *Authority) hosts() (names []string, addrs []net.IP) {
+	all := []string{"localhost", "127.0.0.1", "::1"}
+	if h, err := os.Hostname(); err == nil && h != "" {
+		all = append(all, h)
+	}
+	for _, h := range append(all, a.o.Hosts...) {
+		if ip := net.ParseIP(h); ip != nil {
+			if !slices.ContainsFunc(addrs, ip.Equal) {
+				addrs = append(addrs, ip)
+			}
+		} else if h != "" && !slices.Contains(names, h) {
+			names = append(names, h)
+		}
+	}
+	return names, addrs
+}
+
+// due says that two thirds of the certificate's time have passed.
+func (a *Authority) due(c *stdx509.Certificate) bool {
+	life := c.NotAfter.Sub(c.NotBefore)
+	return !a.o.Now().Before(c.NotBefore.Add(life / 3 * 2))
+}
+
+// template has what every certificate has: a random serial of 128 bits, and a time that ends with its issuer's.
+func (a *Authority) template(name pkix.Name, validity time.Duration, issuer *stdx509.Certificate) (*stdx509.Certificate, error) {
+	serial := make([]byte, 16)
+	if _, err := rand.Read(serial); err != nil {
+		return nil, fmt.Errorf("make a serial number: %w", err)
+	}
+	now := a.o.Now()
+	t := &stdx509.Certificate{
+		SerialNumber:          new(big.Int).SetBytes(serial),
+		Subject:               name,
+		NotBefore:             now.Add(-backdate).UTC().Truncate(time.Second),
+		NotAfter:              now.Add(validity).UTC().Truncate(time.Second),
+		BasicConstraintsValid: true,
+	}
+	if issuer != nil && t.NotAfter.After(issuer.NotAfter) {
+		t.NotAfter = issuer.NotAfter
+	}
+	return t, nil
+}
+
+func sign(t *stdx509.Certificate, by pair, key crypto.PublicKey) (*stdx509.Certificate, error) {
+	der, err := stdx509.CreateCertificate(rand.Reader, t, by.cert, key, by.key)
+	if err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
+	}
+	return stdx509.ParseCertificate(der)
+}
+
+func (a *Authority) path(name string) string { return filepath.Join(a.dir, name) }

@@ -1,0 +1,113 @@
+package x509
+
+import (
+	"bytes"
+	"context"
+	stdx509 "crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/naru-platform/naru/bus"
+)
+
+// The tables are small and public: certificates and states, never a key.
+const (
+	trustTable   = "naru_x509"
+	trustKey     = "trust"
+	devicesTable = "naru_devices"
+)
+
+// Bundle is what a verifier needs to know of a CA: its certificates, public all of them.
+type Bundle struct {
+	Roots   []*stdx509.Certificate
+	Issuing []*stdx509.Certificate // the one in use first, then those it took over from
+}
+
+// PEM writes the roots, then the issuing certificates.
+func (b Bundle) PEM() []byte { return append(certPEM(b.Roots...), certPEM(b.Issuing...)...) }
+
+type bundleJSON struct {
+	Roots   string `json:"roots"`
+	Issuing string `json:"issuing"`
+}
+
+// MarshalJSON writes both as PEM.
+func (b Bundle) MarshalJSON() ([]byte, error) {
+	return json.Marshal(bundleJSON{string(certPEM(b.Roots...)), string(certPEM(b.Issuing...))})
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (b *Bundle) UnmarshalJSON(raw []byte) (err error) {
+	var j bundleJSON
+	if err = json.Unmarshal(raw, &j); err != nil {
+		return err
+	}
+	if b.Roots, err = parseCerts([]byte(j.Roots)); err != nil {
+		return fmt.Errorf("roots: %w", err)
+	}
+	if b.Issuing, err = parseCerts([]byte(j.Issuing)); err != nil {
+		return fmt.Errorf("issuing: %w", err)
+	}
+	return nil
+}
+
+// ErrOtherCA says that the platform already trusts another CA than the one in this directory.
+var ErrOtherCA = errors.New("the platform already has another CA")
+
+// publishTrust adds the bundle to what the platform trusts. A root that is not there yet is added only if it is the
+// first, or add says so: a CA whose directory was lost must not be replaced by a new one in silence, because the
+// devices out there do not trust the new one's server certificate.
+func publishTrust(ctx context.Context, t bus.Table, mine Bundle, add bool) error {
+	for {
+		var have Bundle
+		e, err := t.Get(ctx, trustKey)
+		switch {
+		case errors.Is(err, bus.ErrNotFound):
+		case err != nil:
+			return fmt.Errorf("read the trusted CAs: %w", err)
+		default:
+			if err := json.Unmarshal(e.Value, &have); err != nil {
+				return fmt.Errorf("read the trusted CAs in table %s: %w", trustTable, err)
+			}
+		}
+		if len(have.Roots) > 0 && !holds(have.Roots, mine.Roots[0]) && !add {
+			return fmt.Errorf("%w: trusted is the root %s, here is %s; restore the directory of service_platform.x509 from a backup, "+
+				"run the component where that CA's keys are, or set `add_root: true` to trust both", ErrOtherCA,
+				Fingerprint(have.Roots[0].Raw)[:16], Fingerprint(mine.Roots[0].Raw)[:16])
+		}
+		want := Bundle{Roots: union(mine.Roots, have.Roots), Issuing: union(mine.Issuing, have.Issuing)}
+		if bytes.Equal(want.PEM(), have.PEM()) {
+			return nil
+		}
+		raw, err := json.Marshal(want)
+		if err != nil {
+			return err
+		}
+		switch _, err = t.Update(ctx, trustKey, raw, e.Revision); {
+		case err == nil:
+			return nil
+		case !errors.Is(err, bus.ErrConflict):
+			return fmt.Errorf("publish the trusted CAs: %w", err)
+		}
+	}
+}
+
+func holds(list []*stdx509.Certificate, c *stdx509.Certificate) bool {
+	for _, l := range list {
+		if l.Equal(c) {
+			return true
+		}
+	}
+	return false
+}
+
+func union(a, b []*stdx509.Certificate) []*stdx509.Certificate {
+	var all []*stdx509.Certificate
+	for _, c := range append(append(all, a...), b...) {
+		if !holds(all, c) {
+			all = append(all, c)
+		}
+	}
+	return all
+}

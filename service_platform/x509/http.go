@@ -1,0 +1,298 @@
+package x509
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/naru-platform/naru/component"
+	serviceplatform "github.com/naru-platform/naru/message/service_platform"
+)
+
+const (
+	bodyMax    = 64 << 10 // a request with an RSA 8192 csr and full attributes takes a quarter of it
+	listMax    = 1000
+	textMax    = 200
+	defaultBy  = "operator"
+	retryAfter = "1"
+)
+
+func (s *service) routes() []component.Route {
+	with := func(f func(*opened, http.ResponseWriter, *http.Request) error) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			o := s.open.Load()
+			if o == nil {
+				w.Header().Set("Retry-After", retryAfter)
+				problem(w, http.StatusServiceUnavailable, "the CA is starting")
+				return
+			}
+			if err := f(o, w, r); err != nil {
+				s.refuse(w, r, err)
+			}
+		})
+	}
+	return []component.Route{
+		{Pattern: "POST /api/v1/devices", Handler: with(s.enrol)},
+		{Pattern: "GET /api/v1/devices", Handler: with(s.list)},
+		{Pattern: "GET /api/v1/devices/{id}", Handler: with(s.show)},
+		{Pattern: "DELETE /api/v1/devices/{id}", Handler: with(s.remove)},
+		{Pattern: "POST /api/v1/devices/{id}/revoke", Handler: with(s.revoke)},
+		{Pattern: "POST /api/v1/devices/{id}/disable", Handler: with(s.disable(true))},
+		{Pattern: "POST /api/v1/devices/{id}/enable", Handler: with(s.disable(false))},
+		{Pattern: "GET /api/v1/ca", Handler: with(s.ca), Public: true},
+	}
+}
+
+// Enrolment is the request of POST /api/v1/devices. For a device that is registered already it adds a certificate to
+// those it has, so that a device can change over before the old one is revoked.
+type Enrolment struct {
+	ID         string            `json:"id"`
+	CSR        string            `json:"csr,omitempty"`      // PEM; without it the key pair is made here
+	Validity   Duration          `json:"validity,omitempty"` // such as "90d"; the configured one where missing
+	Attributes map[string]string `json:"attributes,omitempty"`
+	Groups     []string          `json:"groups,omitempty"`
+	By         string            `json:"by,omitempty"` // who asks, for the record
+}
+
+// Enrolled is its answer. Key is there only where no CSR was, and nowhere else than here.
+type Enrolled struct {
+	ID          string    `json:"id"`
+	Certificate string    `json:"certificate"` // PEM, with its issuer
+	Key         string    `json:"key,omitempty"`
+	CA          string    `json:"ca"` // PEM of the roots: what a device trusts a server by
+	Fingerprint string    `json:"fingerprint"`
+	NotAfter    time.Time `json:"not_after"`
+	Created     bool      `json:"created"` // the device is new
+}
+
+func (s *service) enrol(o *opened, w http.ResponseWriter, r *http.Request) error {
+	var e Enrolment
+	if err := read(w, r, &e); err != nil {
+		return err
+	}
+	if err := errors.Join(CheckDevice(e.ID), checkText("by", e.By)); err != nil {
+		return bad(err)
+	}
+	req := Request{Device: e.ID, Validity: time.Duration(e.Validity)}
+	if e.CSR != "" {
+		csr, err := ParseRequest(e.ID, []byte(e.CSR))
+		if err != nil {
+			return bad(err)
+		}
+		req.Key = csr.PublicKey
+	}
+	if req.Validity != 0 && req.Validity < time.Minute {
+		return bad(fmt.Errorf("a validity of %s is too short; a minute is the least", req.Validity))
+	}
+	issued, err := o.authority.Issue(req)
+	if err != nil {
+		return err
+	}
+	c := issued.record(s.env.Now())
+	_, created, err := o.registry.Add(r.Context(), e.ID, c, e.Attributes, e.Groups)
+	if err != nil {
+		return err
+	}
+	s.metrics.issued.Inc()
+	change := serviceplatform.Issued
+	if created {
+		change = serviceplatform.Registered
+	}
+	s.say(said(r), serviceplatform.DeviceChanged{
+		Device: e.ID, Change: change, Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, By: by(e.By),
+	})
+	w.Header().Set("Cache-Control", "no-store")
+	return answer(w, http.StatusCreated, Enrolled{
+		ID: e.ID, Certificate: string(issued.Chain), Key: string(issued.Key), CA: string(certPEM(o.authority.Bundle().Roots...)),
+		Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, Created: created,
+	})
+}
+
+func (i *Issued) record(now time.Time) Certificate {
+	c := i.Certificate
+	return Certificate{
+		Fingerprint: Fingerprint(c.Raw), Serial: fmt.Sprintf("%x", c.SerialNumber),
+		NotBefore: c.NotBefore, NotAfter: c.NotAfter, IssuedAt: now.UTC(),
+	}
+}
+
+// list gives devices by id: `?after=<id>&limit=<n>`; `next` is the after of the page that follows.
+func (s *service) list(o *opened, w http.ResponseWriter, r *http.Request) error {
+	limit := listMax
+	if v := r.URL.Query().Get("limit"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 1 || n > listMax {
+			return bad(fmt.Errorf("limit %q is not a number from 1 to %d", v, listMax))
+		}
+		limit = n
+	}
+	devices, more, err := o.registry.List(r.Context(), r.URL.Query().Get("after"), limit)
+	if err != nil {
+		return err
+	}
+	page := struct {
+		Devices []Device `json:"devices"`
+		Next    string   `json:"next,omitempty"`
+	}{Devices: append([]Device{}, devices...)}
+	if more {
+		page.Next = devices[len(devices)-1].ID
+	}
+	return answer(w, http.StatusOK, page)
+}
+
+func (s *service) show(o *opened, w http.ResponseWriter, r *http.Request) error {
+	d, err := o.registry.Get(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	return answer(w, http.StatusOK, d)
+}
+
+func (s *service) remove(o *opened, w http.ResponseWriter, r *http.Request) error {
+	id, who := r.PathValue("id"), r.URL.Query().Get("by")
+	if err := checkText("by", who); err != nil {
+		return bad(err)
+	}
+	if err := o.registry.Remove(r.Context(), id); err != nil {
+		return err
+	}
+	s.say(said(r), serviceplatform.DeviceChanged{Device: id, Change: serviceplatform.Deleted, By: by(who)})
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// Change is the request of revoke, disable and enable; all of it may be left out.
+type Change struct {
+	Fingerprint string `json:"fingerprint,omitempty"` // revoke: this certificate; all of the device's where missing
+	Reason      string `json:"reason,omitempty"`
+	By          string `json:"by,omitempty"`
+}
+
+func readChange(w http.ResponseWriter, r *http.Request) (c Change, err error) {
+	if r.ContentLength != 0 {
+		if err := read(w, r, &c); err != nil {
+			return c, err
+		}
+	}
+	if err := errors.Join(checkText("by", c.By), checkText("reason", c.Reason)); err != nil {
+		return c, bad(err)
+	}
+	c.By = by(c.By)
+	return c, nil
+}
+
+func (s *service) revoke(o *opened, w http.ResponseWriter, r *http.Request) error {
+	c, err := readChange(w, r)
+	if err != nil {
+		return err
+	}
+	d, revoked, err := o.registry.Revoke(r.Context(), r.PathValue("id"), c.Fingerprint, c.By, c.Reason)
+	if err != nil {
+		return err
+	}
+	for _, cert := range revoked {
+		s.metrics.revoked.Inc()
+		s.say(said(r), serviceplatform.DeviceChanged{
+			Device: d.ID, Change: serviceplatform.Revoked, Fingerprint: cert.Fingerprint, NotAfter: cert.NotAfter, By: c.By,
+		})
+	}
+	return answer(w, http.StatusOK, d)
+}
+
+func (s *service) disable(off bool) func(*opened, http.ResponseWriter, *http.Request) error {
+	change := serviceplatform.Enabled
+	if off {
+		change = serviceplatform.Disabled
+	}
+	return func(o *opened, w http.ResponseWriter, r *http.Request) error {
+		c, err := readChange(w, r)
+		if err != nil {
+			return err
+		}
+		d, changed, err := o.registry.Disable(r.Context(), r.PathValue("id"), off, c.By, c.Reason)
+		if err != nil {
+			return err
+		}
+		if changed {
+			s.say(said(r), serviceplatform.DeviceChanged{Device: d.ID, Change: change, By: c.By})
+		}
+		return answer(w, http.StatusOK, d)
+	}
+}
+
+// ca gives the trusted certificates, those of other CAs of this platform among them.
+func (s *service) ca(o *opened, w http.ResponseWriter, r *http.Request) error {
+	b := o.authority.Bundle()
+	e, err := o.trust.Get(r.Context(), trustKey)
+	if err != nil {
+		return fmt.Errorf("read the trusted CAs: %w", err)
+	}
+	if err := json.Unmarshal(e.Value, &b); err != nil {
+		return fmt.Errorf("read the trusted CAs: %w", err)
+	}
+	w.Header().Set("Content-Type", "application/x-pem-file")
+	_, err = w.Write(b.PEM())
+	return err
+}
+
+// said outlives a client that has gone: what was done is said.
+func said(r *http.Request) context.Context { return context.WithoutCancel(r.Context()) }
+
+func by(who string) string {
+	if who == "" {
+		return defaultBy
+	}
+	return who
+}
+
+func checkText(what, s string) error {
+	if len(s) > textMax {
+		return fmt.Errorf("%s has %d bytes; %d is the most", what, len(s), textMax)
+	}
+	return nil
+}
+
+// badRequest is an error that is the client's.
+type badRequest struct{ error }
+
+func bad(err error) error { return badRequest{err} }
+
+func read(w http.ResponseWriter, r *http.Request, into any) error {
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, bodyMax))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return bad(fmt.Errorf("read the request: %w", err))
+	}
+	return nil
+}
+
+func answer(w http.ResponseWriter, status int, v any) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	return json.NewEncoder(w).Encode(v)
+}
+
+func (s *service) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	switch {
+	case errors.As(err, new(badRequest)):
+		problem(w, http.StatusBadRequest, err.Error())
+	case errors.Is(err, ErrUnknownDevice):
+		problem(w, http.StatusNotFound, err.Error())
+	case errors.Is(err, ErrRefused):
+		problem(w, http.StatusConflict, err.Error())
+	default:
+		s.env.Log.Error("request about a device not done", "method", r.Method, "path", r.URL.Path, "error", err)
+		problem(w, http.StatusInternalServerError, err.Error())
+	}
+}
+
+// problem answers as RFC 9457 says.
+func problem(w http.ResponseWriter, status int, detail string) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(map[string]any{"title": http.StatusText(status), "status": status, "detail": detail})
+}

@@ -1,0 +1,107 @@
+package x509
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// idMax is the longest device id. X.520 would end a common name at 64 characters; the name that counts is the URI
+// beside it, and no library that devices use refuses a longer one.
+const idMax = 128
+
+// CheckDevice says what is wrong with a device id; nil when nothing is. An id has 1 to 128 characters: ASCII letters
+// and digits and `- _ . : @ = , ~ ! & ( ) ' ; $`, the dollar not in front, for that is where MQTT's own topics begin.
+// It is neither `.` nor `..`, which no path of a URL can hold.
+func CheckDevice(id string) error {
+	switch {
+	case id == "":
+		return fmt.Errorf("a device id is wanted")
+	case len(id) > idMax:
+		return fmt.Errorf("device id %q… has %d bytes; %d is the most", id[:32], len(id), idMax)
+	case id[0] == '$':
+		return fmt.Errorf("device id %q begins with $, which is kept for MQTT's own topics", id)
+	case id == "." || id == "..":
+		return fmt.Errorf("device id %q is a path, not a name", id)
+	}
+	for i, r := range id {
+		if !plain(r) && !strings.ContainsRune(".:@=,~!&()';$", r) {
+			return fmt.Errorf("device id %q: %q at byte %d; letters, digits and - _ . : @ = , ~ ! & ( ) ' ; $ are allowed", id, r, i)
+		}
+	}
+	return nil
+}
+
+// plain says which characters stand for themselves in a table's key.
+func plain(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_'
+}
+
+const devicePrefix = "d/"
+
+// deviceKey is the registry's key of a device: what a table's key cannot hold, and the dot that some engines give a
+// meaning, is written as an equals sign and two hexadecimal digits.
+func deviceKey(id string) string {
+	var b strings.Builder
+	b.WriteString(devicePrefix)
+	for i := range len(id) {
+		if c := id[i]; plain(rune(c)) {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "=%02X", c)
+		}
+	}
+	return b.String()
+}
+
+// deviceURI is the device's name in its certificate: `naru:device:<id>`, percent-encoded as RFC 3986 wants.
+func deviceURI(id string) *url.URL {
+	return &url.URL{Scheme: "naru", Opaque: "device:" + url.PathEscape(id)}
+}
+
+// Fingerprint names a certificate: SHA-256 over its DER, in lower-case hexadecimal digits.
+func Fingerprint(der []byte) string {
+	h := sha256.Sum256(der)
+	return hex.EncodeToString(h[:])
+}
+
+// Duration is a time.Duration that configuration and requests write as text: what time.ParseDuration reads, or a
+// number of days such as `365d`.
+type Duration time.Duration
+
+// UnmarshalText reads it.
+func (d *Duration) UnmarshalText(b []byte) error {
+	s := string(b)
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		v, err := time.ParseDuration(days + "h")
+		if err != nil || v > 200*365*time.Hour {
+			return fmt.Errorf("%q is not a duration; write 365d or 12h30m", s)
+		}
+		*d = Duration(v * 24)
+		return nil
+	}
+	v, err := time.ParseDuration(s)
+	if err != nil {
+		return fmt.Errorf("%q is not a duration; write 365d or 12h30m", s)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// MarshalText writes whole days as days.
+func (d Duration) MarshalText() ([]byte, error) {
+	if v := time.Duration(d); v != 0 && v%(24*time.Hour) == 0 {
+		return fmt.Appendf(nil, "%dd", v/(24*time.Hour)), nil
+	}
+	return []byte(time.Duration(d).String()), nil
+}
+
+func short(s string) string {
+	if len(s) > idMax {
+		return s[:idMax] + "…"
+	}
+	return s
+}

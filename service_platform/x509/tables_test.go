@@ -1,0 +1,117 @@
+package x509
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/naru-platform/naru/bus"
+)
+
+// tables is the part of a bus that this package uses: tables with revisions and watches, in memory.
+type tables struct {
+	bus.Bus
+	mu   sync.Mutex
+	open map[string]*table
+}
+
+func newTables() *tables { return &tables{open: map[string]*table{}} }
+
+func (b *tables) Table(_ context.Context, name string, _ bus.TableOptions) (bus.Table, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	t := b.open[name]
+	if t == nil {
+		t = &table{entries: map[string]bus.Entry{}, watchers: map[chan bus.Entry]string{}}
+		b.open[name] = t
+	}
+	return t, nil
+}
+
+type table struct {
+	mu       sync.Mutex
+	revision uint64
+	entries  map[string]bus.Entry
+	watchers map[chan bus.Entry]string
+	deaf     bool // watchers are told nothing: a bus that is slow
+}
+
+func (t *table) Get(_ context.Context, key string) (bus.Entry, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e, ok := t.entries[key]
+	if !ok {
+		return e, bus.ErrNotFound
+	}
+	return e, nil
+}
+
+func (t *table) Put(_ context.Context, key string, value []byte) (uint64, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.write(bus.Entry{Key: key, Value: value}), nil
+}
+
+func (t *table) Update(_ context.Context, key string, value []byte, revision uint64) (uint64, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.entries[key].Revision != revision {
+		return 0, bus.ErrConflict
+	}
+	return t.write(bus.Entry{Key: key, Value: value}), nil
+}
+
+func (t *table) Delete(_ context.Context, key string, revision uint64) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if revision != 0 && t.entries[key].Revision != revision {
+		return bus.ErrConflict
+	}
+	t.write(bus.Entry{Key: key, Deleted: true})
+	return nil
+}
+
+func (t *table) write(e bus.Entry) uint64 {
+	t.revision++
+	e.Revision = t.revision
+	if e.Deleted {
+		delete(t.entries, e.Key)
+	} else {
+		t.entries[e.Key] = e
+	}
+	for w, prefix := range t.watchers {
+		if strings.HasPrefix(e.Key, prefix) && !t.deaf {
+			w <- e
+		}
+	}
+	return t.revision
+}
+
+func (t *table) Watch(ctx context.Context, prefix string, f func(bus.Entry), synced func()) error {
+	w := make(chan bus.Entry, 4096)
+	t.mu.Lock()
+	now := slices.SortedFunc(maps.Values(t.entries), func(a, b bus.Entry) int { return strings.Compare(a.Key, b.Key) })
+	t.watchers[w] = prefix
+	t.mu.Unlock()
+	defer func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		delete(t.watchers, w)
+	}()
+	for _, e := range now {
+		if strings.HasPrefix(e.Key, prefix) {
+			f(e)
+		}
+	}
+	synced()
+	for {
+		select {
+		case e := <-w:
+			f(e)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

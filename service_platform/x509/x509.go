@@ -1,0 +1,177 @@
+// Package x509 is the platform's certificate authority and the one that decides which certificate admits which device.
+//
+// The CA ([Authority]) is a root and an issuing CA of ECDSA P-256, made at the first start in the component's own
+// directory; its keys never leave that directory. It runs in one process. The devices and their certificates
+// ([Registry]) and the public trust bundle are tables on the bus, so that [Admission] decides in every process that has
+// a door for devices.
+//
+// A process with such a door but without this component needs a server certificate all the same: `server_cert` and
+// `server_key` in its configuration, or server.crt and server.key in `<data>/service_platform.x509/`.
+package x509
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/message"
+	serviceplatform "github.com/naru-platform/naru/message/service_platform"
+)
+
+// Name is the component's name, and that of its directory under the data directory.
+const Name = "service_platform.x509"
+
+// Config is the component's configuration.
+type Config struct {
+	// DeviceValidity is how long a device's certificate is valid where a request does not say.
+	DeviceValidity Duration `json:"device_validity"`
+	// Hosts are names and addresses under which devices reach the listeners, for the server certificate.
+	Hosts []string `json:"hosts"`
+	// AddRoot has this directory's root trusted beside another one that the platform already has.
+	AddRoot bool `json:"add_root"`
+}
+
+// renewEvery is how often the CA looks whether something is due; what is due has weeks left.
+const renewEvery = time.Hour
+
+// Spec declares the component.
+var Spec = component.Define(component.Spec{
+	Name: Name,
+	Doc:  "Certificate authority and device registry: issues, revokes and disables, and says so.",
+	Says: []message.Pattern{"service_platform.x509.device.*"},
+}, Config{DeviceValidity: Duration(365 * 24 * time.Hour), Hosts: []string{}}, build)
+
+func build(env component.Env, c Config) (*component.Part, error) {
+	if time.Duration(c.DeviceValidity) < time.Minute {
+		return nil, fmt.Errorf("device_validity %s is too short; a minute is the least", time.Duration(c.DeviceValidity))
+	}
+	s := &service{env: env, config: c}
+	s.metrics.register(env.Metrics)
+	return &component.Part{Run: s.run, Routes: s.routes()}, nil
+}
+
+// service is the running component.
+type service struct {
+	env     component.Env
+	config  Config
+	metrics metrics
+	open    atomic.Pointer[opened] // nil until the CA is there
+}
+
+type opened struct {
+	authority *Authority
+	registry  *Registry
+	trust     bus.Table
+}
+
+func (s *service) run(ctx context.Context, ready func()) error {
+	dir, err := s.env.Dir()
+	if err != nil {
+		return err
+	}
+	o := &opened{}
+	if o.authority, err = OpenAuthority(dir, AuthorityOptions{
+		Now: s.env.Now, Hosts: s.config.Hosts, DeviceValidity: time.Duration(s.config.DeviceValidity),
+	}); err != nil {
+		return err
+	}
+	if o.trust, err = s.env.Bus.Table(ctx, trustTable, bus.TableOptions{}); err != nil {
+		return fmt.Errorf("open table %s: %w", trustTable, err)
+	}
+	if err := publishTrust(ctx, o.trust, o.authority.Bundle(), s.config.AddRoot); err != nil {
+		return err
+	}
+	if o.registry, err = OpenRegistry(ctx, s.env.Bus, s.env.Now); err != nil {
+		return err
+	}
+	s.open.Store(o)
+	defer s.open.Store(nil)
+	s.measure(o)
+	ready()
+
+	t := time.NewTicker(renewEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			if err := s.renew(ctx, o); err != nil && ctx.Err() == nil {
+				s.env.Log.Error("certificate cannot be renewed; trying again in an hour", "error", err)
+			}
+		}
+	}
+}
+
+// renew publishes every time, not only when something was renewed: a try before may have stopped between the two.
+func (s *service) renew(ctx context.Context, o *opened) error {
+	_, err := o.authority.Renew()
+	s.measure(o)
+	return errors.Join(err, publishTrust(ctx, o.trust, o.authority.Bundle(), s.config.AddRoot))
+}
+
+// say tells the platform what changed. The registry is the truth and is changed already; a fact that could not be said
+// is logged.
+func (s *service) say(ctx context.Context, f serviceplatform.DeviceChanged) {
+	data, err := json.Marshal(f)
+	if err == nil {
+		err = s.env.Say(ctx, &message.Message{
+			Subject:     serviceplatform.DeviceChangedSubject(f.Device),
+			Device:      f.Device,
+			Time:        s.env.Now(),
+			ContentType: "application/json",
+			Data:        data,
+		})
+	}
+	if err != nil {
+		s.env.Log.Error("a change of a device could not be said", "device", f.Device, "change", f.Change, "error", err)
+	}
+}
+
+// metrics are the component's own.
+type metrics struct {
+	issued  prometheus.Counter
+	revoked prometheus.Counter
+	ends    *prometheus.GaugeVec
+}
+
+func (m *metrics) register(r prometheus.Registerer) {
+	m.issued = registered(r, prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "naru_x509_certificates_issued_total", Help: "Device certificates issued.",
+	}))
+	m.revoked = registered(r, prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "naru_x509_certificates_revoked_total", Help: "Device certificates revoked.",
+	}))
+	m.ends = registered(r, prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "naru_x509_certificate_not_after_seconds", Help: "When the platform's own certificate ends, in Unix seconds.",
+	}, []string{"certificate"}))
+}
+
+// registered registers c, or gives the one that an earlier start of the component registered.
+func registered[C prometheus.Collector](r prometheus.Registerer, c C) C {
+	if r == nil {
+		return c
+	}
+	if have := (prometheus.AlreadyRegisteredError{}); errors.As(r.Register(c), &have) {
+		if c, ok := have.ExistingCollector.(C); ok {
+			return c
+		}
+	}
+	return c
+}
+
+func (s *service) measure(o *opened) {
+	b := o.authority.Bundle()
+	s.metrics.ends.WithLabelValues(rootName).Set(float64(b.Roots[0].NotAfter.Unix()))
+	s.metrics.ends.WithLabelValues(issuingName).Set(float64(b.Issuing[0].NotAfter.Unix()))
+	if end, err := o.authority.serverEnd(); err == nil {
+		s.metrics.ends.WithLabelValues(serverName).Set(float64(end.Unix()))
+	}
+}
