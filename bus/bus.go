@@ -307,7 +307,7 @@ type Delivery interface {
 
 // TableOptions are for a table's creation.
 type TableOptions struct {
-	// Volatile tables forget everything when the engine stops: for reports and presence, which are said again.
+	// Volatile tables may forget everything when the engine stops: they are for what is said again.
 	Volatile bool
 	// TTL is after how long an entry goes by itself; zero for never.
 	TTL time.Duration

@@ -78,10 +78,10 @@ type Builder struct {
 	first, last int64
 }
 
-// Reset begins a new batch. The mark and source are taken from h, and so are Number, Running, RunningSum and Owner
-// unless Seal is given others; count, sum and times are computed. The old batch's bytes are not used again.
+// Reset begins a new batch. Derived, Source and Mark are taken from h; the rest is computed, or given to Seal. The old
+// batch's bytes are not used again.
 func (b *Builder) Reset(h Header, sizeHint int) {
-	*b = Builder{h: h, buf: make([]byte, batchFixed, max(sizeHint, batchFixed+len(h.Mark)))}
+	*b = Builder{h: Header{Derived: h.Derived, Source: h.Source, Mark: h.Mark}, buf: make([]byte, batchFixed, max(sizeHint, batchFixed+len(h.Mark)))}
 	b.buf = append(b.buf, h.Mark...)
 }
 
@@ -99,6 +99,15 @@ func (b *Builder) Add(m *Message) {
 	}
 }
 
+// Bytes are the batch as it was sealed last.
+func (b *Builder) Bytes() []byte { return b.buf }
+
+// Sealed is the number the batch was last sealed with, 0 before.
+func (b *Builder) Sealed() uint64 { return b.h.Number }
+
+// IDSum is the sum of the hashes of the ids added.
+func (b *Builder) IDSum() uint64 { return b.h.IDSum }
+
 // Count is how many messages were added.
 func (b *Builder) Count() int { return int(b.h.Count) }
 
@@ -109,6 +118,7 @@ func (b *Builder) Len() int { return len(b.buf) }
 // called again, with another place in the appender's row, as when the row turned out to be longer than was thought.
 func (b *Builder) Seal(number, running, runningSum uint64, owner ID) []byte {
 	h, p := &b.h, b.buf
+	h.Number = number
 	copy(p, batchMagic)
 	p[4] = batchVersion
 	p[5] = 0
