@@ -174,9 +174,11 @@ func TestFirstStartCutOffAnywhereIsCompleted(t *testing.T) {
 // A part of a CA is what a bad restore leaves; a new one in its place would lock every device out.
 func TestHalfACAIsRefused(t *testing.T) {
 	for name, spoil := range map[string]func(dir string) error{
-		"root.crt lost":      func(d string) error { return os.Remove(filepath.Join(d, "root.crt")) },
-		"issuing.key lost":   func(d string) error { return os.Remove(filepath.Join(d, "issuing.key")) },
-		"issuing.key mixed":  func(d string) error { return os.Rename(filepath.Join(d, "server.key"), filepath.Join(d, "issuing.key")) },
+		"root.crt lost":    func(d string) error { return os.Remove(filepath.Join(d, "root.crt")) },
+		"issuing.key lost": func(d string) error { return os.Remove(filepath.Join(d, "issuing.key")) },
+		"issuing.key mixed": func(d string) error {
+			return os.Rename(filepath.Join(d, "server.key"), filepath.Join(d, "issuing.key"))
+		},
 		"root.key mixed":     func(d string) error { return os.Rename(filepath.Join(d, "server.key"), filepath.Join(d, "root.key")) },
 		"issuing.crt broken": func(d string) error { return os.WriteFile(filepath.Join(d, "issuing.crt"), []byte("x"), 0o600) },
 		"issuing.key broken": func(d string) error { return os.WriteFile(filepath.Join(d, "issuing.key"), []byte("x"), 0o600) },
