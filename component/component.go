@@ -31,17 +31,12 @@ type Spec struct {
 	Says []message.Pattern
 	// State is where its positions and effects are kept.
 	State State
-	// Into is the log that a Stateless component's messages go to.
-	Into string
 	// Required says that the log must keep what this component has not finished, even if the disk fills.
 	Required bool
 	// From is where a component that never ran begins in a log.
 	From Start
 	// Retry is how its failures are tried again; the zero value has sensible defaults.
 	Retry Retry
-	// Parallel is how many messages of different keys may be handled at once; 1 where zero. It is for handlers
-	// without local state.
-	Parallel int
 
 	defaults any
 	build    func(Env, json.RawMessage) (*Part, error)
@@ -55,8 +50,6 @@ const (
 	None State = iota
 	// Local keeps both in a store in the component's own directory. It has one process.
 	Local
-	// Derived keeps them in the batches it writes to the log Into. It spreads over processes by partition.
-	Derived
 )
 
 // Start is where a component that never ran begins.
@@ -140,7 +133,7 @@ type Route struct {
 var ErrNotMatched = fmt.Errorf("not matched")
 
 // Tx is what a handler may do, all of it committed with the position, or none of it. It is for the handler's goroutine
-// and its time. Keys and values are the component's own; a Stateless component has no store, and Set panics.
+// and its time. Keys and values are the component's own.
 type Tx interface {
 	// Get gives nil where there is no such key. The value must not be changed.
 	Get(key []byte) ([]byte, error)

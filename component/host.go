@@ -1,0 +1,485 @@
+package component
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/internal/answer"
+	"github.com/naru-platform/naru/message"
+)
+
+var noSync = pebble.NoSync
+
+const (
+	leaseTTL    = 5 * time.Second
+	stopWait    = 20 * time.Second // for what is under way when the process stops
+	reportEvery = 500 * time.Millisecond
+	againEvery  = 10 * time.Second // reports are said again, since their table forgets
+	restartMin  = time.Second
+	restartMax  = 30 * time.Second
+)
+
+// Host runs components in one process. They know nothing of each other, and have no order: one that fails is started
+// anew after a while, and the others go on.
+type Host struct {
+	Bus     bus.Bus
+	Catalog *message.Catalog
+	Log     *slog.Logger
+	Now     func() time.Time
+	Dir     string // a component's own directory is below it, under its name
+	Node    string
+	Metrics *prometheus.Registry
+	// Config is each component's configuration, by its name.
+	Config map[string]json.RawMessage
+	Specs  []Spec
+	// HTTP is where this process answers; it is told to operators.
+	HTTP string
+
+	owner   message.ID
+	peers   *Peers
+	metrics *Metrics
+	mux     *router
+	runs    []*run
+	once    sync.Once
+}
+
+// run is one component in the host.
+type run struct {
+	h    *Host
+	spec Spec
+	env  Env
+
+	mu     sync.Mutex
+	health Health
+	worker *worker
+	store  *store
+	part   *Part
+	doors  map[string]bus.Appender // by log and kind
+}
+
+// init fills in what was left out, once.
+func (h *Host) init() {
+	h.once.Do(func() {
+		if h.Now == nil {
+			h.Now = time.Now
+		}
+		if h.Log == nil {
+			h.Log = slog.New(slog.DiscardHandler)
+		}
+		if h.Metrics == nil {
+			h.Metrics = prometheus.NewRegistry()
+		}
+		h.owner = message.NewID(h.Now())
+		h.peers = NewPeers()
+		h.metrics = newMetrics(h.Metrics)
+		h.mux = newRouter()
+		for _, s := range h.Specs {
+			r := &run{h: h, spec: s, doors: map[string]bus.Appender{}}
+			r.health = Health{Name: s.Name, Node: h.Node, Doc: s.Doc, Hears: s.Hears, Takes: s.Takes, Says: s.Says, HTTP: h.HTTP}
+			h.runs = append(h.runs, r)
+		}
+	})
+}
+
+// Peers is the view of all components on the bus.
+func (h *Host) Peers() *Peers { h.init(); return h.peers }
+
+// Handler joins the routes of the components that run. allowed says whether a request may use a route that is not
+// public.
+func (h *Host) Handler(allowed func(*http.Request) bool) http.Handler {
+	h.init()
+	h.mux.allowed = allowed
+	return h.mux
+}
+
+// Health is how the components of this process are.
+func (h *Host) Health() []Health {
+	h.init()
+	list := make([]Health, len(h.runs))
+	for i, r := range h.runs {
+		r.mu.Lock()
+		list[i] = r.health
+		r.mu.Unlock()
+	}
+	return list
+}
+
+// Run runs the components until ctx is done, then lets them finish and commit what is under way.
+func (h *Host) Run(ctx context.Context) error {
+	h.init()
+	for name := range h.Config {
+		if !h.known(name) {
+			return fmt.Errorf("configuration of %s: no such component runs here", name)
+		}
+	}
+	// Every component is built once before any starts, so that a mistake in the configuration is told at once.
+	for _, r := range h.runs {
+		if _, err := r.build(prometheus.NewRegistry()); err != nil {
+			return err
+		}
+	}
+	var group sync.WaitGroup
+	telling, told := context.WithCancel(context.WithoutCancel(ctx))
+	var tellers sync.WaitGroup
+	tellers.Go(func() { h.tell(telling) })
+	tellers.Go(func() {
+		for telling.Err() == nil {
+			if err := h.peers.run(telling, h.Bus); err != nil && telling.Err() == nil {
+				h.Log.Warn("watch the other components", "error", err)
+				_ = pause(telling, restartMin) // ends with telling
+			}
+		}
+	})
+	for _, r := range h.runs {
+		group.Go(func() { r.supervise(ctx) })
+	}
+	group.Wait()
+	told()
+	tellers.Wait()
+	return nil
+}
+
+func (h *Host) known(name string) bool {
+	for _, r := range h.runs {
+		if r.spec.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// tell puts reports and health where operators look.
+func (h *Host) tell(ctx context.Context) {
+	said := map[string]time.Time{}
+	tick := time.NewTicker(reportEvery)
+	defer tick.Stop()
+	for {
+		for _, r := range h.runs {
+			if err := r.tell(ctx, said); err != nil && ctx.Err() == nil {
+				h.Log.Debug("tell of a component", "component", r.spec.Name, "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (r *run) tell(ctx context.Context, said map[string]time.Time) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	now := r.h.Now()
+	r.mu.Lock()
+	health, w := r.health, r.worker
+	r.mu.Unlock()
+	health.At = now
+	key := strings.NewReplacer(":", "_", " ", "_").Replace(health.Node) + "/" + health.Name
+	stamp := "h" + key + health.State + health.Fault
+	if now.Sub(said[stamp]) >= againEvery && health.State != "" {
+		if err := put(ctx, r.h.Bus, healthTable, healthTTL, key, health); err != nil {
+			return err
+		}
+		clear2(said, "h"+key)
+		said[stamp] = now
+	}
+	if w == nil {
+		return nil
+	}
+	for _, rep := range w.snapshot() {
+		key := reportKey(&rep)
+		// One that has not changed since it was said is said again only now and then.
+		if last, ok := said["r"+key]; ok && !rep.At.After(last) && now.Sub(last) < againEvery {
+			continue
+		}
+		rep.At = now
+		if err := put(ctx, r.h.Bus, reportTable, reportTTL, key, rep); err != nil {
+			return err
+		}
+		r.h.peers.Add(rep)
+		said["r"+key] = now
+	}
+	return nil
+}
+
+func clear2(said map[string]time.Time, prefix string) {
+	for k := range said {
+		if strings.HasPrefix(k, prefix) {
+			delete(said, k)
+		}
+	}
+}
+
+func reportKey(r *Report) string {
+	return fmt.Sprintf("%s/%s/%d/%d", r.Consumer, r.Log, r.Position.Generation, r.Position.Partition)
+}
+
+func put(ctx context.Context, b bus.Bus, table string, ttl time.Duration, key string, v any) error {
+	t, err := b.Table(ctx, table, bus.TableOptions{Volatile: true, TTL: ttl})
+	if err != nil {
+		return err
+	}
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	_, err = t.Put(ctx, key, raw)
+	return err
+}
+
+// set changes what is told of the component.
+func (r *run) set(state, fault string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.health.State == state && r.health.Fault == fault {
+		return
+	}
+	r.health.State, r.health.Fault, r.health.Since = state, fault, r.h.Now()
+	up := 0.0
+	if state == "running" {
+		up = 1
+	}
+	r.h.metrics.up.WithLabelValues(r.spec.Name).Set(up)
+}
+
+// supervise starts the component, and again after each failure.
+func (r *run) supervise(ctx context.Context) {
+	wait := restartMin
+	for ctx.Err() == nil {
+		began := r.h.Now()
+		r.set("starting", "")
+		err := r.guarded(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		if err == nil {
+			err = errors.New("it ended by itself")
+		}
+		r.set("failed", firstLine(err))
+		r.h.Log.Error("a component failed; it is started again", "component", r.spec.Name, "in", wait, "error", err)
+		r.h.metrics.restarts.WithLabelValues(r.spec.Name).Inc()
+		r.mu.Lock()
+		r.health.Restarts++
+		r.mu.Unlock()
+		if pause(ctx, wait) != nil {
+			break
+		}
+		if wait = min(2*wait, restartMax); r.h.Now().Sub(began) > time.Minute {
+			wait = restartMin
+		}
+	}
+	r.set("stopped", "")
+}
+
+func firstLine(err error) string {
+	s, _, _ := strings.Cut(err.Error(), "\n")
+	return s
+}
+
+func (r *run) guarded(ctx context.Context) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return r.start(ctx)
+}
+
+// build makes the component's Env and Part.
+func (r *run) build(reg prometheus.Registerer) (*Part, error) {
+	h := r.h
+	r.env = Env{
+		Spec: r.spec, Log: h.Log.With("component", r.spec.Name), Now: h.Now, Bus: h.Bus, Catalog: h.Catalog, Metrics: reg,
+		Node: h.Node, Owner: h.owner, Mint: r.mint, Say: r.say, Door: r.door, View: r.view, Peers: h.peers,
+		Dir: func() (string, error) {
+			dir := filepath.Join(h.Dir, r.spec.Name)
+			return dir, os.MkdirAll(dir, 0o700)
+		},
+	}
+	if r.spec.build == nil {
+		return nil, fmt.Errorf("component %s was not made with Define", r.spec.Name)
+	}
+	part, err := r.spec.build(r.env, h.Config[r.spec.Name])
+	if err != nil {
+		return nil, err
+	}
+	handles := part.Handle != nil || part.HandleBatch != nil
+	switch {
+	case part.Handle != nil && part.HandleBatch != nil:
+		return nil, fmt.Errorf("component %s has both Handle and HandleBatch", r.spec.Name)
+	case handles != (len(r.spec.Hears) > 0):
+		return nil, fmt.Errorf("component %s: its handlers do not fit what it declares to hear", r.spec.Name)
+	case (part.Take != nil) != (len(r.spec.Takes) > 0):
+		return nil, fmt.Errorf("component %s: its handlers do not fit what it declares to take", r.spec.Name)
+	case (handles || part.Take != nil) != (r.spec.State == Local):
+		return nil, fmt.Errorf("component %s: handlers want a local state, and a local state handlers", r.spec.Name)
+	}
+	return part, nil
+}
+
+// start runs the component once.
+func (r *run) start(ctx context.Context) (err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	reg := &scope{to: r.h.Metrics}
+	defer reg.close()
+	part, err := r.build(reg)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if part.Close != nil {
+			err = errors.Join(err, part.Close())
+		}
+	}()
+	defer r.closeDoors()
+	if r.spec.State == Local {
+		lease, err := r.own(ctx)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			free, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+			defer done()
+			_ = lease.Release(free) // it goes by itself
+		}()
+		context.AfterFunc(ctx, func() {})
+		go func() {
+			select {
+			case <-lease.Lost():
+				cancel(errors.New("its lease was lost; another process may own it now"))
+			case <-ctx.Done():
+			}
+		}()
+		if err := r.startWorker(ctx, part, lease); err != nil {
+			return err
+		}
+		return r.serve(ctx, cancel, part, r.worker)
+	}
+	return r.serve(ctx, cancel, part, nil)
+}
+
+// own waits until the component is this process's.
+func (r *run) own(ctx context.Context) (bus.Lease, error) {
+	for {
+		lease, err := r.h.Bus.Lease(ctx, "consumer/"+r.spec.Name, r.h.Node, leaseTTL)
+		if err == nil {
+			return lease, nil
+		}
+		if !errors.Is(err, bus.ErrHeld) {
+			return nil, err
+		}
+		r.set("standby", "")
+		if err := pause(ctx, leaseTTL/5); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (r *run) startWorker(_ context.Context, part *Part, lease bus.Lease) error {
+	dir, err := r.env.Dir()
+	if err != nil {
+		return err
+	}
+	s, err := openStore(dir, r.env.Log)
+	if err != nil {
+		return err
+	}
+	w, err := newWorker(r.env, part, s, newOutbox(r.env, s, lease.Held), r.h.metrics.of(r.spec.Name))
+	if err == nil {
+		err = w.sweep()
+	}
+	if err != nil {
+		return errors.Join(err, s.close())
+	}
+	r.mu.Lock()
+	r.worker, r.store, r.part = w, s, part
+	r.mu.Unlock()
+	return nil
+}
+
+// serve runs worker, outbox, readers and Run until ctx is done, then stops them in the order in which they feed each
+// other.
+func (r *run) serve(ctx context.Context, cancel context.CancelCauseFunc, part *Part, w *worker) error {
+	drained, undrained := context.WithCancel(context.WithoutCancel(ctx))
+	defer undrained()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopWait, undrained) })()
+	var group, saying sync.WaitGroup
+	outStop, stopOut := context.WithCancel(drained)
+	defer stopOut()
+	goes := func(g *sync.WaitGroup, f func() error) {
+		g.Go(func() {
+			defer func() {
+				if p := recover(); p != nil {
+					cancel(fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
+				}
+			}()
+			if err := f(); err != nil && ctx.Err() == nil {
+				cancel(err)
+			}
+		})
+	}
+	r.h.mux.mount(r.spec.Name, part.Routes)
+	defer r.h.mux.unmount(r.spec.Name)
+	if w != nil {
+		goes(&group, func() error { return w.run(ctx) })
+		goes(&saying, func() error { return w.out.run(outStop, drained) })
+		goes(&group, func() error { return consume(ctx, r.env, w) })
+	}
+	if part.Run != nil {
+		goes(&group, func() error {
+			err := part.Run(ctx, func() { r.set("running", "") })
+			if err == nil && ctx.Err() == nil {
+				err = errors.New("it ended by itself")
+			}
+			return err
+		})
+	} else {
+		r.set("running", "")
+	}
+	<-ctx.Done()
+	group.Wait()
+	stopOut()
+	saying.Wait()
+	if w != nil {
+		r.mu.Lock()
+		r.store = nil
+		r.mu.Unlock()
+		if err := w.store.close(); err != nil {
+			r.env.Log.Error("close the store", "error", err)
+		}
+	}
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// view reads the component's store.
+func (r *run) view(f func(View) error) error {
+	r.mu.Lock()
+	s := r.store
+	if s == nil {
+		r.mu.Unlock()
+		return answer.Unavailable("%s is not running here", r.spec.Name)
+	}
+	snap := s.db.NewSnapshot()
+	r.mu.Unlock()
+	err := f(view{snap})
+	return errors.Join(err, snap.Close())
+}

@@ -1,0 +1,257 @@
+package component
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/message"
+)
+
+const (
+	outboxBatch = 512     // messages written at once
+	outboxBytes = 1 << 20 // or their bytes
+)
+
+// commandQueue is where messages go whose contract says that they are for one receiver.
+const commandQueue = "commands"
+
+// outbox appends what was committed to be said, in order, each message once. Every batch it writes carries, as its mark,
+// the number of the last entry in it; so after a crash each destination tells what it already has.
+type outbox struct {
+	env   Env
+	store *store
+	held  func() bool // whether this process still owns the component
+
+	mu      sync.Mutex
+	entries []said
+	wake    chan struct{}
+	writers map[string]bus.Writer
+	queue   bus.Queue
+}
+
+func newOutbox(env Env, s *store, held func() bool) *outbox {
+	return &outbox{env: env, store: s, held: held, wake: make(chan struct{}, 1), writers: map[string]bus.Writer{}}
+}
+
+// resume takes what a former process left.
+func (o *outbox) resume(left []said) error {
+	o.entries = left
+	return nil
+}
+
+// add takes committed entries.
+func (o *outbox) add(list []said) {
+	if len(list) == 0 {
+		return
+	}
+	o.mu.Lock()
+	o.entries = append(o.entries, list...)
+	o.mu.Unlock()
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run appends until ctx is done and nothing is left, or drained is.
+func (o *outbox) run(ctx, drained context.Context) error {
+	if err := o.skipWritten(drained); err != nil {
+		return err
+	}
+	for {
+		for {
+			n, err := o.flush(drained)
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				break
+			}
+		}
+		select {
+		case <-o.wake:
+		case <-ctx.Done():
+			_, err := o.flush(drained)
+			if n := o.left(); err == nil && n > 0 {
+				continue
+			}
+			return err
+		}
+	}
+}
+
+func (o *outbox) left() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.entries)
+}
+
+// destination is the log, or the queue, that a message goes to.
+func (o *outbox) destination(m *message.Message) string {
+	if k := o.env.Catalog.Find(m.Subject); k != nil && k.Route == message.ByQueue {
+		return "queue:" + commandQueue
+	}
+	return m.Subject.Namespace()
+}
+
+// skipWritten drops what is already at its destination.
+func (o *outbox) skipWritten(ctx context.Context) error {
+	marks := map[string]uint64{}
+	var keep []said
+	for _, s := range o.entries {
+		to := o.destination(s.m)
+		mark, known := marks[to]
+		if !known && to != "queue:"+commandQueue {
+			w, err := o.writer(ctx, to)
+			if err != nil {
+				return err
+			}
+			h, ok, err := w.Last(ctx)
+			if err != nil {
+				return err
+			}
+			if ok && len(h.Mark) == 8 {
+				mark = beUint64(h.Mark)
+			}
+			marks[to] = mark
+		}
+		if s.number > mark {
+			keep = append(keep, s)
+		} else if err := o.forget([]said{s}); err != nil {
+			return err
+		}
+	}
+	o.mu.Lock()
+	o.entries = keep
+	o.mu.Unlock()
+	return nil
+}
+
+func (o *outbox) writer(ctx context.Context, name string) (bus.Writer, error) {
+	if w := o.writers[name]; w != nil {
+		return w, nil
+	}
+	log, err := o.env.Bus.Log(ctx, name, bus.LogOptions{})
+	if err != nil {
+		return nil, err
+	}
+	w, err := log.Writer(ctx, bus.WriterOptions{Name: rowName(o.env.Spec.Name), Owner: o.env.Owner, Standing: o.held})
+	if err != nil {
+		return nil, err
+	}
+	if _, _, err := w.Last(ctx); err != nil { // a row that a former process wrote is resumed, not overwritten
+		return nil, err
+	}
+	o.writers[name] = w
+	return w, nil
+}
+
+// flush writes the first entries that share a destination, and says how many.
+func (o *outbox) flush(ctx context.Context) (int, error) {
+	o.mu.Lock()
+	var list []said
+	bytes := 0
+	to := ""
+	for _, s := range o.entries {
+		d := o.destination(s.m)
+		if to == "" {
+			to = d
+		}
+		if d != to || len(list) == outboxBatch || bytes > outboxBytes {
+			break
+		}
+		list = append(list, s)
+		bytes += s.size
+	}
+	o.mu.Unlock()
+	if len(list) == 0 {
+		return 0, nil
+	}
+	for attempt := 1; ; attempt++ {
+		err := o.deliver(ctx, to, list)
+		if err == nil {
+			break
+		}
+		reason := message.ReasonOf(err, 0)
+		if ctx.Err() != nil || errors.Is(err, bus.ErrClosed) || reason == message.Fenced {
+			return 0, fmt.Errorf("say to %s: %w", to, err)
+		}
+		o.env.Log.Warn("say; tried again", "to", to, "messages", len(list), "error", err)
+		if err := pause(ctx, min(time.Duration(attempt)*time.Second, 10*time.Second)); err != nil {
+			return 0, err
+		}
+	}
+	if err := o.forget(list); err != nil {
+		return 0, err
+	}
+	o.mu.Lock()
+	o.entries = o.entries[len(list):]
+	o.mu.Unlock()
+	return len(list), nil
+}
+
+func (o *outbox) deliver(ctx context.Context, to string, list []said) error {
+	if to == "queue:"+commandQueue {
+		if o.queue == nil {
+			q, err := o.env.Bus.Queue(ctx, commandQueue)
+			if err != nil {
+				return err
+			}
+			o.queue = q
+		}
+		for _, s := range list {
+			err := o.queue.Put(ctx, s.m, false)
+			if message.ReasonOf(err, 0) == message.Expired {
+				o.env.Log.Warn("a command expired before it could be sent", "id", s.m.ID, "subject", s.m.Subject)
+				continue
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	w, err := o.writer(ctx, to)
+	if err != nil {
+		return err
+	}
+	messages := make([]*message.Message, len(list))
+	for i, s := range list {
+		messages[i] = s.m
+	}
+	_, err = w.Write(ctx, bus.Position{}, beAppend(list[len(list)-1].number), messages)
+	return err
+}
+
+// forget removes entries from the store. It need not be durable: what comes back is skipped by its number.
+func (o *outbox) forget(list []said) error {
+	b := o.store.db.NewBatch()
+	for _, s := range list {
+		if err := b.Delete(outboxKey(s.number), nil); err != nil {
+			return err
+		}
+	}
+	return errors.Join(b.Commit(noSync), b.Close())
+}
+
+// rowName makes a component's name one token of a row.
+func rowName(parts ...string) string {
+	out := []byte{}
+	for i, p := range parts {
+		if i > 0 {
+			out = append(out, '-')
+		}
+		for j := range len(p) {
+			c := p[j]
+			if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_') {
+				c = '-'
+			}
+			out = append(out, c)
+		}
+	}
+	return string(out)
+}

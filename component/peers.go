@@ -1,0 +1,111 @@
+package component
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+	"time"
+
+	"github.com/naru-platform/naru/bus"
+)
+
+// The tables that runners tell operators through. What is in them is said again and goes by itself.
+const (
+	reportTable = "naru_fates"
+	healthTable = "naru_nodes"
+	reportTTL   = time.Minute
+	healthTTL   = 30 * time.Second
+)
+
+// Peers is an operator's view of all components on the bus, in whatever process. It is safe for concurrent use.
+type Peers struct {
+	mu      sync.Mutex
+	reports map[string]Report
+	health  map[string]Health
+}
+
+// NewPeers begins an empty view.
+func NewPeers() *Peers { return &Peers{reports: map[string]Report{}, health: map[string]Health{}} }
+
+// Reports are the newest of each consumer and partition.
+func (p *Peers) Reports() []Report {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	list := make([]Report, 0, len(p.reports))
+	for _, r := range p.reports {
+		list = append(list, r)
+	}
+	return list
+}
+
+// Components are those that run, or said so within the last half minute.
+func (p *Peers) Components() []Health {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	list := make([]Health, 0, len(p.health))
+	for _, h := range p.health {
+		list = append(list, h)
+	}
+	return list
+}
+
+// Add takes a report into the view; it is what watching does, and tests.
+func (p *Peers) Add(r Report) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	key := reportKey(&r)
+	if old, ok := p.reports[key]; !ok || !r.At.Before(old.At) {
+		p.reports[key] = r
+	}
+}
+
+// run keeps the view until ctx is done.
+func (p *Peers) run(ctx context.Context, b bus.Bus) error {
+	reports, err := b.Table(ctx, reportTable, bus.TableOptions{Volatile: true, TTL: reportTTL})
+	if err != nil {
+		return err
+	}
+	health, err := b.Table(ctx, healthTable, bus.TableOptions{Volatile: true, TTL: healthTTL})
+	if err != nil {
+		return err
+	}
+	var group sync.WaitGroup
+	group.Go(func() {
+		_ = reports.Watch(ctx, "", func(e bus.Entry) { // ends with ctx or the bus
+			var r Report
+			if !e.Deleted && json.Unmarshal(e.Value, &r) == nil {
+				p.Add(r)
+			}
+		}, nil)
+	})
+	group.Go(func() {
+		_ = health.Watch(ctx, "", func(e bus.Entry) {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			var h Health
+			if e.Deleted || json.Unmarshal(e.Value, &h) != nil {
+				delete(p.health, e.Key)
+				return
+			}
+			p.health[e.Key] = h
+		}, nil)
+	})
+	// Entries that go by their time to live are not told of: what was not said again is dropped here.
+	tick := time.NewTicker(healthTTL / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			group.Wait()
+			return nil
+		case now := <-tick.C:
+			p.mu.Lock()
+			for k, h := range p.health {
+				if now.Sub(h.At) > healthTTL+10*time.Second {
+					delete(p.health, k)
+				}
+			}
+			p.mu.Unlock()
+		}
+	}
+}

@@ -1,0 +1,203 @@
+package component
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/naru-platform/naru/message"
+)
+
+// The kinds of keys in a component's store. User keys have a kind of their own, so that nothing a handler does touches
+// what the runner keeps.
+const (
+	kindUser       = 'u'
+	kindCheckpoint = 'c' // place
+	kindParked     = 'p' // place, sequence, index
+	kindOutbox     = 'o' // number
+	kindOutcome    = 'i' // message id: when a queued message's outcome was recorded
+)
+
+// store keeps effects, positions, what is parked and what is to be said, and commits them together.
+type store struct {
+	db    *pebble.DB
+	batch *pebble.Batch // what the next commit holds
+}
+
+func openStore(dir string, log *slog.Logger) (*store, error) {
+	db, err := pebble.Open(filepath.Join(dir, "state"), &pebble.Options{
+		Logger: pebbleLog{log}, MemTableSize: 16 << 20, L0CompactionThreshold: 4,
+		FormatMajorVersion: pebble.FormatNewest,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open the store in %s: %w", dir, err)
+	}
+	return &store{db: db, batch: db.NewIndexedBatch()}, nil
+}
+
+func (s *store) close() error { return errors.Join(s.batch.Close(), s.db.Close()) }
+
+// commit makes all that was set since the last one durable, or none of it.
+func (s *store) commit() error {
+	if s.batch.Empty() {
+		return nil
+	}
+	if err := s.batch.Commit(pebble.Sync); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	err := s.batch.Close()
+	s.batch = s.db.NewIndexedBatch()
+	return err
+}
+
+// drop forgets what was set since the last commit.
+func (s *store) drop() error {
+	err := s.batch.Close()
+	s.batch = s.db.NewIndexedBatch()
+	return err
+}
+
+func (s *store) set(key, value []byte) error { return s.batch.Set(key, value, nil) }
+func (s *store) delete(key []byte) error     { return s.batch.Delete(key, nil) }
+
+func get(r pebble.Reader, key []byte) ([]byte, error) {
+	v, closer, err := r.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	v = slices.Clone(v)
+	if v == nil {
+		v = []byte{}
+	}
+	return v, closer.Close()
+}
+
+// walk calls f for the keys between, until it gives false. Keys and values are the iterator's.
+func walk(r pebble.Reader, from, to []byte, backwards bool, f func(k, v []byte) bool) error {
+	it, err := r.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
+	if err != nil {
+		return err
+	}
+	if backwards {
+		for ok := it.Last(); ok && f(it.Key(), it.Value()); ok = it.Prev() {
+		}
+	} else {
+		for ok := it.First(); ok && f(it.Key(), it.Value()); ok = it.Next() {
+		}
+	}
+	return errors.Join(it.Error(), it.Close())
+}
+
+// prefixEnd is the first key behind all keys with the prefix; nil where there is none.
+func prefixEnd(prefix []byte) []byte {
+	end := bytes.Clone(prefix)
+	for i := len(end) - 1; i >= 0; i-- {
+		if end[i]++; end[i] != 0 {
+			return end[:i+1]
+		}
+	}
+	return nil
+}
+
+// view is a component's own keys at a moment.
+type view struct{ r pebble.Reader }
+
+func userKey(k []byte) []byte { return append([]byte{kindUser}, k...) }
+
+func (v view) Get(key []byte) ([]byte, error) { return get(v.r, userKey(key)) }
+
+func (v view) Range(from, to []byte, backwards bool, f func(k, v []byte) bool) error {
+	end := []byte{kindUser + 1}
+	if to != nil {
+		end = userKey(to)
+	}
+	return walk(v.r, userKey(from), end, backwards, func(k, val []byte) bool { return f(k[1:], val) })
+}
+
+// place is a partition of a log.
+type place struct {
+	log       string
+	gen, part uint32
+}
+
+func (p place) key(kind byte) []byte {
+	k := append([]byte{kind}, p.log...)
+	k = append(k, 0)
+	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(k, p.gen), p.part)
+}
+
+func (s *store) checkpoints() (map[place]*Checkpoint, error) {
+	all := map[place]*Checkpoint{}
+	var bad error
+	err := walk(s.db, []byte{kindCheckpoint}, []byte{kindCheckpoint + 1}, false, func(_, v []byte) bool {
+		c := new(Checkpoint)
+		if bad = json.Unmarshal(v, c); bad != nil {
+			return false
+		}
+		all[place{c.Log, c.Position.Generation, c.Position.Partition}] = c
+		return true
+	})
+	return all, errors.Join(err, bad)
+}
+
+func (s *store) setCheckpoint(c *Checkpoint) error {
+	v, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	return s.set(place{c.Log, c.Position.Generation, c.Position.Partition}.key(kindCheckpoint), v)
+}
+
+// said is an entry of the outbox.
+type said struct {
+	number uint64
+	m      *message.Message
+	size   int
+}
+
+func outboxKey(n uint64) []byte { return binary.BigEndian.AppendUint64([]byte{kindOutbox}, n) }
+
+func (s *store) outbox() (list []said, err error) {
+	var bad error
+	err = walk(s.db, []byte{kindOutbox}, []byte{kindOutbox + 1}, false, func(k, v []byte) bool {
+		m := new(message.Message)
+		if _, bad = message.DecodeRecord(slices.Clone(v), m); bad != nil || len(k) != 9 {
+			return false
+		}
+		list = append(list, said{binary.BigEndian.Uint64(k[1:]), m, len(v)})
+		return true
+	})
+	return list, errors.Join(err, bad)
+}
+
+// outcomeKept is for how long the outcome of a queued message is remembered, so that a redelivery does nothing.
+const outcomeKept = 24 * time.Hour
+
+func outcomeKey(id message.ID) []byte { return append([]byte{kindOutcome}, id[:]...) }
+
+// pebbleLog passes the store's errors on, and nothing of its routine.
+type pebbleLog struct{ log *slog.Logger }
+
+// Infof is routine.
+func (pebbleLog) Infof(string, ...any) {}
+
+// Errorf is not.
+func (l pebbleLog) Errorf(f string, v ...any) { l.log.Error("store: " + fmt.Sprintf(f, v...)) }
+
+// Fatalf is what the store calls when it cannot go on, a full disk among it: this component fails, and only this one.
+func (l pebbleLog) Fatalf(f string, v ...any) {
+	what := "store: " + fmt.Sprintf(f, v...)
+	l.log.Error(what)
+	panic(what)
+}

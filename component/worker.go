@@ -1,0 +1,519 @@
+package component
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/message/operator"
+)
+
+const (
+	commitMessages = 8192                   // a commit holds at most so many,
+	commitBytes    = 8 << 20                // or so many bytes of batches,
+	commitAfter    = 100 * time.Millisecond // or what came in so long
+	attemptsShown  = 100                    // parked messages in a report
+)
+
+// worker is the one goroutine of a component that handles messages, so handlers need no locks among themselves. Readers
+// feed it; it decides fates and commits them together with position and effects.
+type worker struct {
+	env     Env
+	part    *Part
+	retry   Retry
+	store   *store
+	metrics *metrics
+	skew    func(index int) int // how often a message is handled, for tests that must see a wrong ledger; nil is once
+
+	events chan event
+	tx     *tx
+
+	points map[place]*Checkpoint
+	dirty  map[place]bool
+	parked parking
+
+	pendingMessages, pendingBytes int
+	pendingSince                  time.Time
+	after                         []func(context.Context) // once the commit is durable
+
+	outboxNext uint64
+	queued     []said // of the commit under way
+	out        *outbox
+
+	mu      sync.Mutex // guards what follows
+	reports map[place]Report
+	faults  map[place]string
+}
+
+// event is something to handle.
+type event struct {
+	at       place
+	stored   bus.Stored
+	delivery bus.Delivery
+}
+
+func newWorker(env Env, part *Part, s *store, out *outbox, m *metrics) (*worker, error) {
+	w := &worker{env: env, part: part, retry: env.Spec.Retry.withDefaults(), store: s, out: out, metrics: m, events: make(chan event),
+		dirty: map[place]bool{}, reports: map[place]Report{}, faults: map[place]string{}}
+	w.tx = &tx{w: w, ops: map[string][]byte{}}
+	var err error
+	if w.points, err = s.checkpoints(); err != nil {
+		return nil, err
+	}
+	if err = w.loadParked(); err != nil {
+		return nil, err
+	}
+	left, err := s.outbox()
+	if err != nil {
+		return nil, err
+	}
+	if w.outboxNext, err = w.lastNumber(left); err != nil {
+		return nil, err
+	}
+	for at, c := range w.points {
+		w.report(at, c)
+	}
+	return w, out.resume(left)
+}
+
+// lastNumber is the highest number an outbox entry ever had; it is kept, since the entries go.
+func (w *worker) lastNumber(left []said) (uint64, error) {
+	v, err := get(w.store.db, []byte{'n'})
+	if err != nil || len(v) != 8 {
+		return 0, err
+	}
+	n := beUint64(v)
+	for _, s := range left {
+		n = max(n, s.number)
+	}
+	return n, nil
+}
+
+// run handles events until ctx is done, then commits what is under way.
+func (w *worker) run(ctx context.Context) error {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		timer.Reset(w.untilDue())
+		select {
+		case <-ctx.Done():
+			return w.commit(context.WithoutCancel(ctx))
+		case e := <-w.events:
+			if err := w.handle(ctx, e); err != nil {
+				return err
+			}
+		case <-timer.C:
+			if err := w.retryDue(ctx); err != nil {
+				return err
+			}
+		}
+		if err := w.drain(ctx); err != nil {
+			return err
+		}
+		if err := w.commit(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// drain takes what is at hand, so that one commit carries it all.
+func (w *worker) drain(ctx context.Context) error {
+	for w.pendingMessages < commitMessages && w.pendingBytes < commitBytes && w.env.Now().Sub(w.pendingSince) < commitAfter {
+		select {
+		case e := <-w.events:
+			if err := w.handle(ctx, e); err != nil {
+				return err
+			}
+		default:
+			return nil
+		}
+	}
+	return nil
+}
+
+func (w *worker) handle(ctx context.Context, e event) error {
+	if w.pendingMessages == 0 {
+		w.pendingSince = w.env.Now()
+	}
+	if e.delivery != nil {
+		return w.take(ctx, e.delivery)
+	}
+	return w.batch(ctx, e.at, e.stored)
+}
+
+// batch decides the fates of a batch's messages and moves the position behind it.
+func (w *worker) batch(ctx context.Context, at place, s bus.Stored) error {
+	c := w.points[at]
+	if c == nil {
+		c = &Checkpoint{Consumer: w.env.Spec.Name, Log: at.log, Outcomes: map[string]Sum{}, Rows: map[string]Row{}}
+		w.points[at] = c
+	}
+	if s.Err != nil {
+		c.UnreadableBatches++
+		w.env.Log.Error("a batch cannot be read; what was in it is dead", "log", at.log, "sequence", s.Position.Sequence,
+			"reason", message.CorruptBatch, "error", s.Err)
+		w.metrics.unreadable(at.log)
+	} else {
+		w.account(c, &s)
+	}
+	var err error
+	switch {
+	case w.part.HandleBatch != nil:
+		err = w.wholeBatch(ctx, c, at, s)
+	case s.Err == nil:
+		err = w.eachMessage(ctx, c, at, s)
+	}
+	if err != nil {
+		return err
+	}
+	c.Position = s.Position
+	w.dirty[at] = true
+	w.pendingMessages += int(s.Batch.Count) + 1
+	w.pendingBytes += len(s.Batch.Bytes())
+	return nil
+}
+
+// account takes a header's running count and sum. What lies between it and the row's last known place was in batches
+// that could not be read.
+func (w *worker) account(c *Checkpoint, s *bus.Stored) {
+	h := &s.Batch.Header
+	before := Sum{h.Running, h.RunningSum}
+	row, met := c.Rows[s.Appender]
+	if !met {
+		row.Start = before
+	} else if before.Count > row.Upto.Count {
+		gap := before.Minus(row.Upto)
+		c.Outcomes[Unreadable] = c.Outcomes[Unreadable].Plus(gap)
+		w.metrics.messages(c.Log, Unreadable, gap.Count)
+	}
+	row.Upto = before.Plus(Sum{uint64(h.Count), h.IDSum})
+	c.Rows[s.Appender] = row
+}
+
+// count adds a message to an outcome.
+func (w *worker) count(c *Checkpoint, outcome string, id message.ID) {
+	s := c.Outcomes[outcome]
+	s.Add(id)
+	c.Outcomes[outcome] = s
+}
+
+// wholeBatch hands a batch to HandleBatch until it succeeds.
+func (w *worker) wholeBatch(ctx context.Context, c *Checkpoint, at place, s bus.Stored) error {
+	for attempt := 1; ; attempt++ {
+		w.tx.reset(nil)
+		err := w.guard(func() error { return w.part.HandleBatch(ctx, w.tx, at.log, s) })
+		if err == nil {
+			if err = w.tx.apply(); err != nil {
+				return err
+			}
+			break
+		}
+		w.stand(at, fmt.Sprintf("batch %d, attempt %d: %v", s.Position.Sequence, attempt, err))
+		if attempt == 1 || attempt%10 == 0 {
+			w.env.Log.Warn("handle a batch", "log", at.log, "sequence", s.Position.Sequence, "attempt", attempt, "error", err)
+		}
+		if err := w.commit(ctx); err != nil { // what came before need not wait for it
+			return err
+		}
+		if err := pause(ctx, w.retry.delay(attempt)); err != nil {
+			return err
+		}
+	}
+	w.stand(at, "")
+	if s.Err != nil {
+		return nil
+	}
+	// Counted by a walk of its own, not from the header, which the ledger holds it against.
+	cursor := s.Batch.Cursor()
+	for i := 0; ; i++ {
+		id, ok := cursor.NextID()
+		if !ok {
+			break
+		}
+		for range w.times(i) {
+			w.count(c, Handled, id)
+		}
+	}
+	if err := cursor.Err(); err != nil {
+		return fmt.Errorf("count batch %d of %s: %w", s.Position.Sequence, at.log, err)
+	}
+	w.metrics.messages(at.log, Handled, uint64(s.Batch.Count))
+	return nil
+}
+
+func (w *worker) times(index int) int {
+	if w.skew == nil {
+		return 1
+	}
+	return w.skew(index)
+}
+
+// eachMessage hands the messages one by one to Handle.
+func (w *worker) eachMessage(ctx context.Context, c *Checkpoint, at place, s bus.Stored) error {
+	var m message.Message
+	cursor := s.Batch.Cursor()
+	for i := 0; cursor.Next(&m); i++ {
+		for range w.times(i) {
+			p := s.Position
+			p.Index = uint32(i)
+			if err := w.message(ctx, c, at, p, &m); err != nil {
+				return err
+			}
+		}
+	}
+	if err := cursor.Err(); err != nil {
+		return fmt.Errorf("read batch %d of %s: %w", s.Position.Sequence, at.log, err)
+	}
+	return nil
+}
+
+// message decides one fate.
+func (w *worker) message(ctx context.Context, c *Checkpoint, at place, p bus.Position, m *message.Message) error {
+	switch {
+	case !hears(w.env.Spec.Hears, m.Subject):
+		w.count(c, NotHeard, m.ID)
+		w.metrics.messages(at.log, NotHeard, 1)
+		return nil
+	case w.parked.blocks(at, m.Key()):
+		return w.park(ctx, c, at, p, m, 0, message.HandlerError, "waits behind an earlier message of its key")
+	}
+	err := w.call(ctx, m)
+	return w.decide(ctx, c, at, p, m, err)
+}
+
+// call runs the handler and keeps its effects if it succeeds.
+func (w *worker) call(ctx context.Context, m *message.Message) error {
+	w.tx.reset(m)
+	began := time.Now()
+	err := w.guard(func() error { return w.part.Handle(ctx, w.tx, m) })
+	w.metrics.handled(time.Since(began))
+	if err == nil || errors.Is(err, ErrNotMatched) {
+		if kept := w.tx.apply(); kept != nil {
+			return kept
+		}
+	}
+	return err
+}
+
+// decide makes a handler's result a fate.
+func (w *worker) decide(ctx context.Context, c *Checkpoint, at place, p bus.Position, m *message.Message, err error) error {
+	var reject *message.Rejection
+	switch {
+	case err == nil, errors.Is(err, ErrNotMatched):
+		outcome := Handled
+		if err != nil {
+			outcome = NotMatched
+		}
+		w.count(c, outcome, m.ID)
+		w.metrics.messages(at.log, outcome, 1)
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err() // stopping: it has no fate yet, and the position does not move
+	case errors.As(err, &reject) && reject.Reason != message.HandlerPanic:
+		return w.die(c, at, p, m, 1, reject.Reason, err, w.env.Now())
+	}
+	return w.park(ctx, c, at, p, m, 1, message.ReasonOf(err, message.HandlerError), err.Error())
+}
+
+// die writes a dead letter.
+func (w *worker) die(c *Checkpoint, at place, p bus.Position, m *message.Message, attempts int, reason message.Reason, cause error, first time.Time) error {
+	d := operator.Dead{Reason: reason, Detail: cut(cause.Error()), Component: w.env.Spec.Name, Attempts: attempts, First: first,
+		Last: w.env.Now(), Log: at.log, Position: fmt.Sprintf("%d/%d/%d/%d", p.Generation, p.Partition, p.Sequence, p.Index),
+		Original: message.AppendRecord(nil, m)}
+	if err := w.sayDead(m, d); err != nil {
+		return err
+	}
+	if c != nil {
+		w.count(c, Dead, m.ID)
+		w.metrics.messages(at.log, Dead, 1)
+	}
+	w.metrics.died(reason)
+	w.env.Log.Warn("dead letter", "id", m.ID, "trace", m.Trace.ID, "subject", m.Subject, "reason", reason, "error", cause)
+	return nil
+}
+
+func (w *worker) sayDead(m *message.Message, d operator.Dead) error {
+	data, err := json.Marshal(d)
+	if err != nil {
+		return err
+	}
+	dead := &message.Message{Subject: operator.DeadSubject(w.env.Spec.Name), ContentType: "application/json", Data: data}
+	w.env.Mint(dead)
+	if err := dead.Follow(m); err != nil {
+		dead.Depth = message.DepthMax // a dead letter is told of, however deep its message was
+	}
+	return w.enqueue(dead)
+}
+
+// guard makes a panic an error.
+func (w *worker) guard(f func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = message.Rejectf(message.HandlerPanic, "%v\n%s", r, debug.Stack())
+		}
+	}()
+	return f()
+}
+
+// enqueue puts a message into the outbox of the next commit.
+func (w *worker) enqueue(m *message.Message) error {
+	w.outboxNext++
+	record := message.AppendRecord(nil, m)
+	if err := w.store.set(outboxKey(w.outboxNext), record); err != nil {
+		return err
+	}
+	w.queued = append(w.queued, said{w.outboxNext, m, len(record)})
+	return w.store.set([]byte{'n'}, beAppend(w.outboxNext))
+}
+
+// maySay holds a message to what the component declares.
+func (w *worker) maySay(m *message.Message) error { return maySay(w.env.Spec, m) }
+
+func maySay(s Spec, m *message.Message) error {
+	if err := m.Valid(); err != nil {
+		return message.Reject(message.Undeclared, err)
+	}
+	if !hears(s.Says, m.Subject) {
+		return message.Rejectf(message.Undeclared, "%s does not declare that it says %s", s.Name, m.Subject)
+	}
+	return nil
+}
+
+// commit makes positions, effects, what is parked and what is to be said durable, together.
+func (w *worker) commit(ctx context.Context) error {
+	for at := range w.dirty {
+		c := w.points[at]
+		c.Waiting = w.parked.sum(at)
+		if err := w.store.setCheckpoint(c); err != nil {
+			return err
+		}
+	}
+	if err := w.store.commit(); err != nil {
+		return err
+	}
+	for at := range w.dirty {
+		w.report(at, w.points[at])
+	}
+	clear(w.dirty)
+	w.out.add(w.queued)
+	w.queued = nil
+	w.pendingMessages, w.pendingBytes = 0, 0
+	after := w.after
+	w.after = nil
+	for _, f := range after {
+		f(ctx)
+	}
+	return nil
+}
+
+// report notes a committed checkpoint for those who ask.
+func (w *worker) report(at place, c *Checkpoint) {
+	r := Report{Checkpoint: *c, Required: w.env.Spec.Required, Node: w.env.Node, At: w.env.Now(), Exceptions: w.parked.exceptions(at)}
+	r.Outcomes, r.Rows = map[string]Sum{}, map[string]Row{}
+	for k, v := range c.Outcomes {
+		r.Outcomes[k] = v
+	}
+	for k, v := range c.Rows {
+		r.Rows[k] = v
+	}
+	w.metrics.parked(at.log, r.Waiting.Count)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r.Fault = w.faults[at]
+	w.reports[at] = r
+}
+
+// stand notes why a partition stands still; nothing when it moves.
+func (w *worker) stand(at place, why string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.faults[at] == why {
+		return
+	}
+	w.faults[at] = why
+	r := w.reports[at]
+	if r.Log == "" {
+		r.Checkpoint = Checkpoint{Consumer: w.env.Spec.Name, Log: at.log, Position: bus.Position{Generation: at.gen, Partition: at.part}}
+		r.Required, r.Node = w.env.Spec.Required, w.env.Node
+	}
+	r.Fault, r.At = why, w.env.Now()
+	w.reports[at] = r
+}
+
+// snapshot is what is reported.
+func (w *worker) snapshot() []Report {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	list := make([]Report, 0, len(w.reports))
+	for _, r := range w.reports {
+		list = append(list, r)
+	}
+	return list
+}
+
+// position is where a partition is to be read from.
+func (w *worker) position(at place) (bus.Position, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r, ok := w.reports[at]
+	return r.Position, ok && r.Position.Sequence > 0
+}
+
+func hears(patterns []message.Pattern, s message.Subject) bool {
+	return slices.ContainsFunc(patterns, func(p message.Pattern) bool { return p.Matches(s) })
+}
+
+func (r Retry) withDefaults() Retry {
+	if r.First == 0 {
+		r.First = 100 * time.Millisecond
+	}
+	if r.Most == 0 {
+		r.Most = time.Minute
+	}
+	if r.Attempts == 0 {
+		r.Attempts = 8
+	}
+	if r.ParkedMax == 0 {
+		r.ParkedMax = 10_000
+	}
+	return r
+}
+
+// delay is how long to wait after so many attempts, with a fifth of jitter.
+func (r Retry) delay(attempts int) time.Duration {
+	d := r.First
+	for range attempts - 1 {
+		if d = 2 * d; d >= r.Most {
+			d = r.Most
+			break
+		}
+	}
+	return d - d/10 + rand.N(d/5+1)
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// cut bounds what an error may say in a dead letter: a stack is long.
+func cut(s string) string {
+	if len(s) > 4096 {
+		return s[:4096] + "…"
+	}
+	return s
+}
