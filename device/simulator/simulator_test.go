@@ -18,8 +18,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/eclipse/paho.golang/packets"
+
 	"github.com/naru-platform/naru/device/sdk"
-	"github.com/naru-platform/naru/service_platform/broker/packet"
 )
 
 func TestSameSeedSameReadings(t *testing.T) {
@@ -102,32 +103,24 @@ func TestCertificateIsRememberedUntilItsLastThird(t *testing.T) {
 	}
 }
 
-// broker acknowledges everything and keeps the telemetry.
-func broker(conn net.Conn, heard func(packet.Publish)) {
-	var buf []byte
-	chunk := make([]byte, 4096)
+// broker acknowledges everything and tells what it heard. Its codec is not the one that the SDK writes with.
+func broker(conn net.Conn, heard func(*packets.Publish)) {
 	for {
-		n, err := conn.Read(chunk)
+		cp, err := packets.ReadPacket(conn)
 		if err != nil {
 			return
 		}
-		buf = append(buf, chunk[:n]...)
-		for {
-			h, start, total, _, err := packet.Frame(buf, 0)
-			if err != nil || total == 0 {
-				break
-			}
-			switch h.Type {
-			case packet.CONNECT:
-				_, _ = conn.Write((&packet.Connack{}).Append(nil, packet.V5))
-			case packet.PUBLISH:
-				var p packet.Publish
-				if p.Decode(h, buf[start:total:total], packet.V5) == nil {
-					heard(p)
-					_, _ = conn.Write(packet.AppendPuback(nil, p.ID))
-				}
-			}
-			buf = append([]byte{}, buf[total:]...)
+		switch p := cp.Content.(type) {
+		case *packets.Connect:
+			_, err = packets.NewControlPacket(packets.CONNACK).WriteTo(conn)
+		case *packets.Publish:
+			heard(p)
+			ack := packets.NewControlPacket(packets.PUBACK)
+			ack.Content.(*packets.Puback).PacketID = p.PacketID
+			_, err = ack.WriteTo(conn)
+		}
+		if err != nil {
+			return
 		}
 	}
 }
@@ -152,7 +145,7 @@ func TestEveryDeviceSpeaksWithoutGaps(t *testing.T) {
 		Connect: func(ctx context.Context, o sdk.Options) (*sdk.Client, error) {
 			o.Dial = func(context.Context) (net.Conn, error) {
 				here, there := net.Pipe()
-				go broker(there, func(p packet.Publish) {
+				go broker(there, func(p *packets.Publish) {
 					if p.Topic != "device/"+o.Device+"/telemetry" {
 						return
 					}
