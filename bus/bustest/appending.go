@@ -117,7 +117,7 @@ func orderPerKey(s *scene) {
 	sent := make([][]*message.Message, senders)
 	for g := range sent {
 		for i := range each {
-			sent[g] = append(sent[g], s.message(fmt.Sprintf("d-%d-%d", g, i%2)))
+			sent[g] = append(sent[g], s.message(fmt.Sprintf("d-%d-%d", g, 2*i/each)))
 		}
 	}
 	var all sync.WaitGroup
@@ -160,7 +160,7 @@ func completionsInOrder(s *scene) {
 	a := s.appender(l, bus.AppenderOptions{})
 	told := newFates(n)
 	for i := range n {
-		s.must(a.Append(s.ctx, s.message(fmt.Sprint("d-", i%17)), told, uint64(i)))
+		s.must(a.Append(s.ctx, s.message(fmt.Sprint("d-", i/10%17)), told, uint64(i)))
 	}
 	last := map[uint32]fate{}
 	for _, f := range s.wait(told, n) {

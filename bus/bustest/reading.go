@@ -205,6 +205,9 @@ func trimKeepsMarks(s *scene) {
 		_, err := l.Fetch(s.ctx, gone)
 		s.is(err, bus.ErrNotFound, fmt.Sprintf("sequence %d, trimmed", gone.Sequence))
 	}
+	if b, err := l.Fetch(s.ctx, idle[2]); err != nil || b.Batch.Number != 3 {
+		s.Errorf("the idle row's last mark is %+v, %v", b.Batch.Header, err)
+	}
 	again := s.append(s.appender(l, bus.AppenderOptions{Name: "idle"}), s.message("d"))
 	b, err := l.Fetch(s.ctx, again)
 	s.must(err)
