@@ -1,0 +1,200 @@
+package broker
+
+import (
+	"errors"
+	"time"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/service_platform/broker/packet"
+)
+
+// noAck is the token of a QoS 0 message.
+const noAck = ^uint64(0)
+
+// acks holds what is owed to a client, in the order in which its messages came (MQTT 5 §4.6). A token is a place in the
+// row of all messages of the connection.
+type acks struct {
+	slots []slot // a ring whose length is a power of two
+	head  uint64 // the oldest that is owed
+	tail  uint64 // the next
+}
+
+type slot struct {
+	id   uint16
+	done bool
+	code packet.ReasonCode
+	at   time.Time
+}
+
+func (a *acks) len() int { return int(a.tail - a.head) }
+
+func (a *acks) at(token uint64) *slot { return &a.slots[token&uint64(len(a.slots)-1)] }
+
+func (a *acks) push(s slot) uint64 {
+	if a.len() == len(a.slots) {
+		bigger := make([]slot, max(2*len(a.slots), 8))
+		for t := a.head; t != a.tail; t++ {
+			bigger[t&uint64(len(bigger)-1)] = *a.at(t)
+		}
+		a.slots = bigger
+	}
+	*a.at(a.tail) = s
+	a.tail++
+	return a.tail - 1
+}
+
+// shrink gives the room of an idle connection back.
+func (a *acks) shrink() {
+	if a.len() == 0 && len(a.slots) > 64 {
+		a.slots = nil
+	}
+}
+
+// admit gives a message its place, waiting or refusing where the client has too many under way. It pushes back: an
+// MQTT 5 client has been told its limit, an older one is simply not read for a while.
+func (c *conn) admit(p *packet.Publish) (uint64, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.received++
+	if p.QoS == 0 {
+		return noAck, nil
+	}
+	limit := c.b.conf.ReceiveMaximum
+	if c.version == packet.V5 && c.acks.len() >= limit {
+		return 0, &packet.Error{Code: packet.ReceiveMaximumExceeded, Detail: "more QoS 1 messages under way than Receive Maximum", Statement: "MQTT-3.3.4-7"}
+	}
+	for c.acks.len() >= limit && !c.ended {
+		c.free.Wait()
+	}
+	if c.ended {
+		return 0, errEnded
+	}
+	return c.acks.push(slot{id: p.ID, at: c.now}), nil
+}
+
+var errEnded = errors.New("the connection was ended")
+
+// Appended is told by the appender what became of a message.
+func (c *conn) Appended(token uint64, _ bus.Position, err error) {
+	if token == noAck {
+		if err != nil {
+			c.b.refusals.add(refusal{reason: message.QoS0NotStored, detail: err, device: c.device, client: c.clientID, address: c.addr})
+		}
+		return
+	}
+	if err != nil {
+		c.failed(token, err)
+		return
+	}
+	c.mu.Lock()
+	c.acks.at(token).done = true
+	c.mu.Unlock()
+}
+
+// Settled writes the acknowledgements that are due, in one piece.
+func (c *conn) Settled() {
+	var room [256]byte
+	c.out.Lock()
+	defer c.out.Unlock()
+	c.mu.Lock()
+	if c.ended {
+		c.mu.Unlock()
+		return // what was stored and not acknowledged comes again
+	}
+	b := room[:0]
+	began := c.acks.head
+	var oldest time.Time
+	for c.acks.head != c.acks.tail {
+		s := c.acks.at(c.acks.head)
+		if !s.done {
+			break
+		}
+		if s.code == 0 {
+			b = packet.AppendPuback(b, s.id)
+		} else {
+			b = (&packet.Ack{Type: packet.PUBACK, ID: s.id, Code: s.code}).Append(b, c.version)
+		}
+		if oldest.IsZero() {
+			oldest = s.at
+		}
+		c.acks.head++
+	}
+	if c.acks.head != began {
+		c.acks.shrink()
+		c.free.Broadcast()
+	}
+	c.mu.Unlock()
+	if len(b) == 0 {
+		return
+	}
+	c.b.metrics.puback.Observe(c.b.env.Now().Sub(oldest).Seconds())
+	_, _ = c.src.Write(b) // a connection that is gone ends its reader
+}
+
+// failed answers a message that was not stored: never with a good acknowledgement. An older client has no word for it,
+// so its connection ends, and it sends the message again.
+func (c *conn) failed(token uint64, err error) {
+	reason := message.ReasonOf(err, message.BusUnavailable)
+	c.b.refusals.add(refusal{reason: reason, detail: err, device: c.device, client: c.clientID, address: c.addr})
+	code := ackCode(reason)
+	if c.version != packet.V5 || code == packet.ServerBusy {
+		c.end(reason, err)
+		return
+	}
+	c.mu.Lock()
+	s := c.acks.at(token)
+	s.done, s.code = true, code
+	c.mu.Unlock()
+}
+
+// refuse answers a message that is not taken. Policy is answered with an acknowledgement even where the version has no
+// word for a refusal: a client whose connection was closed for it would send it again for ever.
+func (c *conn) refuse(token uint64, p *packet.Publish, err error) error {
+	reason := message.ReasonOf(err, message.BusUnavailable)
+	c.b.refusals.add(refusal{reason: reason, detail: err, device: c.device, client: c.clientID, address: c.addr, topic: p.Topic})
+	if errors.Is(err, bus.ErrClosed) {
+		return message.Reject(message.ServerStopping, err)
+	}
+	if token == noAck {
+		return nil
+	}
+	policy := reason == message.ACLDenied || reason == message.MessageTooLarge || reason == message.TopicInvalid || reason == message.Undeclared
+	if c.version != packet.V5 && !policy {
+		return err
+	}
+	c.mu.Lock()
+	s := c.acks.at(token)
+	s.done = true
+	if c.version == packet.V5 {
+		s.code = ackCode(reason)
+	}
+	c.mu.Unlock()
+	c.Settled()
+	return nil
+}
+
+func ackCode(r message.Reason) packet.ReasonCode {
+	switch r {
+	case message.StorageLow:
+		return packet.QuotaExceeded
+	case message.ACLDenied, message.Undeclared:
+		return packet.NotAuthorized
+	case message.TopicInvalid:
+		return packet.TopicNameInvalid
+	case message.BusUnavailable, message.Fenced:
+		return packet.ServerBusy // not a code of PUBACK: the connection ends
+	}
+	return packet.ImplementationSpecific
+}
+
+// drain waits until what was received is acknowledged.
+func (c *conn) drain(until time.Time) {
+	stop := time.AfterFunc(time.Until(until), func() { c.mu.Lock(); defer c.mu.Unlock(); c.free.Broadcast() })
+	defer stop.Stop()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.acks.len() > 0 && !c.ended && time.Now().Before(until) {
+		c.free.Wait()
+	}
+}

@@ -1,0 +1,492 @@
+package broker
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/message/device"
+	"github.com/naru-platform/naru/service_platform/broker/packet"
+)
+
+const (
+	connectMax    = 64 << 10         // bytes of a CONNECT
+	headroom      = 64 << 10         // of a PUBLISH beyond its payload: topic, properties
+	packetTimeout = 30 * time.Second // for the rest of a packet that has begun
+)
+
+// conn is one client's connection. Its goroutine reads and decides; what is sent goes out under out.
+type conn struct {
+	b     *Broker
+	sock  *sock
+	src   source
+	addr  string
+	since time.Time
+
+	// Set by CONNECT, and not changed after it.
+	version   packet.Version
+	clientID  string
+	device    string
+	uri       string // the source of its messages
+	own       message.Pattern
+	keepAlive time.Duration
+	sendMax   int // QoS 1 messages the client takes at once
+	packetMax uint32
+	leaf      *x509.Certificate
+	chain     []*x509.Certificate
+	session   message.ID
+	will      *message.Message
+	joined    bool
+
+	// The reading goroutine's own.
+	pub    packet.Publish
+	msg    message.Message
+	now    time.Time
+	topic  topicInfo
+	bye    bool // DISCONNECT came
+	reason message.Reason
+	detail error
+
+	mu       sync.Mutex // guards what follows
+	free     *sync.Cond
+	acks     acks
+	received uint64
+	sent     uint64
+	ended    bool
+	endWhy   message.Reason
+	endErr   error
+	subs     []subscription
+	outID    uint16
+	inflight map[uint16]struct{}
+	waiting  []delivery
+
+	out sync.Mutex // one writer at a time
+}
+
+// serve is the connection's life.
+func (c *conn) serve(tc *tls.Config) {
+	err := c.live(tc)
+	_ = c.sock.TCPConn.SetReadDeadline(noDeadline)
+	c.leave(err)
+}
+
+func (c *conn) live(tc *tls.Config) error {
+	// One deadline for all until CONNECT: slow bytes do not buy time.
+	if err := c.sock.SetReadDeadline(c.since.Add(c.b.timeout)); err != nil {
+		return err
+	}
+	var admitted error
+	if tc == nil {
+		c.src = plainSource{c.sock}
+	} else {
+		t := tls.Server(c.sock, tc)
+		ctx, cancel := context.WithDeadline(context.Background(), c.since.Add(c.b.timeout))
+		defer cancel()
+		if err := t.HandshakeContext(ctx); err != nil {
+			if timedOut(err) || errors.Is(err, context.DeadlineExceeded) {
+				return message.Reject(message.SlowHandshake, err)
+			}
+			if errors.Is(err, io.EOF) {
+				return message.Reject(message.HandshakeFailed, err)
+			}
+			return message.Reject(handshakeReason(err), err)
+		}
+		certs := t.ConnectionState().PeerCertificates
+		if len(certs) == 0 {
+			return message.Rejectf(message.CertMissing, "no client certificate")
+		}
+		c.leaf, c.chain = certs[0], certs[1:]
+		c.device, admitted = c.b.admission.Admit(ctx, c.leaf, c.chain)
+		c.src = tlsSource{t}
+	}
+	return c.read(admitted)
+}
+
+func handshakeReason(err error) message.Reason {
+	if err.Error() == "tls: client didn't provide a certificate" {
+		return message.CertMissing
+	}
+	return message.HandshakeFailed
+}
+
+// read takes packets off the connection until it ends. Between bursts it holds no buffer.
+func (c *conn) read(admitted error) error {
+	limit := uint32(connectMax)
+	for {
+		if c.joined {
+			if err := c.parkDeadline(); err != nil {
+				return err
+			}
+		}
+		buf, n, err := c.src.await()
+		if err != nil {
+			return c.readError(err)
+		}
+		c.now = c.b.env.Now()
+		data := *buf
+		begin, end := 0, n
+		for err == nil && begin < end {
+			h, start, total, need, ferr := packet.Frame(data[begin:end], limit)
+			if ferr != nil {
+				err = ferr
+				break
+			}
+			if !c.joined && h.Type != packet.CONNECT {
+				err = &packet.Error{Code: packet.ProtocolError, Detail: "first packet is " + h.Type.String() + ", not CONNECT", Statement: "MQTT-3.1.0-1"}
+				break
+			}
+			if total > 0 {
+				err = c.packet(h, data[begin+start:begin+total], admitted)
+				begin += total
+				if c.joined {
+					limit = uint32(c.b.conf.MaxMessageBytes) + headroom
+				}
+				continue
+			}
+			// The rest is still to come.
+			if begin > 0 {
+				end = copy(data, data[begin:end])
+				begin = 0
+			}
+			if need > len(data) {
+				bigger := make([]byte, max(need, 2*len(data)))
+				copy(bigger, data[:end])
+				data = bigger
+			}
+			if c.joined {
+				err = c.src.SetReadDeadline(time.Now().Add(packetTimeout))
+			}
+			if err == nil {
+				if n, err = c.src.Read(data[end:]); err != nil {
+					err = c.readError(err)
+				}
+				end += n
+			}
+		}
+		if err == nil && c.bye {
+			err = io.EOF
+		}
+		pool.Put(buf)
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// parkDeadline is one and a half keep alives (MQTT 5 §3.1.2.10).
+func (c *conn) parkDeadline() error {
+	if c.keepAlive == 0 {
+		return c.src.SetReadDeadline(noDeadline)
+	}
+	return c.src.SetReadDeadline(time.Now().Add(c.keepAlive + c.keepAlive/2))
+}
+
+func (c *conn) readError(err error) error {
+	c.mu.Lock()
+	ended := c.ended
+	c.mu.Unlock()
+	switch {
+	case ended, errors.Is(err, io.EOF):
+		return io.EOF
+	case errors.Is(c.sock.fault(), errSlow):
+		return message.Reject(message.SlowConsumer, errSlow)
+	case timedOut(err) && !c.joined:
+		return message.Rejectf(message.SlowHandshake, "no CONNECT within %s", c.b.timeout)
+	case timedOut(err):
+		return message.Rejectf(message.KeepAliveTimeout, "nothing came for 1.5 times the keep alive of %s, or a packet did not end", c.keepAlive)
+	}
+	return message.Reject(message.ConnectionLost, err)
+}
+
+// packet handles one packet.
+func (c *conn) packet(h packet.Header, body []byte, admitted error) error {
+	switch h.Type {
+	case packet.PUBLISH:
+		return c.publish(h, body)
+	case packet.PINGREQ:
+		if err := packet.DecodePing(h, body); err != nil {
+			return err
+		}
+		return c.send(packet.AppendPingresp(nil))
+	case packet.PUBACK:
+		return c.puback(h, body)
+	case packet.SUBSCRIBE:
+		return c.subscribe(h, body)
+	case packet.UNSUBSCRIBE:
+		return c.unsubscribe(h, body)
+	case packet.DISCONNECT:
+		var d packet.Disconnect
+		if err := d.Decode(h, body, c.version); err != nil {
+			return err
+		}
+		if d.Code != packet.DisconnectWithWill {
+			c.will = nil
+		}
+		c.bye = true
+		return nil
+	case packet.CONNECT:
+		if c.joined {
+			return &packet.Error{Code: packet.ProtocolError, Detail: "a second CONNECT", Statement: "MQTT-3.1.0-2"}
+		}
+		return c.connect(h, body, admitted)
+	}
+	return &packet.Error{Code: packet.ProtocolError, Detail: h.Type.String() + " is not for a server, or was not asked for"}
+}
+
+// connect answers a CONNECT.
+func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
+	var p packet.Connect
+	err := p.Decode(h, body)
+	c.version = p.Version
+	if err != nil {
+		if p.Version != packet.V311 && p.Version != packet.V5 {
+			c.version = packet.V311 // an older client understands only that
+		}
+		var pe *packet.Error
+		if errors.As(err, &pe) {
+			c.refuseConnect(pe.Code, err)
+		}
+		return err
+	}
+	refuse := func(code packet.ReasonCode, err error) error {
+		c.refuseConnect(code, err)
+		return err
+	}
+	c.clientID = ""
+	if admitted != nil {
+		return refuse(packet.NotAuthorized, admitted)
+	}
+	if c.leaf == nil {
+		c.device = p.ClientID // of a plain listener; see Config.Plain
+	}
+	id := p.ClientID
+	if id == "" {
+		id = c.device
+	}
+	own := message.NewSubject(message.Device, c.device)
+	switch {
+	case c.device == "" || own.Valid() != nil:
+		return refuse(packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "client id %q is no device name", p.ClientID))
+	case id != c.device:
+		return refuse(packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "client id %q, and the certificate is %q's", id, c.device))
+	case p.Properties.Has(packet.AuthenticationMethod):
+		return refuse(packet.BadAuthenticationMethod, message.Rejectf(message.Unsupported, "authentication method %q; the certificate is enough", p.Properties.AuthMethod))
+	}
+	c.device = string([]byte(c.device)) // it may lie in the read buffer
+	c.own = message.Pattern(own) + ".>"
+	c.uri = "//naru/device/" + c.device
+	c.keepAlive = time.Duration(p.KeepAlive) * time.Second
+	c.sendMax, c.packetMax = 65535, packet.LengthMax
+	if c.version == packet.V5 {
+		c.sendMax = int(p.Properties.Num(packet.ReceiveMaximum, 65535))
+		c.packetMax = p.Properties.Num(packet.MaximumPacketSize, packet.LengthMax)
+	}
+	if p.Will != nil {
+		if err := c.keepWill(p.Will); err != nil {
+			code := packet.NotAuthorized
+			var pe *packet.Error
+			if errors.As(err, &pe) {
+				code = pe.Code
+			}
+			return refuse(code, err)
+		}
+	}
+	c.session = message.NewID(c.now)
+	c.clientID = c.device
+	c.joined = true
+	ack := packet.Connack{}
+	if c.version == packet.V5 {
+		q := &ack.Properties
+		q.Set(packet.ReceiveMaximum, uint32(c.b.conf.ReceiveMaximum))
+		q.Set(packet.MaximumQoS, 1)
+		q.Set(packet.RetainAvailable, 0)
+		q.Set(packet.SharedAvailable, 0)
+		q.Set(packet.SubIDAvailable, 0)
+		q.Set(packet.MaximumPacketSize, uint32(c.b.conf.MaxMessageBytes)+headroom)
+		if p.Properties.Num(packet.SessionExpiry, 0) > 0 {
+			q.Set(packet.SessionExpiry, 0) // a session ends with its connection, and the client is told
+		}
+		if p.ClientID == "" {
+			q.SetString(packet.AssignedClientID, c.clientID)
+		}
+	}
+	c.b.enter(c)
+	if err := c.send(ack.Append(nil, c.version)); err != nil {
+		return err
+	}
+	c.presence(true, 0)
+	c.b.env.Log.Debug("connected", "device", c.device, "address", c.addr, "version", c.version)
+	return nil
+}
+
+// refuseConnect says no, as far as the version lets it say why.
+func (c *conn) refuseConnect(code packet.ReasonCode, why error) {
+	ack := packet.Connack{Code: code}
+	if c.version == packet.V5 {
+		ack.Properties.SetString(packet.ReasonString, why.Error())
+	}
+	_ = c.send(ack.Append(nil, c.version)) // the connection ends anyway
+}
+
+// send writes packets out. It does not block.
+func (c *conn) send(b []byte) error {
+	c.out.Lock()
+	defer c.out.Unlock()
+	_, err := c.src.Write(b)
+	return err
+}
+
+// end closes the connection from outside its goroutine, and says why where the client can hear it.
+func (c *conn) end(why message.Reason, err error) {
+	c.mu.Lock()
+	if c.ended {
+		c.mu.Unlock()
+		return
+	}
+	c.ended, c.endWhy, c.endErr = true, why, err
+	c.free.Broadcast()
+	c.mu.Unlock()
+	if c.joined && c.version == packet.V5 {
+		d := packet.Disconnect{Code: disconnectCode(why)}
+		_ = c.send(d.Append(nil, c.version)) // it may be gone already
+	}
+	_ = c.sock.CloseWrite()
+	_ = c.sock.SetReadDeadline(time.Now()) // wakes the reader
+}
+
+func disconnectCode(why message.Reason) packet.ReasonCode {
+	switch why {
+	case message.TakenOver:
+		return packet.SessionTakenOver
+	case message.ServerStopping:
+		return packet.ServerShuttingDown
+	case message.KeepAliveTimeout:
+		return packet.KeepAliveTimeout
+	case message.StorageLow:
+		return packet.QuotaExceeded
+	case message.BusUnavailable, message.Fenced:
+		return packet.ServerBusy
+	case message.MessageTooLarge:
+		return packet.PacketTooLarge
+	case message.ReceiveMaximum:
+		return packet.ReceiveMaximumExceeded
+	case message.SlowConsumer:
+		return packet.ImplementationSpecific
+	}
+	return packet.NotAuthorized
+}
+
+// leave is the end of the connection, for whatever reason.
+func (c *conn) leave(err error) {
+	c.mu.Lock()
+	byOthers, why, detail := c.ended, c.endWhy, c.endErr
+	c.ended = true
+	c.free.Broadcast()
+	c.mu.Unlock()
+	if !byOthers {
+		why, detail = c.judge(err)
+	}
+	_ = c.sock.Close()
+	last := c.b.leave(c)
+	c.b.fan.leave(c)
+	if !c.joined {
+		if why != 0 && why != message.ServerStopping {
+			c.b.refusals.add(refusal{reason: why, detail: detail, device: c.device, client: c.clientID, address: c.addr})
+		}
+		return
+	}
+	if c.will != nil {
+		c.b.env.Mint(c.will)
+		c.append(c.will)
+	}
+	if last {
+		if why == 0 && !c.bye {
+			why = message.ConnectionLost
+		}
+		c.presence(false, why)
+	}
+	if why != 0 && why != message.ConnectionLost && why != message.ServerStopping {
+		c.b.refusals.add(refusal{reason: why, detail: detail, device: c.device, client: c.clientID, address: c.addr})
+	}
+}
+
+// judge finds the reason in what ended the reading, and tells an MQTT 5 client.
+func (c *conn) judge(err error) (message.Reason, error) {
+	if err == nil || errors.Is(err, io.EOF) {
+		if !c.joined {
+			return message.ConnectionLost, errors.New("the connection ended before CONNECT")
+		}
+		return 0, nil
+	}
+	var pe *packet.Error
+	why := message.ReasonOf(err, message.ConnectionLost)
+	if errors.As(err, &pe) {
+		switch pe.Code {
+		case packet.MalformedPacket:
+			why = message.MalformedPacket
+		case packet.PacketTooLarge:
+			why = message.MessageTooLarge
+		case packet.TopicNameInvalid, packet.TopicFilterInvalid:
+			why = message.TopicInvalid
+		case packet.ReceiveMaximumExceeded:
+			why = message.ReceiveMaximum
+		case packet.UnsupportedProtocolVersion, packet.QoSNotSupported, packet.RetainNotSupported:
+			why = message.Unsupported
+		case packet.ClientIDNotValid:
+			why = message.ClientIDMismatch
+		case packet.NotAuthorized:
+			why = message.ACLDenied
+		default:
+			why = message.ProtocolError
+		}
+	}
+	if c.joined && c.version == packet.V5 {
+		d := packet.Disconnect{Code: disconnectCode(why)}
+		if pe != nil {
+			d.Code = pe.Code
+			d.Properties.SetString(packet.ReasonString, pe.Detail)
+		}
+		_ = c.send(d.Append(nil, c.version)) // it may be gone already
+	}
+	return why, err
+}
+
+// presence tells whether the device is there.
+func (c *conn) presence(online bool, why message.Reason) {
+	p := device.Presence{Online: online, Since: c.b.env.Now(), Reason: why, Session: c.session, Node: c.b.env.Node}
+	p.Version = uint64(p.Since.UnixNano())
+	m := &message.Message{Subject: device.PresenceSubject(c.device), Device: c.device, ContentType: "application/json", Data: mustJSON(p)}
+	c.b.env.Mint(m)
+	c.append(m)
+}
+
+// append says something for the broker itself; it is not waited for.
+func (c *conn) append(m *message.Message) {
+	a, err := c.b.door(context.Background(), m.Subject.Namespace())
+	if err == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		err = a.Append(ctx, m, nil, 0)
+	}
+	if err != nil {
+		c.b.env.Log.Warn("tell of a client", "subject", m.Subject, "error", err)
+	}
+}
+
+// show is the connection as operators see it.
+func (c *conn) show() Connection {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := Connection{ClientID: c.clientID, Device: c.device, Address: c.addr, Since: c.since, Version: c.version.String(), TLS: c.leaf != nil,
+		KeepAlive: int(c.keepAlive / time.Second), InFlight: c.acks.len(), Received: c.received, Sent: c.sent}
+	for _, s := range c.subs {
+		out.Subscriptions = append(out.Subscriptions, fmt.Sprintf("%s (QoS %d)", s.filter, s.qos))
+	}
+	return out
+}
