@@ -195,7 +195,11 @@ func (r *run) tell(ctx context.Context, said map[string]time.Time) error {
 		if err := put(ctx, r.h.Bus, healthTable, healthTTL, key, health); err != nil {
 			return err
 		}
-		clear2(said, "h"+key)
+		for k := range said { // what was said of its former states is forgotten
+			if strings.HasPrefix(k, "h"+key) {
+				delete(said, k)
+			}
+		}
 		said[stamp] = now
 	}
 	if w == nil {
@@ -215,14 +219,6 @@ func (r *run) tell(ctx context.Context, said map[string]time.Time) error {
 		said["r"+key] = now
 	}
 	return nil
-}
-
-func clear2(said map[string]time.Time, prefix string) {
-	for k := range said {
-		if strings.HasPrefix(k, prefix) {
-			delete(said, k)
-		}
-	}
 }
 
 func reportKey(r *Report) string {
@@ -358,7 +354,6 @@ func (r *run) start(ctx context.Context) (err error) {
 			defer done()
 			_ = lease.Release(free) // it goes by itself
 		}()
-		context.AfterFunc(ctx, func() {})
 		go func() {
 			select {
 			case <-lease.Lost():

@@ -429,6 +429,9 @@ func (w *worker) report(at place, c *Checkpoint) {
 	defer w.mu.Unlock()
 	r.Fault = w.faults[at]
 	w.reports[at] = r
+	if w.env.Peers != nil {
+		w.env.Peers.Add(r) // who asks in this process need not wait for the table
+	}
 }
 
 // stand notes why a partition stands still; nothing when it moves.

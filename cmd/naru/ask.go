@@ -1,0 +1,288 @@
+package main
+
+import (
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/operator/ledger"
+	"github.com/naru-platform/naru/operator/status"
+)
+
+func ledgerCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use: "ledger", Short: "Accepted = handled + waiting + dead, for each log and consumer", Args: cobra.NoArgs,
+		Long: `Shows, for each log and consumer, what was accepted and what became of it. The two sides are counted by different
+hands: the appenders' running counts against what each consumer's handlers really finished. Exits with 2 when they
+do not agree.`,
+		Example: "  naru ledger\n  naru ledger -o json",
+		RunE: func(c *cobra.Command, _ []string) error {
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			lines := []ledger.Line{}
+			if err := cl.get(c.Context(), "/api/v1/ledger", nil, &lines); err != nil {
+				return err
+			}
+			bad := slices.ContainsFunc(lines, func(l ledger.Line) bool { return !l.Balanced })
+			err = o.show(c.OutOrStdout(), lines, func(p *printer) {
+				p.row("LOG", "CONSUMER", "ACCEPTED", "HANDLED", "WAITING", "DEAD", "BALANCED")
+				for _, l := range lines {
+					p.row(l.Log, l.Consumer, num(l.Accepted), num(l.Handled), num(l.Waiting), num(l.Dead), yes(l.Balanced))
+				}
+				for _, l := range lines {
+					if l.Fault != "" {
+						p.line("%s on %s: %s", l.Consumer, l.Log, l.Fault)
+					}
+					if l.Stale {
+						p.line("%s on %s: not heard of since %s", l.Consumer, l.Log, l.At.Format(time.RFC3339))
+					}
+				}
+				if bad {
+					p.line("The ledger does not balance: a message has no fate, or two. Next: `naru status`, then the consumer's log.")
+				}
+			})
+			return found(err, bad)
+		},
+	}
+}
+
+func statusCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "How the platform is", Args: cobra.NoArgs,
+		Example: "  naru status\n  naru status -o json",
+		RunE: func(c *cobra.Command, _ []string) error {
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			var s status.Status
+			if err := cl.get(c.Context(), "/api/v1/status", nil, &s); err != nil {
+				return err
+			}
+			err = o.show(c.OutOrStdout(), s, func(p *printer) {
+				word := "healthy"
+				if !s.Healthy {
+					word = "NOT WELL"
+				}
+				p.line("%s  node %s, bus %s, last append confirmed in %s", word, s.Node, s.Bus.Engine, short(s.Bus.Latency))
+				if s.Bus.Space.Total > 0 {
+					p.line("disk: %s free of %s; the doors shut below %s", size(s.Bus.Space.Free), size(s.Bus.Space.Total), size(s.Bus.Space.Low))
+				}
+				for _, f := range s.Faults {
+					p.line("  ✗ %s", f)
+				}
+				p.line("")
+				p.row("LOG", "BATCHES", "SIZE", "PARTITIONS", "GENERATION")
+				for _, l := range s.Logs {
+					p.row(l.Name, num(l.Batches), size(l.Bytes), fmt.Sprint(l.Partitions), fmt.Sprint(l.Generation))
+				}
+				p.line("")
+				componentTable(p, s)
+			})
+			return found(err, !s.Healthy)
+		},
+	}
+}
+
+func componentTable(p *printer, s status.Status) {
+	p.row("COMPONENT", "NODE", "STATE", "SINCE", "RESTARTS", "BEHIND", "PARKED")
+	for _, k := range s.Components {
+		var behind, parked uint64
+		for _, l := range k.Lag {
+			behind += l.Batches
+			parked += l.Parked
+		}
+		p.row(k.Name, k.Node, k.State, ago(k.Since, s.At), fmt.Sprint(k.Restarts), batches(behind), num(parked))
+	}
+}
+
+func nodeCommand(o *options) *cobra.Command {
+	node := &cobra.Command{Use: "node", Short: "The components that run"}
+	get := func(c *cobra.Command) (s status.Status, err error) {
+		cl, err := o.client()
+		if err != nil {
+			return s, err
+		}
+		return s, cl.get(c.Context(), "/api/v1/status", nil, &s)
+	}
+	node.AddCommand(
+		&cobra.Command{Use: "list", Short: "List them", Args: cobra.NoArgs, Example: "  naru node list",
+			RunE: func(c *cobra.Command, _ []string) error {
+				s, err := get(c)
+				if err != nil {
+					return err
+				}
+				return o.show(c.OutOrStdout(), s.Components, func(p *printer) { componentTable(p, s) })
+			}},
+		&cobra.Command{Use: "info COMPONENT", Short: "What one hears, takes and says", Args: cobra.ExactArgs(1), Example: "  naru node info operator.journal",
+			RunE: func(c *cobra.Command, args []string) error {
+				s, err := get(c)
+				if err != nil {
+					return err
+				}
+				i := slices.IndexFunc(s.Components, func(k status.Component) bool { return k.Name == args[0] })
+				if i < 0 {
+					var names []string
+					for _, k := range s.Components {
+						names = append(names, k.Name)
+					}
+					return fmt.Errorf("no component %q runs; there are %s", args[0], strings.Join(slices.Compact(names), ", "))
+				}
+				k := s.Components[i]
+				err = o.show(c.OutOrStdout(), k, func(p *printer) {
+					p.line("%s: %s", k.Name, k.Doc)
+					p.row("state", k.State)
+					p.row("node", k.Node)
+					p.row("since", k.Since.Format(time.RFC3339))
+					p.row("restarts", fmt.Sprint(k.Restarts))
+					p.row("hears", join(k.Hears))
+					p.row("takes", join(k.Takes))
+					p.row("says", join(k.Says))
+					for _, l := range k.Lag {
+						p.row("log "+l.Log, fmt.Sprintf("%s behind, %d parked %s", batches(l.Batches), l.Parked, l.Fault))
+					}
+					if k.Fault != "" {
+						p.row("fault", k.Fault)
+					}
+				})
+				return found(err, k.State == "failed")
+			}},
+	)
+	return node
+}
+
+func graphCommand(o *options) *cobra.Command {
+	var dot bool
+	c := &cobra.Command{
+		Use: "graph", Short: "Who says what to whom", Args: cobra.NoArgs,
+		Example: "  naru graph\n  naru graph --dot | dot -Tsvg >naru.svg",
+		RunE: func(c *cobra.Command, _ []string) error {
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			var g status.Graph
+			if err := cl.get(c.Context(), "/api/v1/graph", nil, &g); err != nil {
+				return err
+			}
+			return o.show(c.OutOrStdout(), g, func(p *printer) {
+				if dot {
+					printDot(p, g)
+					return
+				}
+				for _, n := range g.Nodes {
+					p.row(n.Name, n.State, n.Doc)
+				}
+				p.line("")
+				for _, e := range g.Edges {
+					p.row(e.From, "─", string(e.Subjects), "→", e.To)
+				}
+			})
+		},
+	}
+	c.Flags().BoolVar(&dot, "dot", false, "print Graphviz dot")
+	return c
+}
+
+func printDot(p *printer, g status.Graph) {
+	p.line("digraph naru {")
+	p.line("  rankdir=LR; node [shape=box, style=rounded];")
+	for i, ns := range message.Namespaces() {
+		p.line("  subgraph cluster_%d { label=%q;", i, ns)
+		for _, n := range g.Nodes {
+			if n.Namespace == ns {
+				p.line("    %q;", n.Name)
+			}
+		}
+		p.line("  }")
+	}
+	for _, e := range g.Edges {
+		p.line("  %q -> %q [label=%q];", e.From, e.To, e.Subjects)
+	}
+	p.line("}")
+}
+
+func reasonsCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use: "reasons [NAME|CODE]", Short: "What a reason means, and what to look at", Args: cobra.MaximumNArgs(1),
+		Example: "  naru reasons acl_denied\n  naru reasons NARU-201",
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			var names []string
+			for _, r := range message.Reasons() {
+				names = append(names, r.Name)
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			list := message.Reasons()
+			if len(args) == 1 {
+				r, err := message.ParseReason(args[0])
+				if err != nil {
+					return err
+				}
+				list = []message.ReasonInfo{r.Info()}
+			}
+			return o.show(c.OutOrStdout(), list, func(p *printer) {
+				for _, r := range list {
+					if len(list) == 1 {
+						p.line("%s %s\n%s\nLook at: %s", r.Code, r.Name, r.Means, r.Look)
+						return
+					}
+					p.row(r.Code, r.Name, r.Means)
+				}
+			})
+		},
+	}
+}
+
+// found turns a fault that was shown into exit code 2.
+func found(err error, fault bool) error {
+	if err == nil && fault {
+		return errFault
+	}
+	return err
+}
+
+func num(n uint64) string { return fmt.Sprint(n) }
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "NO"
+}
+
+func batches(n uint64) string {
+	if n == 1 {
+		return "1 batch"
+	}
+	return fmt.Sprintf("%d batches", n)
+}
+
+func join(p []message.Pattern) string {
+	if len(p) == 0 {
+		return "-"
+	}
+	var s []string
+	for _, x := range p {
+		s = append(s, string(x))
+	}
+	return strings.Join(s, " ")
+}
+
+func values(pairs ...string) url.Values {
+	v := url.Values{}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			v.Set(pairs[i], pairs[i+1])
+		}
+	}
+	return v
+}

@@ -1,0 +1,361 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/naru-platform/naru/operator/status"
+	"github.com/naru-platform/naru/service_platform/broker/packet"
+)
+
+func benchCommand(o *options) *cobra.Command {
+	c := &cobra.Command{Use: "bench", Short: "Measure: ingest"}
+	c.AddCommand(benchIngest(o))
+	return c
+}
+
+// ingest is a measurement of QoS 1 publishing: closed loop, every publisher keeps a window of unacknowledged messages
+// and writes each PUBLISH by itself.
+type ingest struct {
+	Publishers int           `json:"publishers"`
+	Window     int           `json:"window"`
+	Payload    int           `json:"payload_bytes"`
+	TLS        bool          `json:"tls"`
+	Tracing    bool          `json:"tracing"`
+	Target     string        `json:"target"`
+	Seconds    float64       `json:"seconds"`
+	Messages   uint64        `json:"messages"`
+	PerSecond  float64       `json:"messages_per_second"`
+	P50        time.Duration `json:"p50_ns"`
+	P99        time.Duration `json:"p99_ns"`
+	P999       time.Duration `json:"p999_ns"`
+	CPU        float64       `json:"server_cpu_us_per_message,omitempty"`
+	Batches    float64       `json:"fsyncs_per_second,omitempty"`
+	BatchMean  float64       `json:"messages_per_batch,omitempty"`
+}
+
+func benchIngest(o *options) *cobra.Command {
+	b := ingest{Publishers: 50, Window: 100, Payload: 200, TLS: true, Tracing: true}
+	var seconds time.Duration
+	var plain, noTrace bool
+	c := &cobra.Command{
+		Use: "ingest", Short: "Messages a second from publisher to acknowledgement on disk", Args: cobra.NoArgs,
+		Long: `Starts a naru of its own in a temporary directory, publishes with QoS 1 in a closed loop, and reports throughput,
+latency, the server's CPU time per message and its writes to disk. The load runs on the same machine and competes for its
+cores. With --target it measures another broker by the same load, without TLS, and starts nothing.`,
+		Example: "  naru bench ingest\n  naru bench ingest --plain --publishers 1000 --window 1\n  naru bench ingest --target 127.0.0.1:1883",
+		RunE: func(c *cobra.Command, _ []string) error {
+			b.TLS, b.Tracing = !plain && b.Target == "", !noTrace
+			if b.Publishers < 1 || b.Window < 1 || b.Window > 65535 || b.Payload < 8 {
+				return errors.New("want at least 1 publisher, a window of 1 to 65535 and a payload of 8 bytes")
+			}
+			if err := b.measure(c.Context(), c, seconds); err != nil {
+				return err
+			}
+			return o.show(c.OutOrStdout(), b, func(p *printer) {
+				p.line("%d publishers × window %d, %d bytes, TLS %v, tracing %v, %s", b.Publishers, b.Window, b.Payload, b.TLS, b.Tracing, b.Target)
+				p.row("throughput", fmt.Sprintf("%.0f msg/s", b.PerSecond))
+				p.row("latency", fmt.Sprintf("p50 %s  p99 %s  p99.9 %s", fine(b.P50), fine(b.P99), fine(b.P999)))
+				if b.CPU > 0 {
+					p.row("server CPU", fmt.Sprintf("%.2f µs/msg", b.CPU))
+					p.row("writes", fmt.Sprintf("%.0f fsync/s, %.0f messages each", b.Batches, b.BatchMean))
+				}
+			})
+		},
+	}
+	f := c.Flags()
+	f.IntVar(&b.Publishers, "publishers", b.Publishers, "connections")
+	f.IntVar(&b.Window, "window", b.Window, "unacknowledged messages of each")
+	f.IntVar(&b.Payload, "payload", b.Payload, "bytes of a message")
+	f.DurationVar(&seconds, "duration", 5*time.Second, "how long, after a second of warming up")
+	f.BoolVar(&plain, "plain", false, "without TLS")
+	f.BoolVar(&noTrace, "no-trace", false, "without journal, ledger and topic statistics")
+	f.StringVar(&b.Target, "target", "", "address of another MQTT broker")
+	return c
+}
+
+func fine(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d)/1e6) }
+
+func (b *ingest) measure(ctx context.Context, c *cobra.Command, d time.Duration) error {
+	dial := func(context.Context, string) (net.Conn, error) { return net.Dial("tcp", b.Target) }
+	var server *child
+	if b.Target == "" {
+		fmt.Fprintln(c.ErrOrStderr(), "starting a platform in a temporary directory …")
+		var err error
+		if server, err = startChild(ctx, b); err != nil {
+			return err
+		}
+		defer server.stop()
+		b.Target = "naru " + buildVersion()
+		dial = server.dial(b.TLS)
+	}
+	fmt.Fprintf(c.ErrOrStderr(), "connecting %d publishers …\n", b.Publishers)
+	all := make([]*publisher, b.Publishers)
+	for i := range all {
+		p, err := newPublisher(ctx, fmt.Sprintf("bench-%d", i), b, dial)
+		if err != nil {
+			return err
+		}
+		defer p.conn.Close()
+		all[i] = p
+	}
+	fmt.Fprintf(c.ErrOrStderr(), "measuring for %s …\n", d)
+	var group sync.WaitGroup
+	start := time.Now().Add(time.Second)
+	end := start.Add(d)
+	errs := make([]error, len(all))
+	var before, after usage
+	group.Go(func() {
+		time.Sleep(time.Until(start))
+		before = server.usage()
+		time.Sleep(time.Until(end))
+		after = server.usage()
+	})
+	for i, p := range all {
+		group.Go(func() { errs[i] = p.run(b, start, end) })
+	}
+	group.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	var lat []time.Duration
+	for _, p := range all {
+		b.Messages += p.counted
+		lat = append(lat, p.latencies...)
+	}
+	if b.Messages == 0 {
+		return errors.New("nothing was acknowledged")
+	}
+	slices.Sort(lat)
+	at := func(q float64) time.Duration { return lat[min(int(q*float64(len(lat))), len(lat)-1)] }
+	b.Seconds = d.Seconds()
+	b.PerSecond = float64(b.Messages) / b.Seconds
+	b.P50, b.P99, b.P999 = at(.5), at(.99), at(.999)
+	if server != nil {
+		b.CPU = float64((after.cpu - before.cpu).Microseconds()) / float64(b.Messages)
+		b.Batches = float64(after.batches-before.batches) / b.Seconds
+		if b.Batches > 0 {
+			b.BatchMean = b.PerSecond / b.Batches
+		}
+	}
+	return nil
+}
+
+// publisher is one connection of the load.
+type publisher struct {
+	conn      net.Conn
+	topic     string
+	counted   uint64
+	latencies []time.Duration
+}
+
+func newPublisher(ctx context.Context, id string, b *ingest, dial func(context.Context, string) (net.Conn, error)) (*publisher, error) {
+	conn, err := dial(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("connect %s: %w", id, err)
+	}
+	hello := packet.Connect{Version: packet.V311, CleanStart: true, ClientID: id}
+	if _, err := conn.Write(hello.Append(nil)); err != nil {
+		return nil, err
+	}
+	var ack [4]byte
+	if _, err := io.ReadFull(conn, ack[:]); err != nil || ack[0] != byte(packet.CONNACK)<<4 || ack[3] != 0 {
+		return nil, fmt.Errorf("connect %s: refused (%x, %v)", id, ack, err)
+	}
+	return &publisher{conn: conn, topic: "device/" + id + "/telemetry"}, nil
+}
+
+// run keeps the window full until the end, and counts what is acknowledged after start.
+func (p *publisher) run(b *ingest, start, end time.Time) error {
+	pub := packet.Publish{QoS: 1, Topic: p.topic, Payload: make([]byte, b.Payload)}
+	for i := range pub.Payload {
+		pub.Payload[i] = byte('a' + i%26)
+	}
+	sent := make([]time.Time, b.Window+1)
+	buf := make([]byte, 0, b.Payload+64)
+	say := func(id uint16) error {
+		pub.ID = id
+		sent[id] = time.Now()
+		buf = pub.Append(buf[:0], packet.V311)
+		_, err := p.conn.Write(buf) // one write for one message, as a device does it
+		return err
+	}
+	for id := 1; id <= b.Window; id++ {
+		if err := say(uint16(id)); err != nil {
+			return err
+		}
+	}
+	in := make([]byte, 4096)
+	have, open := 0, b.Window
+	for open > 0 {
+		if err := p.conn.SetReadDeadline(end.Add(30 * time.Second)); err != nil {
+			return err
+		}
+		n, err := p.conn.Read(in[have:])
+		if err != nil {
+			return fmt.Errorf("%s: %d messages unacknowledged: %w", p.topic, open, err)
+		}
+		have += n
+		used := 0
+		now := time.Now()
+		for ; have-used >= 4; used += 4 {
+			if in[used] != byte(packet.PUBACK)<<4 || in[used+1] != 2 {
+				return fmt.Errorf("%s: answered with %x", p.topic, in[used:used+4])
+			}
+			id := uint16(in[used+2])<<8 | uint16(in[used+3])
+			if now.After(start) && now.Before(end) {
+				p.counted++
+				if p.counted%8 == 1 || b.Window == 1 { // a share is enough for percentiles
+					p.latencies = append(p.latencies, now.Sub(sent[id]))
+				}
+			}
+			if now.After(end) {
+				open--
+			} else if err := say(id); err != nil {
+				return err
+			}
+		}
+		have = copy(in, in[used:have])
+	}
+	return nil
+}
+
+// child is a naru of its own process, so that its CPU time is its own.
+type child struct {
+	cmd  *exec.Cmd
+	dir  string
+	o    *options
+	cl   *client
+	addr struct{ tls, plain string }
+	pool *x509.CertPool
+}
+
+func startChild(ctx context.Context, b *ingest) (*child, error) {
+	dir, err := os.MkdirTemp("", "naru-bench-")
+	if err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	k := &child{dir: dir, o: &options{data: dir}}
+	for _, addr := range []*string{&k.addr.tls, &k.addr.plain} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		*addr = l.Addr().String()
+		l.Close()
+	}
+	args := []string{"up", "--data", dir, "--http", "127.0.0.1:0", "--mqtt", k.addr.tls, "--mqtt-plain", k.addr.plain}
+	if !b.Tracing {
+		args = append(args, "--without", "operator.journal,operator.ledger,operator.topic")
+	}
+	k.cmd = exec.Command(self, args...)
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	k.cmd.Stdout, k.cmd.Stderr = log, log
+	k.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us, and we stop it
+	if err := k.cmd.Start(); err != nil {
+		return nil, err
+	}
+	until := time.Now().Add(30 * time.Second)
+	for {
+		if k.cl, err = k.o.client(); err == nil {
+			var s status.Status
+			if err = k.cl.get(ctx, "/api/v1/status", nil, &s); err == nil {
+				if c, derr := net.Dial("tcp", k.addr.plain); derr == nil {
+					c.Close()
+					break
+				}
+			}
+		}
+		if time.Now().After(until) || ctx.Err() != nil {
+			raw, _ := os.ReadFile(filepath.Join(dir, "log"))
+			k.stop()
+			return nil, fmt.Errorf("the platform did not start: %v\n%s", err, raw)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if b.TLS {
+		ca, err := fetchCA(ctx, k.cl)
+		if err != nil {
+			k.stop()
+			return nil, err
+		}
+		k.pool = x509.NewCertPool()
+		k.pool.AppendCertsFromPEM(ca)
+	}
+	return k, nil
+}
+
+func (k *child) stop() {
+	_ = k.cmd.Process.Signal(os.Interrupt)
+	_ = k.cmd.Wait()
+	_ = os.RemoveAll(k.dir)
+}
+
+// dial gives connections, each of a device of its own.
+func (k *child) dial(secure bool) func(context.Context, string) (net.Conn, error) {
+	return func(ctx context.Context, id string) (net.Conn, error) {
+		if !secure {
+			return net.Dial("tcp", k.addr.plain)
+		}
+		var e enrolled
+		if err := k.cl.post(ctx, "/api/v1/devices", map[string]string{"id": id, "by": "bench"}, &e); err != nil {
+			return nil, err
+		}
+		pair, err := tls.X509KeyPair([]byte(e.Certificate), []byte(e.Key))
+		if err != nil {
+			return nil, err
+		}
+		return tls.Dial("tcp", k.addr.tls, &tls.Config{RootCAs: k.pool, Certificates: []tls.Certificate{pair}, ServerName: "localhost", MinVersion: tls.VersionTLS12})
+	}
+}
+
+type usage struct {
+	cpu     time.Duration
+	batches uint64
+}
+
+// usage reads the child's CPU time from the kernel, and how many batches it has written.
+func (k *child) usage() (u usage) {
+	if k == nil {
+		return u
+	}
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", k.cmd.Process.Pid))
+	if err == nil {
+		if f := strings.Fields(string(raw[strings.LastIndexByte(string(raw), ')')+1:])); len(f) > 13 {
+			user, _ := strconv.ParseUint(f[11], 10, 64)
+			system, _ := strconv.ParseUint(f[12], 10, 64)
+			u.cpu = time.Duration(user+system) * 10 * time.Millisecond // USER_HZ is 100 wherever Go runs
+		}
+	}
+	var s status.Status
+	if k.cl.get(context.Background(), "/api/v1/status", nil, &s) == nil {
+		for _, l := range s.Logs {
+			u.batches += l.Batches
+		}
+	}
+	return u
+}

@@ -1,0 +1,316 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/naru-platform/naru/device/simulator"
+	"github.com/naru-platform/naru/service_platform/x509"
+)
+
+// enrolled is what the platform answers to an enrolment.
+type enrolled struct {
+	ID          string    `json:"id"`
+	Certificate string    `json:"certificate"`
+	Key         string    `json:"key,omitempty"`
+	CA          string    `json:"ca"`
+	Fingerprint string    `json:"fingerprint"`
+	NotAfter    time.Time `json:"not_after"`
+}
+
+func deviceCommand(o *options) *cobra.Command {
+	c := &cobra.Command{Use: "device", Short: "The fleet: add, list, show, revoke, disable, enable"}
+	c.AddCommand(deviceAdd(o), deviceList(o), deviceShow(o), deviceAct(o, "revoke", "Withdraw a device's certificates; its connections end"),
+		deviceAct(o, "disable", "Switch a device off; its connections end"), deviceAct(o, "enable", "Switch a device on again"))
+	return c
+}
+
+func deviceAdd(o *options) *cobra.Command {
+	var out, csr, validity string
+	c := &cobra.Command{
+		Use: "add ID", Short: "Register a device and issue its certificate", Args: cobra.ExactArgs(1),
+		Long: `Registers a device and writes its certificate, key and the CA to a directory: device.crt, device.key (mode 0600) and
+ca.crt. With --csr the key stays where it was made, and only the certificate comes back.`,
+		Example: `  naru device add d-17 --out d-17
+  mosquitto_pub -p 8883 --cafile d-17/ca.crt --cert d-17/device.crt --key d-17/device.key -i d-17 -q 1 \
+    -t device/d-17/telemetry -m '{"celsius":21.5}'`,
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			in := map[string]any{"id": args[0], "by": "operator"}
+			if validity != "" {
+				in["validity"] = validity
+			}
+			if csr != "" {
+				raw, err := os.ReadFile(csr)
+				if err != nil {
+					return fmt.Errorf("--csr: %w", err)
+				}
+				in["csr"] = string(raw)
+			}
+			dir := out
+			if dir == "" {
+				dir = args[0]
+			}
+			if _, err := os.Stat(filepath.Join(dir, "device.key")); err == nil {
+				return fmt.Errorf("%s has a key already; choose another directory with --out", dir)
+			}
+			var e enrolled
+			if err := cl.post(c.Context(), "/api/v1/devices", in, &e); err != nil {
+				return err
+			}
+			if err := writeDevice(dir, e); err != nil {
+				return err
+			}
+			shown := map[string]any{"id": e.ID, "fingerprint": e.Fingerprint, "not_after": e.NotAfter, "directory": dir}
+			return o.show(c.OutOrStdout(), shown, func(p *printer) {
+				p.line("%s is registered; its certificate is valid until %s", e.ID, e.NotAfter.Format("2006-01-02"))
+				p.line("written to %s: ca.crt, device.crt%s", dir, map[bool]string{true: ", device.key", false: ""}[e.Key != ""])
+				if e.Key != "" {
+					host, port := splitAddr(cl.MQTT)
+					p.line("try:\n  mosquitto_pub -h %s -p %s --cafile %s/ca.crt --cert %s/device.crt --key %s/device.key -i %s -q 1 -t device/%s/telemetry -m '{\"celsius\":21.5}'",
+						host, port, dir, dir, dir, e.ID, e.ID)
+				}
+			})
+		},
+	}
+	c.Flags().StringVar(&out, "out", "", "directory to write to (default: the device's id)")
+	c.Flags().StringVar(&csr, "csr", "", "certificate signing request, PEM")
+	c.Flags().StringVar(&validity, "validity", "", "how long the certificate is valid, such as 90d")
+	return c
+}
+
+func splitAddr(addr string) (host, port string) {
+	i := strings.LastIndexByte(addr, ':')
+	if i < 0 {
+		return "127.0.0.1", "8883"
+	}
+	host = strings.Trim(addr[:i], "[]")
+	if host == "" || host == "0.0.0.0" || host == "::" {
+		host = "127.0.0.1"
+	}
+	return host, addr[i+1:]
+}
+
+func writeDevice(dir string, e enrolled) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for name, text := range map[string]string{"ca.crt": e.CA, "device.crt": e.Certificate, "device.key": e.Key} {
+		mode := os.FileMode(0o644)
+		if name == "device.key" {
+			if mode = 0o600; text == "" {
+				continue
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func deviceList(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "Every registered device", Args: cobra.NoArgs, Example: "  naru device list -o json",
+		RunE: func(c *cobra.Command, _ []string) error {
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			all := []x509.Device{}
+			for after := ""; ; {
+				var page struct {
+					Devices []x509.Device `json:"devices"`
+					Next    string        `json:"next"`
+				}
+				if err := cl.get(c.Context(), "/api/v1/devices", values("after", after), &page); err != nil {
+					return err
+				}
+				all = append(all, page.Devices...)
+				if after = page.Next; after == "" {
+					break
+				}
+			}
+			return o.show(c.OutOrStdout(), all, func(p *printer) {
+				p.row("DEVICE", "STATE", "CERTIFICATES", "VALID UNTIL", "SINCE")
+				for _, d := range all {
+					state, until := deviceState(d)
+					p.row(d.ID, state, fmt.Sprint(len(d.Certs)), until, d.CreatedAt.Format("2006-01-02"))
+				}
+			})
+		},
+	}
+}
+
+// deviceState is a device in a word, and until when its last certificate is valid.
+func deviceState(d x509.Device) (state, until string) {
+	var last time.Time
+	for _, c := range d.Certs {
+		if !c.Revoked() && c.NotAfter.After(last) {
+			last = c.NotAfter
+		}
+	}
+	switch {
+	case d.Disabled:
+		state = "disabled"
+	case last.IsZero():
+		state = "revoked"
+	case last.Before(time.Now()):
+		state = "expired"
+	default:
+		state = "active"
+	}
+	if last.IsZero() {
+		return state, "-"
+	}
+	return state, last.Format("2006-01-02")
+}
+
+func deviceShow(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use: "show ID", Short: "One device: its certificates and its connection", Args: cobra.ExactArgs(1), Example: "  naru device show d-17",
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			var d x509.Device
+			if err := cl.get(c.Context(), "/api/v1/devices/"+url.PathEscape(args[0]), nil, &d); err != nil {
+				return err
+			}
+			return o.show(c.OutOrStdout(), d, func(p *printer) {
+				state, _ := deviceState(d)
+				p.row("device", d.ID)
+				p.row("state", state)
+				p.row("since", d.CreatedAt.Format(time.RFC3339))
+				if d.Disabled {
+					p.row("disabled", fmt.Sprintf("%s by %s: %s", d.DisabledAt.Format(time.RFC3339), d.DisabledBy, d.DisabledReason))
+				}
+				for _, k := range d.Certs {
+					what := "valid until " + k.NotAfter.Format(time.RFC3339)
+					if k.Revoked() {
+						what = "revoked " + k.RevokedAt.Format(time.RFC3339) + " by " + k.RevokedBy + ": " + k.Reason
+					}
+					p.row("certificate "+cut(k.Fingerprint, 17), what)
+				}
+			})
+		},
+	}
+}
+
+func deviceAct(o *options, verb, what string) *cobra.Command {
+	var reason string
+	c := &cobra.Command{
+		Use: verb + " ID", Short: what, Args: cobra.ExactArgs(1), Example: "  naru device " + verb + " d-17",
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			var d x509.Device
+			in := map[string]string{"by": "operator", "reason": reason}
+			if err := cl.post(c.Context(), "/api/v1/devices/"+url.PathEscape(args[0])+"/"+verb, in, &d); err != nil {
+				return err
+			}
+			return o.show(c.OutOrStdout(), d, func(p *printer) { p.line("%s: done", args[0]) })
+		},
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	return c
+}
+
+func fetchCA(ctx context.Context, cl *client) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	r, err := cl.open(ctx, "GET", "/api/v1/ca", nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(io.LimitReader(r, 1<<20))
+}
+
+func simCommand(o *options) *cobra.Command {
+	var n int
+	var rate time.Duration
+	var seed uint64
+	var server, prefix string
+	c := &cobra.Command{
+		Use: "sim", Short: "Run simulated devices against a running platform", Args: cobra.NoArgs,
+		Long:    "Enrols simulated devices with a running platform and has them send, each with its own certificate, until Ctrl-C.",
+		Example: "  naru sim -n 100 --rate 500ms",
+		RunE: func(c *cobra.Command, _ []string) error {
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			if server == "" {
+				host, port := splitAddr(cl.MQTT)
+				server = host + ":" + port
+			}
+			return simulate(c, cl, simulator.Options{Devices: n, Rate: rate, Server: server, Seed: seed, Prefix: prefix})
+		},
+	}
+	f := c.Flags()
+	f.IntVarP(&n, "devices", "n", 20, "how many")
+	f.DurationVar(&rate, "rate", time.Second, "between two readings of a device")
+	f.Uint64Var(&seed, "seed", 1, "the same seed gives the same readings")
+	f.StringVar(&server, "mqtt", "", "address of the broker (default: the running platform's)")
+	f.StringVar(&prefix, "prefix", "sim-", "of the devices' ids")
+	return c
+}
+
+func simulate(c *cobra.Command, cl *client, o simulator.Options) error {
+	ca, err := fetchCA(c.Context(), cl)
+	if err != nil {
+		return err
+	}
+	o.CA = ca
+	var bar *progressbar.ProgressBar
+	if term.IsTerminal(int(os.Stderr.Fd())) {
+		bar = progressbar.NewOptions(o.Devices, progressbar.OptionSetDescription("enrolling"), progressbar.OptionSetWriter(os.Stderr), progressbar.OptionClearOnFinish())
+	}
+	platform := &self{cl}
+	o.Provision = func(ctx context.Context, id string) (tls.Certificate, error) {
+		cert, key, err := platform.Enrol(ctx, id)
+		if err != nil {
+			return tls.Certificate{}, err
+		}
+		if bar != nil {
+			_ = bar.Add(1) // a picture
+		}
+		return tls.X509KeyPair(cert, key)
+	}
+	var fleet simulator.Fleet
+	done := make(chan error, 1)
+	go func() { done <- fleet.Run(c.Context(), o) }()
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-done:
+			if errors.Is(err, context.Canceled) {
+				err = nil
+			}
+			return err
+		case <-tick.C:
+			s := fleet.Stats()
+			fmt.Fprintf(c.OutOrStdout(), "%d connected, %d sent, %d acknowledged, %d reconnects\n", s.Connected, s.Sent, s.Acked, s.Reconnects)
+		}
+	}
+}

@@ -1,0 +1,153 @@
+// Command naru is the whole platform in one binary: it runs the components, and it is what an operator asks.
+//
+// Exit codes: 0 done, 1 a mistake or a failure, 2 a fault of the platform was found.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker; a binary built without it says what the module's build information knows.
+var version = ""
+
+// errFault says that the command worked and what it looked at is not well: exit code 2. What there is to say has been
+// said.
+var errFault = errors.New("a fault was found")
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := newRoot()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errFault):
+		return 2
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		return 130 // as a shell says it of a program that was interrupted
+	}
+	fmt.Fprintf(os.Stderr, "naru: %s\n", oneLine(err))
+	return 1
+}
+
+// oneLine is an error as a tired person wants it.
+func oneLine(err error) string {
+	return strings.TrimSpace(strings.ReplaceAll(err.Error(), "\n", "; "))
+}
+
+func newRoot() *cobra.Command {
+	o := &options{}
+	root := &cobra.Command{
+		Use:   "naru",
+		Short: "A message platform for fleets of devices, where no message is without a fate",
+		Long: `naru runs a message platform for fleets of connected devices, and shows what crosses it.
+
+  naru up --sim 20                    start everything, with twenty simulated devices
+  naru messages --follow              watch the messages cross
+  naru trace <id>                     one message's way through the platform
+  naru ledger                         what was accepted = handled + waiting + dead
+
+Commands that ask a running platform find it by --data (or NARU_DATA), or by --server with --token (NARU_TOKEN).
+They exit with 2 when they found a fault.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Version:       buildVersion(),
+	}
+	root.SetVersionTemplate("naru {{.Version}}\n")
+	f := root.PersistentFlags()
+	f.StringVar(&o.data, "data", envOr("NARU_DATA", "./naru-data"), "directory of the platform's data")
+	f.StringVar(&o.server, "server", os.Getenv("NARU_SERVER"), "URL of a running platform, instead of --data")
+	f.StringVar(&o.token, "token", "", "token for --server (default: NARU_TOKEN)")
+	f.StringVarP(&o.output, "output", "o", "text", "text or json")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		if o.output != "text" && o.output != "json" {
+			return fmt.Errorf("--output %s: there are text and json", o.output)
+		}
+		return nil
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return fmt.Errorf("%w (`%s --help` shows what there is)", err, c.CommandPath())
+	})
+	root.AddGroup(&cobra.Group{ID: "run", Title: "Run the platform:"}, &cobra.Group{ID: "ask", Title: "Ask a running platform:"})
+	for _, c := range []*cobra.Command{upCommand(o), runCommand(o), simCommand(o), configCommand(o), benchCommand(o)} {
+		c.GroupID = "run"
+		root.AddCommand(c)
+	}
+	for _, c := range []*cobra.Command{statusCommand(o), messagesCommand(o), traceCommand(o), ledgerCommand(o), topicCommand(o),
+		deviceCommand(o), graphCommand(o), nodeCommand(o), reasonsCommand(o)} {
+		c.GroupID = "ask"
+		root.AddCommand(c)
+	}
+	root.AddCommand(versionCommand(o))
+	strictArgs(root)
+	return root
+}
+
+// strictArgs makes a command that takes no arguments, or has subcommands, say so clearly.
+func strictArgs(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		strictArgs(sub)
+	}
+	if c.HasSubCommands() && c.Run == nil && c.RunE == nil && c.HasParent() {
+		c.RunE = func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return c.Help()
+			}
+			var names []string
+			for _, s := range c.Commands() {
+				names = append(names, s.Name())
+			}
+			return fmt.Errorf("%s has no command %q; there are %s", c.CommandPath(), args[0], strings.Join(names, ", "))
+		}
+	}
+}
+
+func envOr(name, otherwise string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return otherwise
+}
+
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+func versionCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Which naru this is", Args: cobra.NoArgs,
+		Example: "  naru version -o json",
+		RunE: func(c *cobra.Command, _ []string) error {
+			v := map[string]string{"version": buildVersion()}
+			if info, ok := debug.ReadBuildInfo(); ok {
+				v["go"] = info.GoVersion
+				for _, s := range info.Settings {
+					if s.Key == "vcs.revision" || s.Key == "vcs.time" {
+						v[s.Key] = s.Value
+					}
+				}
+			}
+			return o.show(c.OutOrStdout(), v, func(p *printer) { p.line("naru %s (%s)", v["version"], v["go"]) })
+		},
+	}
+}

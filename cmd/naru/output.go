@@ -1,0 +1,120 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// options are the flags that every command has.
+type options struct {
+	data, server, token, output string
+}
+
+func (o *options) json() bool { return o.output == "json" }
+
+// show prints a value as JSON where that was asked, else as f says.
+func (o *options) show(w io.Writer, v any, f func(*printer)) error {
+	if o.json() {
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(v)
+	}
+	p := &printer{w: w}
+	f(p)
+	return p.flush()
+}
+
+// printer prints lines and tables for people.
+type printer struct {
+	w     io.Writer
+	table *tabwriter.Writer
+	err   error
+}
+
+func (p *printer) line(format string, args ...any) {
+	p.flushTable()
+	_, err := fmt.Fprintf(p.w, format+"\n", args...)
+	p.note(err)
+}
+
+// row prints a line of a table; rows in a row share their columns.
+func (p *printer) row(cells ...string) {
+	if p.table == nil {
+		p.table = tabwriter.NewWriter(p.w, 0, 8, 2, ' ', 0)
+	}
+	_, err := fmt.Fprintln(p.table, strings.TrimRight(strings.Join(cells, "\t"), "\t "))
+	p.note(err)
+}
+
+func (p *printer) flushTable() {
+	if p.table != nil {
+		p.note(p.table.Flush())
+		p.table = nil
+	}
+}
+
+func (p *printer) flush() error {
+	p.flushTable()
+	return p.err
+}
+
+func (p *printer) note(err error) {
+	if p.err == nil {
+		p.err = err
+	}
+}
+
+func size(n uint64) string {
+	const unit = 1024
+	if n < unit {
+		return fmt.Sprintf("%d B", n)
+	}
+	div, exp := uint64(unit), 0
+	for v := n / unit; v >= unit && exp < 4; v /= unit {
+		div *= unit
+		exp++
+	}
+	return fmt.Sprintf("%.1f %ciB", float64(n)/float64(div), "KMGTP"[exp])
+}
+
+// ago is how long ago something was, in one unit.
+func ago(t, now time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return short(now.Sub(t)) + " ago"
+}
+
+func short(d time.Duration) string {
+	switch d = d.Abs(); {
+	case d < time.Millisecond:
+		return fmt.Sprintf("%dµs", d.Microseconds())
+	case d < time.Second:
+		return fmt.Sprintf("%dms", d.Milliseconds())
+	case d < time.Minute:
+		return fmt.Sprintf("%.0fs", d.Seconds())
+	case d < time.Hour:
+		return fmt.Sprintf("%.0fm", d.Minutes())
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%.0fh", d.Hours())
+	}
+	return fmt.Sprintf("%.0fd", d.Hours()/24)
+}
+
+// cut makes a text fit for one cell: one line, at most n characters, nothing that moves a terminal's cursor.
+func cut(s string, n int) string {
+	r := []rune(strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return ' '
+		}
+		return r
+	}, s))
+	if len(r) > n {
+		return string(r[:n-1]) + "…"
+	}
+	return string(r)
+}

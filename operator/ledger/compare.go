@@ -1,0 +1,262 @@
+package ledger
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/internal/answer"
+	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/message/operator"
+)
+
+// Line is the account of one consumer with one log, over all its partitions and generations.
+type Line struct {
+	Log      string `json:"log"`
+	Consumer string `json:"consumer"`
+	// Accepted is what the appenders wrote since the consumer's start.
+	Accepted uint64 `json:"accepted"`
+	// Handled counts every good end: also not heard, and not matched.
+	Handled uint64 `json:"handled"`
+	// Waiting is behind the consumer's position, or parked.
+	Waiting uint64 `json:"waiting"`
+	// Dead counts dead letters and what was in unreadable batches.
+	Dead uint64 `json:"dead"`
+	// Balanced says that both accounts agree, in count and in the sum of ids, at the consumer's position.
+	Balanced bool              `json:"balanced"`
+	Fault    string            `json:"fault,omitempty"`
+	Outcomes map[string]uint64 `json:"outcomes"`
+	Parked   uint64            `json:"parked"`
+	Required bool              `json:"required"`
+	Node     string            `json:"node"`
+	At       time.Time         `json:"at"` // of the consumer's report
+	Stale    bool              `json:"stale,omitempty"`
+}
+
+// staleAfter is when a consumer that reports at least every 20 s is taken to be away.
+const staleAfter = 45 * time.Second
+
+// compare holds the accounts against each other.
+func (l *Ledger) compare() error {
+	fresh := l.env.Peers.Reports()
+	now := l.env.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range fresh {
+		l.reports[consumerAt{r.Consumer, placeOf(&r)}] = r
+	}
+	lines := map[[2]string]*Line{}
+	err := l.env.View(func(v component.View) error {
+		accounts, err := readAccounts(v)
+		if err != nil {
+			return err
+		}
+		for at, r := range l.reports {
+			key := [2]string{at.consumer, at.place.log}
+			line := lines[key]
+			if line == nil {
+				line = &Line{Log: at.place.log, Consumer: at.consumer, Balanced: true, Outcomes: map[string]uint64{}}
+				lines[key] = line
+			}
+			if err := l.add(v, line, &r, at.place, accounts[at.place]); err != nil {
+				return err
+			}
+			line.Stale = line.Stale || now.Sub(r.At) > staleAfter
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read the account: %w", err)
+	}
+	l.lines = l.lines[:0:0]
+	for _, line := range lines {
+		l.lines = append(l.lines, *line)
+		good := 0.0
+		if line.Balanced {
+			good = 1
+		}
+		l.balanced.WithLabelValues(line.Log, line.Consumer).Set(good)
+		l.imbalance.WithLabelValues(line.Log, line.Consumer).Set(float64(line.Accepted) - float64(line.Handled+line.Waiting+line.Dead))
+	}
+	slices.SortFunc(l.lines, func(a, b Line) int { return cmp.Or(cmp.Compare(a.Log, b.Log), cmp.Compare(a.Consumer, b.Consumer)) })
+	l.since = now
+	return nil
+}
+
+// account is what the ledger knows of a partition.
+type account struct {
+	reached uint64
+	last    map[string]component.Sum // what each row has come to
+}
+
+func readAccounts(v component.View) (map[place]*account, error) {
+	all := map[place]*account{}
+	of := func(p place) *account {
+		if all[p] == nil {
+			all[p] = &account{last: map[string]component.Sum{}}
+		}
+		return all[p]
+	}
+	err := v.Range([]byte{kindReached}, []byte{kindReached + 1}, false, func(k, val []byte) bool {
+		if p, ok := parsePlace(k); ok && len(val) == 8 {
+			of(p).reached = binary.BigEndian.Uint64(val)
+		}
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = v.Range([]byte{'l'}, []byte{'l' + 1}, false, func(k, val []byte) bool {
+		if p, ok := parsePlace(k); ok {
+			of(p).last[string(k[placeSize:])] = decodeSum(val)
+		}
+		return true
+	})
+	return all, err
+}
+
+// add takes one partition into a consumer's line.
+func (l *Ledger) add(v component.View, line *Line, r *component.Report, p place, a *account) error {
+	line.Node, line.At, line.Required = r.Node, r.At, r.Required
+	finished := r.Waiting
+	for outcome, s := range r.Outcomes {
+		finished = finished.Plus(s)
+		line.Outcomes[outcome] += s.Count
+		switch outcome {
+		case component.Dead, component.Unreadable:
+			line.Dead += s.Count
+		default:
+			line.Handled += s.Count
+		}
+	}
+	line.Parked += r.Waiting.Count
+	line.Waiting += r.Waiting.Count
+	line.Accepted += finished.Count // unless what follows knows better
+	if r.Fault != "" && line.Fault == "" {
+		line.Fault = r.Fault
+	}
+	if a == nil || a.reached < r.Position.Sequence {
+		return nil // the ledger is behind the consumer; the next comparison will tell
+	}
+	var owed, beyond component.Sum // at the consumer's position; and behind it
+	for row, last := range a.last {
+		at, err := rowAt(v, p, row, r.Position.Sequence)
+		if err != nil {
+			return err
+		}
+		mine, met := r.Rows[row]
+		switch {
+		case at == nil && !met:
+			// All of the row lies beyond the consumer's position. Where it starts the consumer will find out; until
+			// then it starts where it started for the ledger.
+			first, err := rowStart(v, p, row)
+			if err != nil {
+				return err
+			}
+			beyond = beyond.Plus(last.Minus(first))
+			continue
+		case at == nil:
+			continue // pruned, or begun before the ledger: nothing to hold it against
+		case !met:
+			l.fault(line, "the row of %s has %d messages up to %s, and the consumer knows none", row, at.Count, spot(r))
+			continue
+		}
+		if mine.Upto != *at {
+			l.fault(line, "%s wrote %d messages up to %s; the consumer counted %d%s", row, at.Count, spot(r), mine.Upto.Count, sameCount(mine.Upto, *at))
+		}
+		owed = owed.Plus(mine.Upto.Minus(mine.Start))
+		beyond = beyond.Plus(last.Minus(mine.Upto))
+	}
+	for row, mine := range r.Rows { // rows the ledger does not know any more
+		if _, ok := a.last[row]; !ok {
+			owed = owed.Plus(mine.Upto.Minus(mine.Start))
+		}
+	}
+	if owed != finished {
+		l.fault(line, "%d messages were accepted up to %s, and %d have a fate%s", owed.Count, spot(r), finished.Count, sameCount(owed, finished))
+	}
+	line.Accepted += owed.Count - finished.Count + beyond.Count
+	line.Waiting += beyond.Count
+	for _, what := range l.faults[p] {
+		l.fault(line, "%s", what)
+	}
+	return nil
+}
+
+func (l *Ledger) fault(line *Line, format string, args ...any) {
+	line.Balanced = false
+	what := fmt.Sprintf(format, args...)
+	if line.Fault == "" {
+		line.Fault = what
+	} else if len(line.Fault) < 1000 {
+		line.Fault += "; " + what
+	}
+}
+
+// rowAt is what a row had come to at a sequence; nil where nothing is known.
+func rowAt(v component.View, p place, row string, seq uint64) (*component.Sum, error) {
+	var found *component.Sum
+	err := v.Range(rowPrefix(p, row), rowKey(p, row, seq+1), true, func(_, val []byte) bool {
+		s := decodeSum(val)
+		found = &s
+		return false
+	})
+	return found, err
+}
+
+// rowStart is what a row had come to before the first batch that the ledger met.
+func rowStart(v component.View, p place, row string) (component.Sum, error) {
+	var s component.Sum
+	err := v.Range(startKey(p, row), append(startKey(p, row), 0), false, func(_, val []byte) bool {
+		s = decodeSum(val)
+		return false
+	})
+	return s, err
+}
+
+func startKey(p place, row string) []byte { return append(placePrefix('s', p), row...) }
+
+func sameCount(a, b component.Sum) string {
+	if a.Count == b.Count && a.IDs != b.IDs {
+		return " (as many, but not the same ones)"
+	}
+	return ""
+}
+
+func spot(r *component.Report) string { return placeOf(r).at(r.Position.Sequence) }
+
+func (p place) at(seq uint64) string {
+	return fmt.Sprintf("%s/%d/%d/%d", p.log, p.generation, p.partition, seq)
+}
+
+func placeOf(r *component.Report) place {
+	return place{r.Log, r.Position.Generation, r.Position.Partition}
+}
+
+func (l *Ledger) say(ctx context.Context, a operator.Alarm) error {
+	data, err := json.Marshal(a)
+	if err != nil {
+		return err
+	}
+	return l.env.Say(ctx, &message.Message{Subject: operator.AlarmSubject(a.Name), ContentType: "application/json", Data: data})
+}
+
+func (l *Ledger) routes() []component.Route {
+	return []component.Route{{Pattern: "GET /api/v1/ledger", Handler: answer.Func(func(http.ResponseWriter, *http.Request) (any, error) {
+		if err := l.compare(); err != nil {
+			return nil, err
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.lines == nil {
+			return []Line{}, nil
+		}
+		return slices.Clone(l.lines), nil
+	})}}
+}

@@ -1,0 +1,194 @@
+// Package retention gives disk back. What every required consumer has finished is trimmed from the logs once it is old
+// enough, or when a log has grown too large; what one of them has not finished stays, however long that takes, and the
+// doors shut before the disk is full.
+package retention
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/message"
+)
+
+// Config is the component's configuration.
+type Config struct {
+	// MaxAge is how long messages are kept that everybody has finished.
+	MaxAge string `json:"max_age"`
+	// MaxBytes is how large a partition of a log may become before finished messages go earlier; 0 for any size.
+	MaxBytes uint64 `json:"max_bytes"`
+	// Every is how often it looks.
+	Every string `json:"every"`
+}
+
+// Spec declares the component.
+var Spec = component.Define(component.Spec{
+	Name: "operator.retention",
+	Doc:  "trims from the logs what every required consumer has finished, by age and size",
+}, Config{MaxAge: "168h", MaxBytes: 64 << 30, Every: "30s"}, New)
+
+// Retention trims.
+type Retention struct {
+	env      component.Env
+	maxAge   time.Duration
+	maxBytes uint64
+	every    time.Duration
+	trimmed  *prometheus.CounterVec
+}
+
+// New builds the component.
+func New(env component.Env, c Config) (*component.Part, error) {
+	age, err := time.ParseDuration(c.MaxAge)
+	if err != nil || age <= 0 {
+		return nil, fmt.Errorf("max_age %q: want a duration such as 168h", c.MaxAge)
+	}
+	every, err := time.ParseDuration(c.Every)
+	if err != nil || every < time.Second {
+		return nil, fmt.Errorf("every %q: want a duration of at least 1s", c.Every)
+	}
+	r := &Retention{env: env, maxAge: age, maxBytes: c.MaxBytes, every: every,
+		trimmed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "naru_trimmed_batches_total", Help: "Batches that were trimmed from a log after everybody had finished them.",
+		}, []string{"log"})}
+	if env.Metrics != nil {
+		env.Metrics.MustRegister(r.trimmed)
+	}
+	return &component.Part{Run: r.run}, nil
+}
+
+func (r *Retention) run(ctx context.Context, ready func()) error {
+	marks, err := r.env.Bus.Table(ctx, "naru_required", bus.TableOptions{})
+	if err != nil {
+		return fmt.Errorf("open the table of required consumers: %w", err)
+	}
+	ready()
+	tick := time.NewTicker(r.every)
+	defer tick.Stop()
+	for {
+		for _, name := range message.Namespaces() {
+			if err := r.trim(ctx, marks, name); err != nil && ctx.Err() == nil {
+				r.env.Log.Warn("trim", "log", name, "error", err) // tried again at the next tick
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// trim looks at one log.
+func (r *Retention) trim(ctx context.Context, marks bus.Table, name string) error {
+	log, err := r.env.Bus.Log(ctx, name, bus.LogOptions{})
+	if err != nil {
+		return err
+	}
+	info, err := log.Info(ctx)
+	if err != nil {
+		return err
+	}
+	for _, g := range info.Generations {
+		for _, p := range g.Partitions {
+			at := bus.Position{Log: info.ID, Generation: g.Number, Partition: p.Number}
+			floor, err := r.floor(ctx, marks, name, at)
+			if err != nil {
+				return err
+			}
+			at.Sequence, err = r.target(ctx, log, at, p, min(floor, p.Last))
+			if err != nil {
+				return err
+			}
+			if at.Sequence < p.First {
+				continue
+			}
+			if err := log.Trim(ctx, at); err != nil {
+				return fmt.Errorf("up to %d: %w", at.Sequence, err)
+			}
+			r.trimmed.WithLabelValues(name).Add(float64(at.Sequence - p.First + 1))
+		}
+	}
+	return nil
+}
+
+// floor is how far every required consumer has come. A consumer that was ever required counts with the last position
+// known of it, whether it runs or not; where none is known at all, nothing is trimmed.
+func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at bus.Position) (uint64, error) {
+	prefix := fmt.Sprintf("%s/%d/%d/", name, at.Generation, at.Partition)
+	for _, report := range r.env.Peers.Reports() {
+		if !report.Required || report.Log != name || report.Position.Generation != at.Generation || report.Position.Partition != at.Partition {
+			continue
+		}
+		value, err := json.Marshal(report.Position)
+		if err != nil {
+			return 0, err
+		}
+		old, err := marks.Get(ctx, prefix+report.Consumer)
+		if err != nil && !errors.Is(err, bus.ErrNotFound) {
+			return 0, err
+		}
+		if string(old.Value) != string(value) {
+			if _, err := marks.Put(ctx, prefix+report.Consumer, value); err != nil {
+				return 0, err
+			}
+		}
+	}
+	floor, known := ^uint64(0), false
+	watch, cancel := context.WithCancel(ctx)
+	defer cancel()
+	err := marks.Watch(watch, prefix, func(e bus.Entry) {
+		var p bus.Position
+		if e.Deleted || json.Unmarshal(e.Value, &p) != nil || p.Log != at.Log {
+			return
+		}
+		known = true
+		floor = min(floor, p.Sequence)
+	}, cancel)
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return 0, err
+	}
+	if ctx.Err() != nil {
+		return 0, ctx.Err()
+	}
+	if !known {
+		return 0, nil
+	}
+	return floor, nil
+}
+
+// target is the sequence to trim to: the newest that is too old, or as many as the partition is too large by; at most
+// floor.
+func (r *Retention) target(ctx context.Context, log bus.Log, at bus.Position, p bus.Partition, floor uint64) (uint64, error) {
+	if floor < p.First {
+		return 0, nil
+	}
+	target := p.First - 1
+	if r.maxBytes > 0 && p.Bytes > r.maxBytes {
+		mean := max(p.Bytes/(p.Last-p.First+1), 1)
+		target = min(floor, p.First+(p.Bytes-r.maxBytes)/mean)
+	}
+	before := r.env.Now().Add(-r.maxAge)
+	low, high := target+1, floor+1 // the first in [low, high) that is young enough
+	for low < high {
+		mid := low + (high-low)/2
+		at.Sequence = mid
+		s, err := log.Fetch(ctx, at)
+		switch {
+		case errors.Is(err, bus.ErrNotFound), err == nil && (s.Err != nil || s.Batch.Count == 0):
+			low = mid + 1 // nothing there to be young
+		case err != nil:
+			return 0, err
+		case s.Batch.Last.Before(before):
+			low = mid + 1
+		default:
+			high = mid
+		}
+	}
+	return min(low-1, floor), nil
+}

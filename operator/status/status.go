@@ -1,0 +1,209 @@
+// Package status shows the platform as it stands: the bus, the logs, every component with its lag, and how they hang
+// together.
+package status
+
+import (
+	"cmp"
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/internal/answer"
+	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/message/catalog"
+)
+
+// Spec declares the component.
+var Spec = component.Define(component.Spec{
+	Name: "operator.status",
+	Doc:  "shows the bus, the logs and every component with its lag, and how they hang together",
+}, struct{}{}, New)
+
+// Status is the platform at a moment.
+type Status struct {
+	Healthy    bool        `json:"healthy"`
+	Faults     []string    `json:"faults"` // each a sentence with its remedy
+	Node       string      `json:"node"`
+	At         time.Time   `json:"at"`
+	Bus        bus.Status  `json:"bus"`
+	Logs       []Log       `json:"logs"`
+	Components []Component `json:"components"`
+}
+
+// Log is a log at a moment.
+type Log struct {
+	Name       string `json:"name"`
+	Partitions int    `json:"partitions"`
+	Generation uint32 `json:"generation"`
+	Batches    uint64 `json:"batches"`
+	Bytes      uint64 `json:"bytes"`
+}
+
+// Component is a component on a node, with what it still has before it.
+type Component struct {
+	component.Health
+	Lag []Lag `json:"lag,omitempty"`
+}
+
+// Lag is how far a consumer is behind in a log.
+type Lag struct {
+	Log     string `json:"log"`
+	Batches uint64 `json:"batches"`
+	Parked  uint64 `json:"parked"`
+	Fault   string `json:"fault,omitempty"`
+}
+
+// Graph is how components hang together: who says what, who hears it.
+type Graph struct {
+	Nodes []Node `json:"nodes"`
+	Edges []Edge `json:"edges"`
+}
+
+// Node is a component, or `device` for the fleet.
+type Node struct {
+	Name      string `json:"name"`
+	Namespace string `json:"namespace"`
+	Doc       string `json:"doc,omitempty"`
+	State     string `json:"state"`
+	Fault     string `json:"fault,omitempty"`
+}
+
+// Edge is a kind of message from who says it to who hears it.
+type Edge struct {
+	From     string          `json:"from"`
+	To       string          `json:"to"`
+	Subjects message.Pattern `json:"subjects"`
+}
+
+type status struct{ env component.Env }
+
+// New builds the component.
+func New(env component.Env, _ struct{}) (*component.Part, error) {
+	s := &status{env}
+	return &component.Part{Routes: []component.Route{
+		{Pattern: "GET /api/v1/status", Handler: answer.Func(s.serveStatus)},
+		{Pattern: "GET /api/v1/graph", Handler: answer.Func(s.serveGraph)},
+		{Pattern: "GET /api/v1/reasons", Handler: answer.Func(func(http.ResponseWriter, *http.Request) (any, error) {
+			return message.Reasons(), nil
+		})},
+		{Pattern: "GET /asyncapi.json", Handler: http.HandlerFunc(s.serveAsyncAPI)},
+	}}, nil
+}
+
+func (s *status) serveAsyncAPI(w http.ResponseWriter, _ *http.Request) {
+	b, err := catalog.AsyncAPI(s.env.Catalog, "1")
+	if err != nil {
+		answer.Error(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/vnd.aai.asyncapi+json;version=3.0.0")
+	_, _ = w.Write(b) // the client went; there is nobody to tell
+}
+
+func (s *status) serveStatus(_ http.ResponseWriter, r *http.Request) (any, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+	defer cancel()
+	st := Status{Node: s.env.Node, At: s.env.Now(), Bus: s.env.Bus.Status(ctx), Faults: []string{}, Logs: []Log{}, Components: []Component{}}
+	ends := map[string]map[[2]uint32]uint64{}
+	for _, name := range message.Namespaces() {
+		log, err := s.env.Bus.Log(ctx, name, bus.LogOptions{})
+		if err != nil {
+			st.Faults = append(st.Faults, "log "+name+" cannot be opened: "+err.Error())
+			continue
+		}
+		info, err := log.Info(ctx)
+		if err != nil {
+			st.Faults = append(st.Faults, "log "+name+" does not answer: "+err.Error())
+			continue
+		}
+		l := Log{Name: name}
+		ends[name] = map[[2]uint32]uint64{}
+		for _, g := range info.Generations {
+			l.Generation, l.Partitions = g.Number, len(g.Partitions)
+			for _, p := range g.Partitions {
+				l.Batches += p.Last + 1 - p.First
+				l.Bytes += p.Bytes
+				ends[name][[2]uint32{g.Number, p.Number}] = p.Last
+			}
+		}
+		st.Logs = append(st.Logs, l)
+	}
+	reports := s.env.Peers.Reports()
+	for _, h := range s.env.Peers.Components() {
+		c := Component{Health: h}
+		for _, rep := range reports {
+			if rep.Consumer != h.Name {
+				continue
+			}
+			end := ends[rep.Log][[2]uint32{rep.Position.Generation, rep.Position.Partition}]
+			lag := Lag{Log: rep.Log, Parked: rep.Waiting.Count, Fault: rep.Fault}
+			if end > rep.Position.Sequence {
+				lag.Batches = end - rep.Position.Sequence
+			}
+			c.Lag = append(c.Lag, lag)
+			if rep.Fault != "" {
+				st.Faults = append(st.Faults, h.Name+" on log "+rep.Log+": "+rep.Fault)
+			}
+		}
+		slices.SortFunc(c.Lag, func(a, b Lag) int { return cmp.Compare(a.Log, b.Log) })
+		if h.State == "failed" {
+			st.Faults = append(st.Faults, h.Name+" on "+h.Node+" failed: "+h.Fault)
+		}
+		st.Components = append(st.Components, c)
+	}
+	slices.SortFunc(st.Components, func(a, b Component) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Node, b.Node))
+	})
+	if !st.Bus.Up {
+		st.Faults = append(st.Faults, "the bus is down: "+st.Bus.Fault)
+	}
+	if st.Bus.Space.Shut {
+		st.Faults = append(st.Faults, "the disk is nearly full and the doors are shut: free space, or shorten operator.retention's max_age")
+	}
+	st.Healthy = len(st.Faults) == 0
+	return st, nil
+}
+
+func (s *status) serveGraph(http.ResponseWriter, *http.Request) (any, error) {
+	g := Graph{Nodes: []Node{{Name: "device", Namespace: message.Device, Doc: "the fleet", State: "running"}}, Edges: []Edge{}}
+	all := s.env.Peers.Components()
+	seen := map[string]bool{}
+	for _, h := range all {
+		if seen[h.Name] {
+			continue // one node of the picture, however many processes
+		}
+		seen[h.Name] = true
+		namespace, _, _ := strings.Cut(h.Name, ".")
+		g.Nodes = append(g.Nodes, Node{Name: h.Name, Namespace: namespace, Doc: h.Doc, State: h.State, Fault: h.Fault})
+	}
+	edges := map[Edge]bool{}
+	for _, k := range s.env.Catalog.Contracts() {
+		for _, from := range k.Says {
+			if from != "device" && !seen[from] {
+				continue
+			}
+			for _, h := range all {
+				for _, p := range append(slices.Clone(h.Hears), h.Takes...) {
+					if p == ">" && !strings.HasPrefix(h.Name, message.Operator) || p != ">" && (p.Covers(k.Subjects) || k.Subjects.Covers(p)) {
+						edges[Edge{from, h.Name, k.Subjects}] = true
+					}
+				}
+			}
+			if slices.Contains(k.Hears, "device") {
+				edges[Edge{from, "device", k.Subjects}] = true
+			}
+		}
+	}
+	for e := range edges {
+		g.Edges = append(g.Edges, e)
+	}
+	slices.SortFunc(g.Nodes, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(g.Edges, func(a, b Edge) int {
+		return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To), cmp.Compare(a.Subjects, b.Subjects))
+	})
+	return g, nil
+}
