@@ -72,6 +72,17 @@ func (s SpanID) String() string { return hex.EncodeToString(s[:]) }
 // MarshalText writes what String gives.
 func (s SpanID) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
+// UnmarshalText reads 16 hexadecimal digits.
+func (s *SpanID) UnmarshalText(b []byte) error {
+	if len(b) != 16 {
+		return fmt.Errorf("%q is not a span id; one has 16 hexadecimal digits", b)
+	}
+	if _, err := hex.Decode(s[:], b); err != nil {
+		return fmt.Errorf("%q is not a span id: %w", b, err)
+	}
+	return nil
+}
+
 // ParseTraceID reads 32 hexadecimal digits that are not all zero.
 func ParseTraceID(s string) (TraceID, error) {
 	var t TraceID

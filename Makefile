@@ -1,0 +1,44 @@
+# naru: the two commands a newcomer needs are `make run` and `make test`.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+TOOL := go tool -modfile=tools/go.mod
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+.PHONY: help run build test quick race long fuzz bench lint clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' Makefile
+
+run: build ## start everything, with 20 simulated devices, in ./naru-data
+	./bin/naru up --data ./naru-data --sim 20
+
+build: # build bin/naru
+	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/naru ./cmd/naru
+
+test: lint race long ## everything that must pass: lint, the suites under the race detector, the long suites
+
+quick: # the usual loop: go test ./... without the long suites
+	go test ./...
+
+race: ## the suites under the race detector
+	go test -race -timeout 20m ./...
+
+long: ## SIGKILL, clusters, full disks: the suites behind the build tag `long`
+	go test -tags long -timeout 35m -p 1 ./bus/nats ./test/...
+
+fuzz: ## each fuzz target for 20 s (FUZZTIME=1m for longer)
+	@set -e; grep -rl '^func Fuzz' --include=*_test.go . | while read -r f; do \
+	  for t in $$(grep -ho '^func Fuzz[A-Za-z0-9]*' $$f | cut -c6-); do \
+	    echo "$$(dirname $$f) $$t"; go test $$(dirname $$f) -run '^$$' -fuzz "^$$t$$" -fuzztime $${FUZZTIME:-20s}; done; done
+
+bench: build ## the budgets of docs/benchmarks.md
+	./bin/naru bench ingest
+	go test -run '^$$' -bench . -benchmem ./message ./bus/... ./service_platform/broker/... ./operator/...
+
+lint: ## gofmt, vet, staticcheck, known vulnerabilities
+	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi
+	go vet ./... && go vet -tags long ./...
+	$(TOOL) staticcheck -tags long ./...
+	@./tools/vulncheck.sh
+
+clean: ## remove what was built; naru-data stays
+	rm -rf bin
