@@ -48,6 +48,9 @@ type Host struct {
 	Specs  []Spec
 	// HTTP is where this process answers; it is told to operators.
 	HTTP string
+	// Mutant says how often the message at an index of a batch is handled, where a test must see what a skipped or
+	// repeated message does to the ledger. Nil is once, and nothing else belongs in production.
+	Mutant func(component string, index int) int
 
 	owner   message.ID
 	peers   *Peers
@@ -397,6 +400,9 @@ func (r *run) startWorker(_ context.Context, part *Part, lease bus.Lease) error 
 	}
 	w, err := newWorker(r.env, part, s, newOutbox(r.env, s, lease.Held), r.h.metrics.of(r.spec.Name))
 	if err == nil {
+		if f := r.h.Mutant; f != nil {
+			w.skew = func(i int) int { return f(r.spec.Name, i) }
+		}
 		err = w.sweep()
 	}
 	if err != nil {

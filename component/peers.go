@@ -76,7 +76,7 @@ func (p *Peers) run(ctx context.Context, b bus.Bus) error {
 			if !e.Deleted && json.Unmarshal(e.Value, &r) == nil {
 				p.Add(r)
 			}
-		}, nil)
+		}, func() {})
 	})
 	group.Go(func() {
 		_ = health.Watch(ctx, "", func(e bus.Entry) {
@@ -88,7 +88,7 @@ func (p *Peers) run(ctx context.Context, b bus.Bus) error {
 				return
 			}
 			p.health[e.Key] = h
-		}, nil)
+		}, func() {})
 	})
 	// Entries that go by their time to live are not told of: what was not said again is dropped here.
 	tick := time.NewTicker(healthTTL / 3)
