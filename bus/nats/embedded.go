@@ -1,6 +1,7 @@
 package nats
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,17 +17,19 @@ import (
 )
 
 const (
-	spaceEvery   = 250 * time.Millisecond
-	lowWaterMin  = 256 << 20
-	restartAfter = 2 * time.Second // of a server that switched its store off, once there is space
+	lowWaterMin = 256 << 20
+	memoryMax   = 1 << 30 // of volatile tables and leases
+	startWait   = 30 * time.Second
+
+	accountEvery = 5 * time.Second // an external server's limits are asked for
 )
 
 // startEmbedded starts a server on the store, with every write synced before it is confirmed.
 func (b *Bus) startEmbedded() error {
 	o := &server.Options{
 		ServerName: "naru", DontListen: true, NoSigs: true, NoLog: true, JetStream: true, StoreDir: b.o.Dir,
-		SyncAlways: true, MaxPayload: payloadMax, MaxPending: 256 << 20, DisableJetStreamBanner: true,
-		JetStreamMaxMemory: 1 << 30, JetStreamMaxStore: 1 << 62, // the disk is the limit, and watchSpace watches it
+		SyncAlways: true, MaxPayload: payloadMax, MaxPending: maxPending, DisableJetStreamBanner: true,
+		JetStreamMaxMemory: memoryMax, JetStreamMaxStore: 1 << 62, // the disk is the limit, and watchSpace watches it
 	}
 	if b.o.User != "" {
 		o.Username, o.Password = b.o.User, b.o.Password
@@ -53,9 +56,9 @@ func (b *Bus) startEmbedded() error {
 	}
 	s.SetLoggerV2(serverLog{b.log}, false, false, false)
 	s.Start()
-	if !s.ReadyForConnections(30 * time.Second) {
+	if !s.ReadyForConnections(startWait) {
 		s.Shutdown()
-		return errors.New("bus: the embedded server did not start within 30 s")
+		return errors.New("bus: the embedded server did not start within 30 s; see the log")
 	}
 	if !s.JetStreamEnabled() {
 		s.Shutdown()
@@ -77,41 +80,7 @@ func (p inProcess) InProcessConn() (net.Conn, error) {
 	return s.InProcessConn()
 }
 
-// watchSpace measures what is left on the disk, and starts an embedded server again that has switched its store off,
-// as it does when the disk is full.
-func (b *Bus) watchSpace() {
-	if b.o.URL != "" {
-		return // an external server watches its own disk, and refuses
-	}
-	tick := time.NewTicker(spaceEvery)
-	defer tick.Stop()
-	var off time.Time
-	for {
-		b.measureSpace()
-		s := b.embedded.Load()
-		switch {
-		case s == nil || s.JetStreamEnabled() && !b.storeBroken(s):
-			off = time.Time{}
-		case off.IsZero():
-			off = b.now()
-			b.down("the embedded server has switched its store off, most likely because the disk was full")
-		case !b.space.Load().Shut && b.now().Sub(off) > restartAfter:
-			b.restart(s)
-			off = time.Time{}
-		}
-		select {
-		case <-b.ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
-}
-
-func (b *Bus) storeBroken(s *server.Server) bool {
-	h := s.Healthz(&server.HealthzOptions{JSEnabledOnly: true})
-	return h != nil && h.StatusCode != 200
-}
-
+// restart starts a server again whose store is off, on the same store. Appends that wait go on by themselves.
 func (b *Bus) restart(old *server.Server) {
 	b.log.Warn("starting the embedded server again")
 	b.embedded.Store(nil)
@@ -128,24 +97,48 @@ func (b *Bus) restart(old *server.Server) {
 	b.restarts.Add(1)
 }
 
-// measureSpace opens and shuts the doors.
-func (b *Bus) measureSpace() {
+// measureDisk is what is left on the store's file system; an external server is asked.
+func (b *Bus) measureDisk() (bus.Space, error) {
+	if b.o.URL != "" {
+		return b.measureAccount()
+	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(b.o.Dir, &fs); err != nil {
-		b.log.Warn("measure the disk", "error", err)
-		return
+		return bus.Space{}, fmt.Errorf("%s: %w", b.o.Dir, err)
 	}
-	unit := uint64(fs.Bsize)
-	s := bus.Space{Free: fs.Bavail * unit, Total: fs.Blocks * unit, Low: b.o.LowWater}
+	unit := uint64(fs.Bsize) //nolint:unconvert // its type is the platform's
+	return b.judge(fs.Bavail*unit, fs.Blocks*unit), nil
+}
+
+// measureAccount is what the account's limit leaves, where there is one. Asked only now and then: it is a request.
+func (b *Bus) measureAccount() (bus.Space, error) {
+	was := *b.space.Load()
+	if b.js == nil || b.now().Before(b.askAgain) {
+		return was, nil
+	}
+	b.askAgain = b.now().Add(accountEvery)
+	ctx, cancel := context.WithTimeout(b.ctx, probeWait)
+	defer cancel()
+	info, err := b.js.AccountInfo(ctx)
+	if err != nil {
+		return was, nil // away; Status says so
+	}
+	limit, used := info.Limits.MaxStore, info.Store
+	if limit <= 0 {
+		return bus.Space{}, nil // without a limit there is nothing to tell
+	}
+	return b.judge(uint64(limit)-min(used, uint64(limit)), uint64(limit)), nil
+}
+
+// judge says whether so much is enough.
+func (b *Bus) judge(free, total uint64) bus.Space {
+	s := bus.Space{Free: free, Total: total, Low: b.o.LowWater}
 	if s.Low == 0 {
 		s.Low = min(max(s.Total/20, lowWaterMin), s.Total/4)
 	}
-	was := b.space.Load().Shut
-	s.Shut = s.Free < s.Low || was && s.Free < s.Low+s.Low/10 // a tenth more to open again, so that doors don't flap
-	b.space.Store(&s)
-	if s.Shut != was {
-		b.log.Warn("doors", "shut", s.Shut, "free_bytes", s.Free, "low_water_bytes", s.Low)
-	}
+	// A tenth more to open again, so that doors don't flap.
+	s.Shut = s.Free < s.Low || b.space.Load().Shut && s.Free < s.Low+s.Low/10
+	return s
 }
 
 // serverLog passes the server's warnings and errors on.

@@ -7,12 +7,15 @@
 package nats
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +25,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/message"
 )
 
 // Options say which JetStream to use.
@@ -49,10 +53,11 @@ type Options struct {
 
 const (
 	payloadMax   = 8 << 20 // of an embedded server
-	batchRoom    = 64 << 10
-	batchBytes   = 512 << 10 // a batch is closed beyond this; measured: larger ones gain nothing
-	batchRecords = 2048
-	requestWait  = 5 * time.Second
+	maxPending   = 256 << 20
+	messageMax   = 4 << 20
+	batchRoom    = 64 << 10        // between the largest record and the largest payload: header, subject, what may be added
+	requestWait  = 5 * time.Second // for an answer of an engine that is there
+	openPatience = 30 * time.Second
 )
 
 // Bus is JetStream as a bus.
@@ -64,17 +69,23 @@ type Bus struct {
 	js   jetstream.JetStream
 	meta jetstream.KeyValue // of logs
 
-	embedded atomic.Pointer[server.Server]
-	space    atomic.Pointer[bus.Space]
-	latency  atomic.Int64
-	restarts atomic.Int64
+	request   func(context.Context, *natsgo.Msg) (*natsgo.Msg, error) // the connection's; tests lose answers
+	connected atomic.Pointer[context.Context]                         // done when the connection is lost
+	cut       context.CancelFunc                                      // of connected; the connection's callbacks own it
+	broken    atomic.Pointer[chan struct{}]                           // closed when the connection is back: watches begin anew
+	embedded  atomic.Pointer[server.Server]
+	measure   func() (bus.Space, error)
+	askAgain  time.Time // when an external server is asked for its limits; watch's
+	space     atomic.Pointer[bus.Space]
+	latency   atomic.Int64
+	restarts  atomic.Int64
+	failing   atomic.Int64 // rows whose batch the engine does not confirm
 
 	mu      sync.Mutex
 	logs    map[string]*Log
 	feeds   map[string]*feed
 	queues  map[string]*queue
 	tables  map[string]*table
-	leases  jetstream.KeyValue
 	upSince time.Time
 	up      bool
 	fault   string
@@ -94,16 +105,13 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if o.Replicas == 0 {
-		o.Replicas = 1
-	}
-	if o.MaxMessage == 0 {
-		o.MaxMessage = 4 << 20
-	}
+	o.Replicas, o.MaxMessage = max(o.Replicas, 1), cmp.Or(o.MaxMessage, messageMax)
 	b := &Bus{o: o, log: o.Log, now: o.Now, logs: map[string]*Log{}, feeds: map[string]*feed{}, queues: map[string]*queue{},
 		tables: map[string]*table{}, upSince: o.Now(), up: true}
 	b.ctx, b.cancel = context.WithCancelCause(context.Background())
 	b.space.Store(&bus.Space{})
+	b.measure = b.measureDisk
+	b.breakConnection()
 	if err := b.open(ctx); err != nil {
 		_ = b.Close() // what was started; the error that counts is err
 		return nil, err
@@ -112,54 +120,27 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 }
 
 func (b *Bus) open(ctx context.Context) error {
-	opts := []natsgo.Option{
-		natsgo.Name("naru"), natsgo.MaxReconnects(-1), natsgo.RetryOnFailedConnect(b.o.URL != ""),
-		natsgo.ReconnectWait(100 * time.Millisecond), natsgo.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
-		natsgo.ReconnectBufSize(-1), // what cannot be sent now is sent again by us, in order
-		natsgo.PingInterval(10 * time.Second), natsgo.MaxPingsOutstanding(2),
-		natsgo.DisconnectErrHandler(func(_ *natsgo.Conn, err error) {
-			if b.ctx.Err() == nil {
-				b.down(fmt.Sprintf("not connected: %v", err))
-			}
-		}),
-		natsgo.ErrorHandler(func(_ *natsgo.Conn, s *natsgo.Subscription, err error) {
-			b.log.Warn("bus", "error", err)
-		}),
-	}
-	url := b.o.URL
-	if url == "" {
+	opts := b.connectOptions()
+	if b.o.URL == "" {
 		if b.o.Dir == "" {
-			return errors.New("bus: neither a directory for an embedded server nor the URL of an external one")
+			return errors.New("bus: want a directory for an embedded server, or the URL of an external one")
 		}
 		if err := b.startEmbedded(); err != nil {
 			return err
 		}
 		opts = append(opts, natsgo.InProcessServer(inProcess{b}))
-		if b.o.User != "" {
-			opts = append(opts, natsgo.UserInfo(b.o.User, b.o.Password))
-		}
-	} else {
-		if b.o.User != "" {
-			opts = append(opts, natsgo.UserInfo(b.o.User, b.o.Password))
-		}
-		if b.o.CredsFile != "" {
-			opts = append(opts, natsgo.UserCredentials(b.o.CredsFile))
-		}
-		if b.o.TLS != nil {
-			opts = append(opts, natsgo.Secure(b.o.TLS))
-		}
 	}
-	nc, err := natsgo.Connect(url, opts...)
+	nc, err := natsgo.Connect(b.o.URL, opts...)
 	if err != nil {
 		return fmt.Errorf("bus: connect to %s: %w", b.name(), err)
 	}
-	b.nc = nc
+	b.nc, b.request = nc, nc.RequestMsgWithContext
 	if b.js, err = jetstream.New(nc, jetstream.WithDefaultTimeout(requestWait)); err != nil {
 		return fmt.Errorf("bus: %w", err)
 	}
-	b.group.Go(b.watchSpace)
+	b.watchSpace()
 	// A cluster that is starting elects its leaders for some seconds.
-	err = b.patiently(ctx, 30*time.Second, func(ctx context.Context) error {
+	err = b.patiently(ctx, openPatience, func(ctx context.Context) error {
 		b.meta, err = b.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
 			Bucket: "naru_logs", Replicas: b.o.Replicas, Storage: jetstream.FileStorage,
 		})
@@ -168,22 +149,74 @@ func (b *Bus) open(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("bus: open the list of logs on %s: %w", b.name(), err)
 	}
+	b.group.Go(b.watch)
 	return nil
 }
 
-// patiently calls f until it succeeds or the time is over.
+func (b *Bus) connectOptions() []natsgo.Option {
+	opts := []natsgo.Option{
+		natsgo.Name("naru"), natsgo.MaxReconnects(-1), natsgo.RetryOnFailedConnect(b.o.URL != ""),
+		natsgo.ReconnectWait(100 * time.Millisecond), natsgo.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
+		natsgo.ReconnectBufSize(-1), // what cannot be sent now is offered again by us, in order
+		natsgo.PingInterval(10 * time.Second), natsgo.MaxPingsOutstanding(2), natsgo.IgnoreAuthErrorAbort(),
+		natsgo.DisconnectErrHandler(func(_ *natsgo.Conn, err error) {
+			b.cut()
+			if b.ctx.Err() == nil {
+				b.down(fmt.Sprintf("not connected: %v", err))
+			}
+		}),
+		natsgo.ReconnectHandler(func(*natsgo.Conn) { b.breakConnection() }),
+		natsgo.ErrorHandler(func(_ *natsgo.Conn, _ *natsgo.Subscription, err error) { b.log.Warn("bus", "error", err) }),
+	}
+	if b.o.User != "" {
+		opts = append(opts, natsgo.UserInfo(b.o.User, b.o.Password))
+	}
+	if b.o.URL != "" && b.o.CredsFile != "" {
+		opts = append(opts, natsgo.UserCredentials(b.o.CredsFile))
+	}
+	if b.o.URL != "" && b.o.TLS != nil {
+		opts = append(opts, natsgo.Secure(b.o.TLS))
+	}
+	return opts
+}
+
+// breakConnection begins a new connection's time, and has those who watch begin anew.
+func (b *Bus) breakConnection() {
+	connected, cut := context.WithCancel(b.ctx)
+	b.cut = cut
+	b.connected.Store(&connected)
+	broken := make(chan struct{})
+	if old := b.broken.Swap(&broken); old != nil {
+		close(*old)
+	}
+}
+
+// lasting is an error that trying again does not change.
+type lasting struct{ error }
+
+// Unwrap gives the error itself.
+func (l lasting) Unwrap() error { return l.error }
+
+// patiently calls f until it succeeds, fails for good, or the time is over.
 func (b *Bus) patiently(ctx context.Context, d time.Duration, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, d)
+	within, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		try, done := context.WithTimeout(ctx, requestWait)
+	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		if b.ctx.Err() != nil {
+			return bus.ErrClosed
+		}
+		try, done := context.WithTimeout(within, requestWait)
 		err := f(try)
 		done()
-		if err == nil {
-			return nil
+		var last lasting
+		if err == nil || errors.As(err, &last) || final(err) {
+			return err
 		}
 		select {
-		case <-ctx.Done():
+		case <-within.Done():
+			if ctx.Err() != nil {
+				err = fmt.Errorf("%w; the last fault was: %w", ctx.Err(), err)
+			}
 			return err
 		case <-b.ctx.Done():
 			return bus.ErrClosed
@@ -198,13 +231,14 @@ func (b *Bus) name() string {
 	if b.o.URL == "" {
 		return "nats embedded"
 	}
-	return "nats " + b.o.URL
+	return "nats " + redacted(b.o.URL)
 }
 
+// shared says whether other processes may write to the same store.
+func (b *Bus) shared() bool { return b.o.URL != "" || b.o.Listen != "" }
+
 // MaxMessage is the largest record the engine takes.
-func (b *Bus) MaxMessage() int {
-	return min(b.o.MaxMessage, b.maxBatch()-batchRoom)
-}
+func (b *Bus) MaxMessage() int { return min(b.o.MaxMessage, b.maxBatch()-batchRoom) }
 
 // maxBatch is the largest payload of the server.
 func (b *Bus) maxBatch() int {
@@ -214,32 +248,27 @@ func (b *Bus) maxBatch() int {
 	return payloadMax
 }
 
-// Status is how the engine is.
-func (b *Bus) Status(context.Context) bus.Status {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return bus.Status{Engine: b.name(), Up: b.up, Since: b.upSince, Fault: b.fault, Space: *b.space.Load(),
-		Restarts: int(b.restarts.Load()), Latency: time.Duration(b.latency.Load())}
+// recordMost is what a record has around its variable fields, at most.
+const recordMost = 160
+
+// sizeOf is the size of a message's record, or a little more; it refuses one that is too large.
+func (b *Bus) sizeOf(m *message.Message) (int, error) {
+	n := recordMost + len(m.Data) + len(m.Properties) + len(m.Subject) + len(m.Source) + len(m.Type) + len(m.Device) +
+		len(m.ContentType) + len(m.Schema) + len(m.ReplyTo) + len(m.Correlation)
+	if most := b.MaxMessage(); n > most {
+		if n = len(message.AppendRecord(nil, m)); n > most {
+			return 0, message.Rejectf(message.MessageTooLarge, "message %s on %s takes %d bytes; the bus takes up to %d", m.ID, m.Subject, n, most)
+		}
+	}
+	return n, nil
 }
 
-func (b *Bus) down(why string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.up {
-		b.up, b.upSince = false, b.now()
-		b.log.Warn("the bus is down; appends wait", "fault", why)
+// doorShut is why a door refuses, nil while it doesn't.
+func (b *Bus) doorShut() error {
+	if s := b.space.Load(); s.Shut {
+		return message.Rejectf(message.StorageLow, "%d MiB of disk are free; the doors are shut below %d MiB", s.Free>>20, s.Low>>20)
 	}
-	b.fault = why
-}
-
-func (b *Bus) confirmed(took time.Duration) {
-	b.latency.Store(int64(took))
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.up {
-		b.up, b.upSince, b.fault = true, b.now(), ""
-		b.log.Info("the bus is up again")
-	}
+	return nil
 }
 
 // Close lets go of the engine and stops an embedded server.
@@ -262,4 +291,15 @@ func (b *Bus) closed(err error) error {
 		return bus.ErrClosed
 	}
 	return err
+}
+
+// redacted is a list of URLs without passwords.
+func redacted(urls string) string {
+	list := strings.Split(urls, ",")
+	for i, one := range list {
+		if u, err := url.Parse(one); err == nil {
+			list[i] = u.Redacted()
+		}
+	}
+	return strings.Join(list, ",")
 }

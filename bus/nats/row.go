@@ -1,210 +1,269 @@
 package nats
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"time"
 
 	natsgo "github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 )
 
-// JetStream's error codes that mean something to us (server/errors.json).
-const (
-	codeNoMessage          = 10037
-	codeStreamNotFound     = 10059
-	codeWrongSequence      = 10071
-	codeWrongSequenceConst = 10164
-	codeSealed             = 10109
-	codeTooLarge           = 10054
-)
-
-// apiError is JetStream's error in an answer.
-type apiError struct {
-	Code        int    `json:"code"`
-	ErrCode     int    `json:"err_code"`
-	Description string `json:"description"`
-}
-
-// Error is the description with its code.
-func (e *apiError) Error() string { return fmt.Sprintf("%s (%d)", e.Description, e.ErrCode) }
-
-func isCode(err error, codes ...int) bool {
-	var a *apiError
-	if errors.As(err, &a) {
-		return slices.Contains(codes, a.ErrCode)
-	}
-	var j *jetstream.APIError
-	return errors.As(err, &j) && slices.Contains(codes, int(j.ErrorCode))
-}
-
-// errSealed says that the row's generation takes no more.
+// errSealed says that the row's generation takes no more, and that nobody has continued the row in it.
 var errSealed = errors.New("generation is sealed")
 
-const patienceDefault = 60 * time.Second
+// errPatience says that a batch was offered for as long as its owner wanted.
+var errPatience = errors.New("patience is at its end")
 
-// row is one appender's place in one partition. It is for one goroutine.
+const (
+	patienceDefault = 60 * time.Second
+	offerAgainMin   = 5 * time.Millisecond // after a fault, doubled each time
+	offerAgainMax   = time.Second
+)
+
+// row is one owner's place in one partition: where it believes its last batch to be. It is for one goroutine.
 type row struct {
 	l         *Log
 	gen, part uint32
 	name      string
 	owner     message.ID
-	standing  func() bool // whether to resume behind another owner; nil stands down
+	standing  func() bool
 	patience  time.Duration
 
-	doubt      bool   // the batch under way may have been stored
-	known      bool   // what follows is what the leader said
 	seq        uint64 // of the row's last batch in the stream; 0 where there is none
-	number     uint64 // the row's batches
-	running    uint64 // and their messages
+	number     uint64 // of it among the row's
+	running    uint64 // messages up to and including it
 	runningSum uint64
+	doubt      bool // a batch offered behind seq may have been stored
 }
 
 func (r *row) subject() string { return rowSubject(r.l.name, r.gen, r.part, r.name) }
 
-// sync asks the leader where the row ends, and gives the last batch's header.
-func (r *row) sync(ctx context.Context) (h message.Header, ok bool, err error) {
-	last, err := r.l.leader(ctx, r.gen, r.part, r.subject())
-	if errors.Is(err, bus.ErrNotFound) {
-		r.known, r.seq, r.number, r.running, r.runningSum = true, 0, 0, 0, 0
-		return h, false, nil
-	}
+func (r *row) String() string {
+	return fmt.Sprintf("row %s of log %s, generation %d, partition %d", r.name, r.l.name, r.gen, r.part)
+}
+
+// follow takes a stored batch of the row as its last.
+func (r *row) follow(seq uint64, h message.Header) {
+	r.seq, r.number, r.doubt = seq, h.Number, false
+	r.running, r.runningSum = h.Running+uint64(h.Count), h.RunningSum+h.IDSum
+}
+
+// begin takes the row's true end as its place, and gives the header there.
+func (r *row) begin(ctx context.Context) (h message.Header, ok bool, err error) {
+	seq, h, err := r.end(ctx)
 	if err != nil {
 		return h, false, err
 	}
-	b, err := message.ParseBatch(last.data)
-	if err != nil {
-		// The row's account is in a batch that cannot be read. It begins anew behind it, and a reader sees a row that
-		// went backwards: an alarm, and rightly so.
-		return h, false, fmt.Errorf("the last batch of row %s (%s/%d/%d/%d): %w", r.name, r.l.name, r.gen, r.part, last.seq, err)
-	}
-	r.known, r.seq = true, last.seq
-	r.number, r.running, r.runningSum = b.Number, b.Running+uint64(b.Count), b.RunningSum+b.IDSum
-	return b.Header, true, nil
+	r.follow(seq, h)
+	return h, seq > 0, nil
 }
 
-// write stores a batch behind the row's last one. It offers the same bytes again for as long as patience lasts, and
-// after a lost confirmation finds out whether they were stored.
+// end asks the leader for the row's last batch; seq is 0 where there is none.
+func (r *row) end(ctx context.Context) (seq uint64, h message.Header, err error) {
+	last, err := r.l.lastOf(ctx, r.gen, r.part, r.subject())
+	if errors.Is(err, bus.ErrNotFound) {
+		return 0, h, nil
+	}
+	if err != nil {
+		return 0, h, err
+	}
+	b, err := message.ParseBatch(last.data)
+	if err == nil {
+		return last.seq, b.Header, nil
+	}
+	h, err = r.unreadable(ctx, last.seq, err)
+	return last.seq, h, err
+}
+
+// unreadable gives an account to go on with where the row's last batch cannot be read. A door must not stay shut for
+// that: the row goes on behind it with the account of the newest batch that can be read, and readers see the gap.
+func (r *row) unreadable(ctx context.Context, seq uint64, why error) (message.Header, error) {
+	h, err := r.salvage(ctx, seq)
+	if err == nil {
+		r.l.b.log.Error("the last batch of a row cannot be read; its account goes on from the one before", "log", r.l.name,
+			"generation", r.gen, "partition", r.part, "row", r.name, "sequence", seq, "error", why)
+	}
+	return h, err
+}
+
+// salvageMax bounds the way back to a batch that can be read.
+const salvageMax = 1024
+
+// salvage looks before an unreadable batch for the row's account.
+func (r *row) salvage(ctx context.Context, seq uint64) (message.Header, error) {
+	lost := uint64(1)
+	for n := seq - 1; n > 0 && seq-n < salvageMax; n-- {
+		m, err := r.l.at(ctx, r.gen, r.part, n)
+		if errors.Is(err, bus.ErrNotFound) || err == nil && m.subject != r.subject() {
+			continue
+		}
+		if err != nil {
+			return message.Header{}, err
+		}
+		if b, err := message.ParseBatch(m.data); err == nil {
+			h := b.Header
+			h.Number += lost
+			return h, nil
+		}
+		lost++
+	}
+	return message.Header{Number: lost}, nil
+}
+
+// write stores the batch behind the row's last one, once. While the engine does not confirm, it offers the same bytes
+// again for as long as patience lasts. It gives errSealed where the row must go on in the next generation.
 func (r *row) write(ctx context.Context, b *message.Builder) (seq uint64, raw []byte, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, r.patience, errPatience)
 	defer cancel()
-	r.doubt = false
-	var last error
-	for wait := 5 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		seq, raw, err = r.try(ctx, b)
-		if err == nil || final(err) {
-			return seq, raw, err
+	failing := false
+	defer func() {
+		if failing {
+			r.l.b.failing.Add(-1)
 		}
-		if ctx.Err() == nil {
-			last = err
-			r.l.b.down(err.Error())
+	}()
+	raw = b.Seal(r.number+1, r.running, r.runningSum, r.owner)
+	moved := 0
+	for wait := offerAgainMin; ; wait = min(2*wait, offerAgainMax) {
+		seq, err := r.offer(ctx, raw)
+		if err == nil {
+			return seq, raw, nil
+		}
+		if final(err) {
+			return 0, nil, err
+		}
+		if errors.Is(err, errMoved) {
+			raw = b.Seal(r.number+1, r.running, r.runningSum, r.owner)
+			if moved++; moved < 100 && ctx.Err() == nil {
+				wait = offerAgainMin / 2
+				continue
+			}
+		}
+		if !failing && ctx.Err() == nil {
+			failing = true
+			r.l.b.failing.Add(1)
+			r.l.b.down(fmt.Sprintf("append to log %s: %v", r.l.name, err))
 		}
 		select {
-		case <-ctx.Done():
-			r.known = false
-			if r.l.b.ctx.Err() != nil || !errors.Is(context.Cause(ctx), errPatience) {
-				return 0, nil, r.l.b.closed(ctx.Err())
-			}
-			return 0, nil, message.Rejectf(message.BusUnavailable, "append to %s not confirmed within %s: %w", r.l.name, r.patience, last)
-		case <-r.l.b.ctx.Done():
-			r.known = false
-			return 0, nil, bus.ErrClosed
 		case <-time.After(jitter(wait)):
+			continue
+		case <-ctx.Done():
+		case <-r.l.b.ctx.Done():
 		}
+		switch {
+		case r.l.b.ctx.Err() != nil:
+			return 0, nil, bus.ErrClosed
+		case errors.Is(context.Cause(ctx), errPatience):
+			return 0, nil, message.Rejectf(message.BusUnavailable, "%s: not confirmed within %s: %w", r, r.patience, err)
+		}
+		return 0, nil, ctx.Err()
 	}
 }
 
-var errPatience = errors.New("patience is at its end")
+// errMoved says that the row's place is another than was thought, and is known now.
+var errMoved = errors.New("the row was continued by another owner")
 
-// final says whether trying again is of no use.
+// final says whether offering again is of no use.
 func final(err error) bool {
 	var reject *message.Rejection
 	return errors.As(err, &reject) || errors.Is(err, errSealed) || errors.Is(err, bus.ErrClosed)
 }
 
-// try offers the batch once. Where the row's place is not known, as after a lost confirmation, it is asked for first,
-// and the batch may turn out to be there.
-func (r *row) try(ctx context.Context, b *message.Builder) (uint64, []byte, error) {
-	if !r.known {
-		number := r.number
-		h, ok, err := r.sync(ctx)
-		if err != nil {
-			if isCode(err, codeStreamNotFound) {
-				return 0, nil, errSealed // trimmed away whole
-			}
-			return 0, nil, err
-		}
-		if ok && h.Owner == r.owner && b.Sealed() == h.Number && h.Number == number+1 {
-			return r.seq, b.Bytes(), nil // it had been stored
-		}
-		if ok && h.Owner != r.owner && number > 0 {
-			if err := r.overtaken(h); err != nil {
-				return 0, nil, err
-			}
-		}
-	}
-	raw := b.Seal(r.number+1, r.running, r.runningSum, r.owner)
+// offer offers the bytes once, and finds out what a refusal means.
+func (r *row) offer(ctx context.Context, raw []byte) (uint64, error) {
 	seq, err := r.publish(ctx, raw)
 	switch {
 	case err == nil:
-		r.seq = seq
-		r.number++
-		r.running += uint64(b.Count())
-		r.runningSum += b.IDSum()
-		return seq, raw, nil
+		r.followRaw(seq, raw)
+		return seq, nil
 	case isCode(err, codeWrongSequence, codeWrongSequenceConst):
-		// Our own, whose confirmation was lost; or another owner's.
-		number := r.number
-		h, ok, serr := r.sync(ctx)
-		if serr != nil {
-			r.known = false
-			return 0, nil, serr
-		}
-		switch {
-		case ok && h.Owner == r.owner && h.Number == number+1:
-			return r.seq, raw, nil
-		case ok && h.Owner != r.owner:
-			if err := r.overtaken(h); err != nil {
-				return 0, nil, err
-			}
-		}
-		return 0, nil, fmt.Errorf("row %s was written by another owner; resuming behind it", r.name)
+		return r.resolve(ctx, raw, wrongSequence(err))
 	case isCode(err, codeSealed):
-		number := r.number
-		if h, ok, serr := r.sync(ctx); serr == nil && ok && h.Owner == r.owner && h.Number == number+1 {
-			return r.seq, raw, nil
+		if seq, err = r.resolve(ctx, raw, 0); !errors.Is(err, errMoved) {
+			return seq, err
 		}
-		return 0, nil, errSealed
-	case isCode(err, codeStreamNotFound):
-		return 0, nil, errSealed
+		return 0, errSealed
+	case isCode(err, codeStreamNotFound), errors.Is(err, natsgo.ErrNoResponders):
+		// The engine is starting, or the generation has disappeared whole.
+		if gone, gerr := r.l.passed(ctx, r.gen); gerr == nil && gone {
+			if r.doubt {
+				return 0, message.Rejectf(message.BusUnavailable, "%s has disappeared before it confirmed; perhaps stored", r)
+			}
+			return 0, errSealed
+		}
+		return 0, err
 	case isCode(err, codeTooLarge), errors.Is(err, natsgo.ErrMaxPayload):
-		return 0, nil, message.Rejectf(message.MessageTooLarge, "batch of %d bytes; the bus takes %d", len(raw), r.l.b.maxBatch())
+		return 0, message.Rejectf(message.MessageTooLarge, "%s: batch of %d bytes; the bus takes %d", r, len(raw), r.l.b.maxBatch())
 	}
-	r.known, r.doubt = false, true
-	return 0, nil, err
+	r.doubt = true
+	return 0, err
 }
 
-// overtaken decides what to do when another owner has written to the row: nil to go on behind it. A batch whose fate is
-// in doubt is not written again then: it may lie before the other's, and nobody must find it twice.
-func (r *row) overtaken(h message.Header) error {
+// followRaw takes our own stored bytes as the row's last batch.
+func (r *row) followRaw(seq uint64, raw []byte) {
+	if b, err := message.ParseBatch(raw); err == nil { // it was sealed just now
+		r.follow(seq, b.Header)
+	}
+}
+
+// resolve finds out why the row does not end where it was thought to. It gives the sequence of our bytes where an
+// earlier offer had been stored, errMoved where the row goes on behind another place, and a rejection of reason Fenced
+// where this owner stands down. What the engine said the last sequence is counts where it cannot give the batch.
+func (r *row) resolve(ctx context.Context, raw []byte, said uint64) (uint64, error) {
+	if r.doubt {
+		// All offers expected the same place, so that ours can only be the first batch behind it.
+		first, err := r.l.nextOf(ctx, r.gen, r.part, r.subject(), r.seq+1)
+		switch {
+		case err == nil && bytes.Equal(first.data, raw):
+			r.followRaw(first.seq, raw)
+			return first.seq, nil
+		case err == nil:
+			if b, perr := message.ParseBatch(first.data); perr != nil || b.Number > r.number+1 {
+				// What was behind our place was trimmed, or cannot be read.
+				r.follow(first.seq, b.Header)
+				return 0, message.Rejectf(message.BusUnavailable, "%s was continued before a lost confirmation could be made good; perhaps stored", r)
+			}
+		case !errors.Is(err, bus.ErrNotFound):
+			return 0, err
+		}
+	}
+	seq, h, err := r.end(ctx)
+	if err == nil && seq < said {
+		seq = said
+		h, err = r.unreadable(ctx, said, errors.New("the engine cannot give it"))
+	}
 	switch {
-	case r.standing == nil || !r.standing():
-		return r.fenced(h)
-	case r.doubt:
-		return message.Rejectf(message.BusUnavailable, "the confirmation was lost and another owner has written to row %s since; perhaps stored", r.name)
+	case err != nil:
+		return 0, err
+	case seq == r.seq:
+		return 0, errMoved // where we thought: another offer under way was refused
+	case h.Owner != r.owner && !r.standing():
+		return 0, message.Rejectf(message.Fenced, "%s was continued by owner %s at sequence %d; this is %s", r, h.Owner, seq, r.owner)
 	}
-	return nil
+	r.follow(seq, h)
+	return 0, errMoved
 }
 
-func (r *row) fenced(h message.Header) error {
-	return message.Rejectf(message.Fenced, "row %s of log %s is written by %s, since batch %d; this is %s", r.name, r.l.name, h.Owner, h.Number, r.owner)
+// checkLeft makes sure that nobody continued the row before its generation was sealed: whoever was overtaken must not
+// slip through the seal.
+func (r *row) checkLeft(ctx context.Context) error {
+	_, err := r.resolve(ctx, nil, 0)
+	if errors.Is(err, errMoved) || isCode(err, codeStreamNotFound) {
+		return nil
+	}
+	return err
+}
+
+// enter begins the row in a newer generation: not where the row is, but where it begins. Who wrote there in the
+// meantime is another owner.
+func (r *row) enter(gen, part uint32) {
+	r.gen, r.part = gen, part
+	r.follow(0, message.Header{})
 }
 
 // publish appends with the expected place.
@@ -213,25 +272,13 @@ func (r *row) publish(ctx context.Context, data []byte) (uint64, error) {
 	m := natsgo.NewMsg(r.subject())
 	m.Header["Nats-Expected-Last-Subject-Sequence"] = []string{strconv.FormatUint(r.seq, 10)}
 	m.Data = data
-	ctx, cancel := context.WithTimeout(ctx, requestWait)
-	defer cancel()
-	answer, err := r.l.b.nc.RequestMsgWithContext(ctx, m)
+	ack, err := r.l.b.ask(ctx, m)
 	if err != nil {
 		return 0, err
 	}
-	var ack struct {
-		Seq   uint64    `json:"seq"`
-		Error *apiError `json:"error"`
+	seq, err := parseAck(ack.Data)
+	if err == nil {
+		r.l.b.confirmed(time.Since(began))
 	}
-	if err := json.Unmarshal(answer.Data, &ack); err != nil {
-		return 0, fmt.Errorf("confirmation of an append: %w", err)
-	}
-	if ack.Error != nil {
-		return 0, ack.Error
-	}
-	if ack.Seq == 0 {
-		return 0, errors.New("confirmation of an append without a sequence")
-	}
-	r.l.b.confirmed(time.Since(began))
-	return ack.Seq, nil
+	return seq, err
 }
