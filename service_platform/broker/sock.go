@@ -24,7 +24,8 @@ type sock struct {
 
 	mu       sync.Mutex
 	spill    []byte
-	draining bool
+	draining bool // a goroutine writes what was spilled; until it ends, all goes behind that
+	unsent   int  // bytes that it has in hand
 	err      error
 }
 
@@ -41,7 +42,7 @@ func (s *sock) Write(b []byte) (int, error) {
 		return 0, s.err
 	}
 	sent := 0
-	if len(s.spill) == 0 {
+	if !s.draining {
 		err := s.raw.Write(func(fd uintptr) bool {
 			for sent < len(b) {
 				n, err := syscall.Write(int(fd), b[sent:])
@@ -69,7 +70,7 @@ func (s *sock) Write(b []byte) (int, error) {
 	if sent == len(b) {
 		return sent, nil
 	}
-	if len(s.spill)+len(b)-sent > spillMax {
+	if s.unsent+len(s.spill)+len(b)-sent > spillMax {
 		s.err = errSlow
 		_ = s.TCPConn.Close() // wakes the reader, who says why
 		return sent, s.err
@@ -87,7 +88,7 @@ func (s *sock) drain() {
 	for {
 		s.mu.Lock()
 		b := s.spill
-		s.spill = nil
+		s.spill, s.unsent = nil, len(b)
 		if len(b) == 0 || s.err != nil {
 			s.draining = false
 			s.mu.Unlock()
