@@ -18,6 +18,7 @@ import (
 
 const (
 	lowWaterMin = 256 << 20
+	lowWaterMax = 2 << 30
 	memoryMax   = 1 << 30 // of volatile tables and leases
 	startWait   = 30 * time.Second
 
@@ -134,7 +135,7 @@ func (b *Bus) measureAccount() (bus.Space, error) {
 func (b *Bus) judge(free, total uint64) bus.Space {
 	s := bus.Space{Free: free, Total: total, Low: b.o.LowWater}
 	if s.Low == 0 {
-		s.Low = min(max(s.Total/20, lowWaterMin), s.Total/4)
+		s.Low = min(max(s.Total/20, lowWaterMin), lowWaterMax, s.Total/4)
 	}
 	// A tenth more to open again, so that doors don't flap.
 	s.Shut = s.Free < s.Low || b.space.Load().Shut && s.Free < s.Low+s.Low/10

@@ -43,7 +43,7 @@ type Options struct {
 	// Replicas is how many copies a stream has; 1 where zero. A cluster wants 3.
 	Replicas int
 	// LowWater is how many bytes of disk are kept for internal appends; see bus.Space. Where zero it is 5 % of the file
-	// system, at least 256 MiB, at most a quarter of it.
+	// system, at least 256 MiB, at most 2 GiB or a quarter of it.
 	LowWater uint64
 	// MaxMessage is the largest record in bytes; 4 MiB where zero.
 	MaxMessage int

@@ -68,6 +68,7 @@ type platform struct {
 	mqtt  string
 	plain string
 	args  []string
+	run   []string // instead of up
 	cmd   *exec.Cmd
 	out   *syncBuffer
 }
@@ -105,7 +106,12 @@ func newPlatform(t *testing.T, args ...string) *platform {
 func (p *platform) start() {
 	p.t.Helper()
 	p.out = &syncBuffer{up: make(chan struct{})}
-	args := append([]string{"up", "--data", p.data, "--mqtt", p.mqtt, "--mqtt-plain", p.plain, "--http", "127.0.0.1:0"}, p.args...)
+	verb := p.run
+	if verb == nil {
+		verb = []string{"up"}
+	}
+	args := append(append([]string{}, verb...), []string{"--data", p.data, "--mqtt", p.mqtt, "--mqtt-plain", p.plain, "--http", "127.0.0.1:0"}...)
+	args = append(args, p.args...)
 	p.cmd = exec.Command(naruBinary(p.t), args...)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
