@@ -33,6 +33,9 @@ type Spec struct {
 	State State
 	// Required says that the log must keep what this component has not finished, even if the disk fills.
 	Required bool
+	// Lazy says that nobody waits for its effects: a commit may wait for a tenth of a second, to carry more. A crash
+	// makes it read that much again.
+	Lazy bool
 	// From is where a component that never ran begins in a log.
 	From Start
 	// Retry is how its failures are tried again; the zero value has sensible defaults.
@@ -215,12 +218,19 @@ type Checkpoint struct {
 	Rows map[string]Row `json:"rows"`
 	// UnreadableBatches counts them; what was in them is known once their appender's next batch is read.
 	UnreadableBatches uint64 `json:"unreadable_batches,omitempty"`
+	// Began is the sequence behind which the consumer began: zero unless Spec.From is Newest. Rows that were not
+	// written since are not in Rows.
+	Began uint64 `json:"began,omitempty"`
+	// Finished says that the generation is sealed and was read to its end.
+	Finished bool `json:"finished,omitempty"`
 }
 
 // Row is a consumer's account with one appender.
 type Row struct {
 	Start Sum `json:"start"` // before the first batch met
 	Upto  Sum `json:"upto"`  // after the last one
+	// Trimmed says that what came next was trimmed before it was read: the gap counts as dead of retention_exceeded.
+	Trimmed bool `json:"trimmed,omitempty"`
 }
 
 // Report is a checkpoint as the runner shows it to operators, a moment after it was committed.

@@ -56,7 +56,14 @@ func (w *worker) follow(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	for done := uint32(0); ctx.Err() == nil; {
+	done, err := w.begin(ctx, log)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	for ctx.Err() == nil {
 		info, err := log.Info(ctx)
 		if err != nil {
 			if ctx.Err() != nil {
@@ -65,9 +72,7 @@ func (w *worker) follow(ctx context.Context, name string) error {
 			return err
 		}
 		if at, c := w.stranger(name, info.ID); c != nil {
-			w.stand(at, fmt.Sprintf("%s: the log is another one (%s) than the one that was read (%s)", message.LogTruncated, info.ID, c.Position.Log))
-			w.env.Log.Error("the log is not the one that was read", "log", name, "reason", message.LogTruncated)
-			<-ctx.Done()
+			w.truncated(ctx, at, fmt.Sprintf("the log %s is another one (%s) than the one that was read (%s)", name, info.ID, c.Position.Log))
 			return nil
 		}
 		i := 0
@@ -111,22 +116,19 @@ func (w *worker) read(ctx context.Context, log bus.Log, g bus.Generation, p bus.
 	from, known := w.position(at)
 	if !known {
 		from = bus.Position{Log: log.ID(), Generation: g.Number, Partition: p.Number}
-		if w.env.Spec.From == Newest && !g.Sealed {
-			from.Sequence = p.Last
-		}
 	}
 	for {
 		reader, err := log.Reader(ctx, from)
 		switch {
 		case errors.Is(err, bus.ErrTruncated):
-			w.stand(at, fmt.Sprintf("%s: the log ends before batch %d, which was read", message.LogTruncated, from.Sequence))
-			w.env.Log.Error("the log ends before what was read of it", "log", at.log, "sequence", from.Sequence, "reason", message.LogTruncated)
-			<-ctx.Done()
+			w.truncated(ctx, at, fmt.Sprintf("the log %s ends before batch %d of generation %d, partition %d, which was read", at.log, from.Sequence, at.gen, at.part))
 			return nil
 		case errors.Is(err, bus.ErrPurged):
-			w.env.Log.Error("what comes next was trimmed; it counts as unreadable", "log", at.log, "sequence", from.Sequence, "reason", message.RetentionExceeded)
 			if from.Sequence == 0 {
 				return nil // the generation is gone
+			}
+			if !w.tell(ctx, w.trimmedAway(at, from.Sequence)) {
+				return nil
 			}
 			from.Sequence = 0
 			continue
@@ -136,32 +138,103 @@ func (w *worker) read(ctx context.Context, log bus.Log, g bus.Generation, p bus.
 			}
 			return err
 		}
-		err = w.pump(ctx, at, reader)
+		read, err := w.pump(ctx, at, reader, from.Sequence)
 		reader.Close()
-		if errors.Is(err, bus.ErrSealed) || ctx.Err() != nil {
+		switch {
+		case errors.Is(err, bus.ErrSealed):
+			w.tell(ctx, event{at: at, finished: true})
 			return nil
-		}
-		if errors.Is(err, bus.ErrPurged) || errors.Is(err, bus.ErrTruncated) {
-			if from, known = w.position(at); known {
-				continue
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, bus.ErrPurged) && read > 0: // while it was being read
+			if !w.tell(ctx, w.trimmedAway(at, read)) {
+				return nil
 			}
+			from.Sequence = 0
+		case errors.Is(err, bus.ErrTruncated) && read > 0:
+			from.Sequence = read
+		default:
+			return err
 		}
-		return err
 	}
 }
 
-func (w *worker) pump(ctx context.Context, at place, reader bus.Reader) error {
+// pump hands batches to the worker, and says how far it came.
+func (w *worker) pump(ctx context.Context, at place, reader bus.Reader, read uint64) (uint64, error) {
 	for {
 		s, err := reader.Next(ctx)
 		if err != nil {
-			return err
+			return read, err
 		}
-		select {
-		case w.events <- event{at: at, stored: s}:
-		case <-ctx.Done():
-			return ctx.Err()
+		if !w.tell(ctx, event{at: at, stored: s}) {
+			return read, ctx.Err()
+		}
+		read = s.Position.Sequence
+	}
+}
+
+// tell hands an event to the worker, unless ctx ends first.
+func (w *worker) tell(ctx context.Context, e event) bool {
+	select {
+	case w.events <- e:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// begin says which generations are behind a consumer before it reads. One that never read the log and begins with the
+// newest has its place there noted, so that what comes while it is away is not left out. What disappeared before it was
+// read to its end is told of.
+func (w *worker) begin(ctx context.Context, log bus.Log) (done uint32, err error) {
+	info, err := log.Info(ctx)
+	if err != nil || len(info.Generations) == 0 {
+		return 0, err
+	}
+	known := false
+	for _, r := range w.snapshot() {
+		if r.Log != log.Name() || r.Position.Log.IsZero() {
+			continue
+		}
+		known = true
+		if r.Position.Log == info.ID && !r.Finished && r.Position.Generation < info.Generations[0].Number {
+			at := place{r.Log, r.Position.Generation, r.Position.Partition}
+			w.tell(ctx, event{at: at, finished: true, alarm: message.RetentionExceeded, detail: fmt.Sprintf(
+				"%s: generation %d of log %s was trimmed before partition %d was read to its end; it was read up to batch %d",
+				w.env.Spec.Name, at.gen, at.log, at.part, r.Position.Sequence)})
 		}
 	}
+	if known || w.env.Spec.From != Newest {
+		return 0, nil
+	}
+	g := info.Generations[len(info.Generations)-1]
+	e := event{at: place{log: log.Name()}, noted: make(chan struct{})}
+	for _, p := range g.Partitions {
+		e.began = append(e.began, bus.Position{Log: info.ID, Generation: g.Number, Partition: p.Number, Sequence: p.Last})
+	}
+	if !w.tell(ctx, e) {
+		return 0, ctx.Err()
+	}
+	select {
+	case <-e.noted:
+		return g.Number - 1, nil
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+// truncated makes a partition stand still, since its log is not the one that was read.
+func (w *worker) truncated(ctx context.Context, at place, what string) {
+	w.stand(at, message.LogTruncated.String()+": "+what)
+	w.tell(ctx, event{at: at, alarm: message.LogTruncated, detail: w.env.Spec.Name + " stands still: " + what})
+	<-ctx.Done()
+}
+
+// trimmedAway says that what comes behind a batch was trimmed before it was read.
+func (w *worker) trimmedAway(at place, read uint64) event {
+	return event{at: at, trimmed: true, alarm: message.RetentionExceeded, detail: fmt.Sprintf(
+		"%s: what comes behind batch %d of log %s, generation %d, partition %d was trimmed before it was read; it is dead, and counted as soon as its appenders' next batches are read",
+		w.env.Spec.Name, read, at.log, at.gen, at.part)}
 }
 
 // fetchQueue takes from the queue of commands.
@@ -184,7 +257,7 @@ func (w *worker) fetchQueue(ctx context.Context, name string, p message.Pattern)
 			return err
 		}
 		select {
-		case w.events <- event{delivery: d}:
+		case w.deliveries <- d:
 		case <-ctx.Done():
 			return nil
 		}

@@ -27,6 +27,7 @@ var noSync = pebble.NoSync
 const (
 	leaseTTL    = 5 * time.Second
 	stopWait    = 20 * time.Second // for what is under way when the process stops
+	stopGrace   = 2 * time.Second  // for handlers to see that this time is over
 	reportEvery = 500 * time.Millisecond
 	againEvery  = 10 * time.Second // reports are said again, since their table forgets
 	restartMin  = time.Second
@@ -62,14 +63,16 @@ type Host struct {
 
 // run is one component in the host.
 type run struct {
-	h    *Host
-	spec Spec
-	env  Env
+	h      *Host
+	spec   Spec
+	env    Env
+	source string // CloudEvents source
 
 	mu     sync.Mutex
 	health Health
 	worker *worker
 	store  *store
+	views  sync.WaitGroup // that read the store
 	part   *Part
 	doors  map[string]bus.Appender // by log and kind
 }
@@ -91,7 +94,7 @@ func (h *Host) init() {
 		h.metrics = newMetrics(h.Metrics)
 		h.mux = newRouter()
 		for _, s := range h.Specs {
-			r := &run{h: h, spec: s, doors: map[string]bus.Appender{}}
+			r := &run{h: h, spec: s, source: "//naru/" + h.Node + "/" + s.Name, doors: map[string]bus.Appender{}}
 			r.health = Health{Name: s.Name, Node: h.Node, Doc: s.Doc, Hears: s.Hears, Takes: s.Takes, Says: s.Says, HTTP: h.HTTP}
 			h.runs = append(h.runs, r)
 		}
@@ -131,7 +134,10 @@ func (h *Host) Run(ctx context.Context) error {
 	}
 	// Every component is built once before any starts, so that a mistake in the configuration is told at once.
 	for _, r := range h.runs {
-		if _, err := r.build(prometheus.NewRegistry()); err != nil {
+		var failed *panicked
+		if _, err := r.build(prometheus.NewRegistry()); errors.As(err, &failed) {
+			continue // a bug of its own, which must not keep the others away; supervise meets and tells it
+		} else if err != nil {
 			return err
 		}
 	}
@@ -153,6 +159,14 @@ func (h *Host) Run(ctx context.Context) error {
 	group.Wait()
 	told()
 	tellers.Wait()
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	for _, r := range h.runs {
+		if err := r.tell(last, map[string]time.Time{}); err != nil {
+			h.Log.Debug("tell that a component stopped", "component", r.spec.Name, "error", err)
+			break
+		}
+	}
 	return nil
 }
 
@@ -208,6 +222,12 @@ func (r *run) tell(ctx context.Context, said map[string]time.Time) error {
 	if w == nil {
 		return nil
 	}
+	return r.tellReports(ctx, w, said)
+}
+
+// tellReports puts what changed since it was said.
+func (r *run) tellReports(ctx context.Context, w *worker, said map[string]time.Time) error {
+	now := r.h.Now()
 	for _, rep := range w.snapshot() {
 		key := reportKey(&rep)
 		// One that has not changed since it was said is said again only now and then.
@@ -263,6 +283,13 @@ func (r *run) supervise(ctx context.Context) {
 		began := r.h.Now()
 		r.set("starting", "")
 		err := r.guarded(ctx)
+		if errors.Is(err, errStuck) {
+			// Started again it would run twice: only a new process helps.
+			r.set("failed", firstLine(err))
+			r.h.Log.Error("a component does not stop; restart the process", "component", r.spec.Name, "error", err)
+			<-ctx.Done()
+			return
+		}
 		if ctx.Err() != nil {
 			break
 		}
@@ -291,16 +318,32 @@ func firstLine(err error) string {
 }
 
 func (r *run) guarded(ctx context.Context) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
-		}
-	}()
+	defer catch(&err)
 	return r.start(ctx)
 }
 
+// panicked is a panic in a component's code, caught.
+type panicked struct {
+	what  any
+	stack []byte
+}
+
+// Error has the stack behind its first line.
+func (p *panicked) Error() string { return fmt.Sprintf("panic: %v\n%s", p.what, p.stack) }
+
+// catch makes a panic an error; it is to be deferred.
+func catch(err *error) {
+	if p := recover(); p != nil {
+		*err = &panicked{p, debug.Stack()}
+	}
+}
+
+// errStuck says that a component's code went on when it should have ended.
+var errStuck = errors.New("it did not stop within " + (stopWait + stopGrace).String())
+
 // build makes the component's Env and Part.
-func (r *run) build(reg prometheus.Registerer) (*Part, error) {
+func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
+	defer catch(&err)
 	h := r.h
 	r.env = Env{
 		Spec: r.spec, Log: h.Log.With("component", r.spec.Name), Now: h.Now, Bus: h.Bus, Catalog: h.Catalog, Metrics: reg,
@@ -419,26 +462,37 @@ func (r *run) startWorker(_ context.Context, part *Part, lease bus.Lease) error 
 func (r *run) serve(ctx context.Context, cancel context.CancelCauseFunc, part *Part, w *worker) error {
 	drained, undrained := context.WithCancel(context.WithoutCancel(ctx))
 	defer undrained()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopWait, undrained) })()
+	defer context.AfterFunc(ctx, func() {
+		late := time.AfterFunc(stopWait, undrained)
+		context.AfterFunc(drained, func() { late.Stop() })
+	})()
 	var group, saying sync.WaitGroup
 	outStop, stopOut := context.WithCancel(drained)
 	defer stopOut()
 	goes := func(g *sync.WaitGroup, f func() error) {
 		g.Go(func() {
-			defer func() {
-				if p := recover(); p != nil {
-					cancel(fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
-				}
+			var err error
+			func() {
+				defer catch(&err)
+				err = f()
 			}()
-			if err := f(); err != nil && ctx.Err() == nil {
+			if err != nil && (ctx.Err() == nil || !errors.Is(err, context.Canceled)) {
+				if ctx.Err() != nil {
+					r.env.Log.Error("stop", "error", err)
+				}
 				cancel(err)
 			}
 		})
 	}
-	r.h.mux.mount(r.spec.Name, part.Routes)
+	if err := r.h.mux.mount(r.spec.Name, part.Routes, r.env.Log); err != nil {
+		if w != nil {
+			return errors.Join(err, r.closeStore(w))
+		}
+		return err
+	}
 	defer r.h.mux.unmount(r.spec.Name)
 	if w != nil {
-		goes(&group, func() error { return w.run(ctx) })
+		goes(&group, func() error { return w.run(ctx, drained) })
 		goes(&saying, func() error { return w.out.run(outStop, drained) })
 		goes(&group, func() error { return consume(ctx, r.env, w) })
 	}
@@ -454,14 +508,22 @@ func (r *run) serve(ctx context.Context, cancel context.CancelCauseFunc, part *P
 		r.set("running", "")
 	}
 	<-ctx.Done()
-	group.Wait()
+	late := time.NewTimer(stopWait + stopGrace)
+	defer late.Stop()
+	if !ended(&group, late) {
+		return errStuck
+	}
 	stopOut()
-	saying.Wait()
+	if !ended(&saying, late) {
+		return errStuck
+	}
 	if w != nil {
-		r.mu.Lock()
-		r.store = nil
-		r.mu.Unlock()
-		if err := w.store.close(); err != nil {
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
+		if err := r.tellReports(last, w, map[string]time.Time{}); err != nil {
+			r.env.Log.Debug("tell the last reports", "error", err)
+		}
+		cancel()
+		if err := r.closeStore(w); err != nil {
 			r.env.Log.Error("close the store", "error", err)
 		}
 	}
@@ -469,6 +531,31 @@ func (r *run) serve(ctx context.Context, cancel context.CancelCauseFunc, part *P
 		return err
 	}
 	return nil
+}
+
+// ended waits for a group, until the timer fires.
+func ended(group *sync.WaitGroup, late *time.Timer) bool {
+	done := make(chan struct{})
+	go func() {
+		group.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return true
+	case <-late.C:
+		return false
+	}
+}
+
+// closeStore closes the store when nobody reads it any more. From here on this process has nothing to report of the
+// component: another one may own it.
+func (r *run) closeStore(w *worker) error {
+	r.mu.Lock()
+	r.store, r.worker = nil, nil
+	r.mu.Unlock()
+	r.views.Wait()
+	return w.store.close()
 }
 
 // view reads the component's store.
@@ -480,7 +567,9 @@ func (r *run) view(f func(View) error) error {
 		return answer.Unavailable("%s is not running here", r.spec.Name)
 	}
 	snap := s.db.NewSnapshot()
+	r.views.Add(1)
 	r.mu.Unlock()
-	err := f(view{snap})
-	return errors.Join(err, snap.Close())
+	defer r.views.Done()
+	defer snap.Close() // reports what an iterator left open, which walk never does
+	return f(view{snap})
 }

@@ -62,7 +62,9 @@ func (m *metrics) messages(log, outcome string, n uint64) {
 
 func (m *metrics) handled(d time.Duration)  { m.took.Observe(d.Seconds()) }
 func (m *metrics) retried(r message.Reason) { m.all.retries.WithLabelValues(m.name, r.String()).Inc() }
-func (m *metrics) died(r message.Reason)    { m.all.dead.WithLabelValues(m.name, r.String()).Inc() }
+func (m *metrics) died(r message.Reason, n uint64) {
+	m.all.dead.WithLabelValues(m.name, r.String()).Add(float64(n))
+}
 func (m *metrics) parked(log string, n uint64) {
 	m.all.parked.WithLabelValues(m.name, log).Set(float64(n))
 }

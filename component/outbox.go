@@ -12,15 +12,20 @@ import (
 )
 
 const (
-	outboxBatch = 512     // messages written at once
-	outboxBytes = 1 << 20 // or their bytes
+	outboxBatch = 512       // messages written at once
+	outboxBytes = 512 << 10 // or their bytes, or what the engine takes
+	markSize    = 16 + 8
 )
+
+// largest is the largest record that fits into a batch beside the outbox's mark.
+func largest(b bus.Bus) int { return b.MaxMessage() - markSize }
 
 // commandQueue is where messages go whose contract says that they are for one receiver.
 const commandQueue = "commands"
 
 // outbox appends what was committed to be said, in order, each message once. Every batch it writes carries, as its mark,
-// the number of the last entry in it; so after a crash each destination tells what it already has.
+// the store's id and the number of the last entry in it; so after a crash each destination tells what it already has. A
+// store that was lost and begun anew has another id, and what the former one wrote says nothing about its numbers.
 type outbox struct {
 	env   Env
 	store *store
@@ -110,12 +115,8 @@ func (o *outbox) skipWritten(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			h, ok, err := w.Last(ctx)
-			if err != nil {
+			if mark, err = o.written(ctx, w); err != nil {
 				return err
-			}
-			if ok && len(h.Mark) == 8 {
-				mark = beUint64(h.Mark)
 			}
 			marks[to] = mark
 		}
@@ -129,6 +130,20 @@ func (o *outbox) skipWritten(ctx context.Context) error {
 	o.entries = keep
 	o.mu.Unlock()
 	return nil
+}
+
+// mark says which entry is the last in a batch.
+func (o *outbox) mark(number uint64) []byte {
+	return append(o.store.birth[:len(o.store.birth):len(o.store.birth)], beAppend(number)...)
+}
+
+// written is the number of the last entry that a destination has of this store.
+func (o *outbox) written(ctx context.Context, w bus.Writer) (uint64, error) {
+	h, ok, err := w.Last(ctx)
+	if err != nil || !ok || len(h.Mark) != markSize || message.ID(h.Mark[:16]) != o.store.birth {
+		return 0, err
+	}
+	return beUint64(h.Mark[16:]), nil
 }
 
 func (o *outbox) writer(ctx context.Context, name string) (bus.Writer, error) {
@@ -150,24 +165,26 @@ func (o *outbox) writer(ctx context.Context, name string) (bus.Writer, error) {
 	return w, nil
 }
 
-// flush writes the first entries that share a destination, and says how many.
-func (o *outbox) flush(ctx context.Context) (int, error) {
+// next is the first entries that share a destination and fit into one batch.
+func (o *outbox) next() (to string, list []said) {
+	most := min(outboxBytes, largest(o.env.Bus))
 	o.mu.Lock()
-	var list []said
+	defer o.mu.Unlock()
 	bytes := 0
-	to := ""
 	for _, s := range o.entries {
 		d := o.destination(s.m)
-		if to == "" {
-			to = d
-		}
-		if d != to || len(list) == outboxBatch || bytes > outboxBytes {
+		bytes += len(s.record)
+		if len(list) > 0 && (d != to || len(list) == outboxBatch || bytes > most) {
 			break
 		}
-		list = append(list, s)
-		bytes += s.size
+		to, list = d, append(list, s)
 	}
-	o.mu.Unlock()
+	return to, list
+}
+
+// flush writes the first entries that share a destination, and says how many.
+func (o *outbox) flush(ctx context.Context) (int, error) {
+	to, list := o.next()
 	if len(list) == 0 {
 		return 0, nil
 	}
@@ -183,6 +200,12 @@ func (o *outbox) flush(ctx context.Context) (int, error) {
 		o.env.Log.Warn("say; tried again", "to", to, "messages", len(list), "error", err)
 		if err := pause(ctx, min(time.Duration(attempt)*time.Second, 10*time.Second)); err != nil {
 			return 0, err
+		}
+		// A batch that was not confirmed may be there all the same.
+		if w := o.writers[to]; w != nil {
+			if n, err := o.written(ctx, w); err == nil && n >= list[len(list)-1].number {
+				break
+			}
 		}
 	}
 	if err := o.forget(list); err != nil {
@@ -223,7 +246,7 @@ func (o *outbox) deliver(ctx context.Context, to string, list []said) error {
 	for i, s := range list {
 		messages[i] = s.m
 	}
-	_, err = w.Write(ctx, bus.Position{}, beAppend(list[len(list)-1].number), messages)
+	_, err = w.Write(ctx, bus.Position{}, o.mark(list[len(list)-1].number), messages)
 	return err
 }
 

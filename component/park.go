@@ -17,13 +17,12 @@ import (
 // parking holds the messages that wait to be tried again, in order per key, as the store has them.
 type parking struct {
 	rows map[parkKey][]*parked
+	sums map[place]Sum
 	n    int
 }
 
-type parkKey struct {
-	at  place
-	key string
-}
+// parkKey is what order is kept by: a key within a log, also where a new generation has put it into another partition.
+type parkKey struct{ log, key string }
 
 // parked is a message that waits.
 type parked struct {
@@ -47,34 +46,56 @@ type parkedHead struct {
 	Detail   string         `json:"detail"`
 }
 
-func (p *parking) blocks(at place, key string) bool { return len(p.rows[parkKey{at, key}]) > 0 }
+func (p *parking) blocks(log, key string) bool { return len(p.rows[parkKey{log, key}]) > 0 }
 
-func (p *parking) sum(at place) (s Sum) {
-	for k, row := range p.rows {
-		if k.at == at {
-			for _, x := range row {
-				s.Add(x.m.ID)
-			}
-		}
+func (p *parking) sum(at place) Sum { return p.sums[at] }
+
+// push puts a message behind those of its key.
+func (p *parking) push(x *parked) {
+	k := parkKey{x.at.log, x.m.Key()}
+	p.rows[k] = append(p.rows[k], x)
+	s := p.sums[x.at]
+	s.Add(x.m.ID)
+	p.sums[x.at] = s
+	p.n++
+}
+
+// pop takes the first message of a key out.
+func (p *parking) pop(k parkKey) {
+	x := p.rows[k][0]
+	if row := p.rows[k][1:]; len(row) > 0 {
+		p.rows[k] = row
+	} else {
+		delete(p.rows, k)
 	}
-	return s
+	s := p.sums[x.at]
+	s.Remove(x.m.ID)
+	p.sums[x.at] = s
+	p.n--
+}
+
+// earlier orders positions of one log.
+func earlier(a, b bus.Position) int {
+	return cmp.Or(cmp.Compare(a.Generation, b.Generation), cmp.Compare(a.Partition, b.Partition),
+		cmp.Compare(a.Sequence, b.Sequence), cmp.Compare(a.Index, b.Index))
 }
 
 // exceptions shows the oldest.
 func (p *parking) exceptions(at place) (list []Exception) {
-	for k, row := range p.rows {
-		if k.at != at {
-			continue
-		}
+	var all []*parked
+	for _, row := range p.rows {
 		for _, x := range row {
-			list = append(list, Exception{ID: x.m.ID, Trace: x.m.Trace.ID, Device: x.m.Device, Subject: x.m.Subject, Position: x.position,
-				Attempts: x.attempts, Since: x.first, Next: x.next, Reason: x.reason, Detail: x.detail})
+			if x.at == at {
+				all = append(all, x)
+			}
 		}
 	}
-	slices.SortFunc(list, func(a, b Exception) int {
-		return cmp.Or(cmp.Compare(a.Position.Sequence, b.Position.Sequence), cmp.Compare(a.Position.Index, b.Position.Index))
-	})
-	return list[:min(len(list), attemptsShown)]
+	slices.SortFunc(all, func(a, b *parked) int { return earlier(a.position, b.position) })
+	for _, x := range all[:min(len(all), attemptsShown)] {
+		list = append(list, Exception{ID: x.m.ID, Trace: x.m.Trace.ID, Device: x.m.Device, Subject: x.m.Subject, Position: x.position,
+			Attempts: x.attempts, Since: x.first, Next: x.next, Reason: x.reason, Detail: x.detail})
+	}
+	return list
 }
 
 func parkedKey(at place, p bus.Position) []byte {
@@ -92,7 +113,7 @@ func (w *worker) keepParked(x *parked) error {
 }
 
 func (w *worker) loadParked() error {
-	w.parked.rows = map[parkKey][]*parked{}
+	w.parked = parking{rows: map[parkKey][]*parked{}, sums: map[place]Sum{}}
 	var bad error
 	err := walk(w.store.db, []byte{kindParked}, []byte{kindParked + 1}, false, func(k, v []byte) bool {
 		x := &parked{m: new(message.Message)}
@@ -112,30 +133,14 @@ func (w *worker) loadParked() error {
 		}
 		x.at = place{string(k[1:end]), h.Position.Generation, h.Position.Partition}
 		x.position, x.attempts, x.first, x.next, x.reason, x.detail = h.Position, h.Attempts, h.First, h.Next, h.Reason, h.Detail
-		row := parkKey{x.at, x.m.Key()}
-		w.parked.rows[row] = append(w.parked.rows[row], x) // keys sort by place, so rows are in order
-		w.parked.n++
+		w.parked.push(x) // keys sort by place, so rows are in order
 		return true
 	})
 	return errors.Join(err, bad)
 }
 
-// park puts a message aside, durably with the next commit. Where too many wait already, the partition stands still
-// until there is room.
-func (w *worker) park(ctx context.Context, c *Checkpoint, at place, p bus.Position, m *message.Message, attempts int, reason message.Reason, detail string) error {
-	for w.parked.n >= w.retry.ParkedMax {
-		w.stand(at, fmt.Sprintf("%d messages are parked, the limit; the oldest: %s", w.parked.n, detail))
-		if err := w.commit(ctx); err != nil {
-			return err
-		}
-		if err := pause(ctx, w.untilDue()); err != nil {
-			return err
-		}
-		if err := w.retryDue(ctx); err != nil {
-			return err
-		}
-	}
-	w.stand(at, "")
+// park puts a message aside, durably with the next commit.
+func (w *worker) park(at place, p bus.Position, m *message.Message, attempts int, reason message.Reason, detail string) error {
 	now := w.env.Now()
 	x := &parked{m: m.Clone(), at: at, position: p, attempts: attempts, first: now, next: now, reason: reason, detail: cut(detail)}
 	if attempts > 0 {
@@ -143,9 +148,7 @@ func (w *worker) park(ctx context.Context, c *Checkpoint, at place, p bus.Positi
 		w.env.Log.Warn("parked, to be tried again", "id", m.ID, "trace", m.Trace.ID, "subject", m.Subject, "reason", reason, "error", detail)
 		w.metrics.retried(reason)
 	}
-	row := parkKey{at, x.m.Key()}
-	w.parked.rows[row] = append(w.parked.rows[row], x)
-	w.parked.n++
+	w.parked.push(x)
 	w.dirty[at] = true
 	return w.keepParked(x)
 }
@@ -170,11 +173,15 @@ func (w *worker) retryDue(ctx context.Context) error {
 		}
 	}
 	slices.SortFunc(due, func(a, b parkKey) int {
-		x, y := w.parked.rows[a][0], w.parked.rows[b][0]
-		return cmp.Or(cmp.Compare(x.position.Sequence, y.position.Sequence), cmp.Compare(x.position.Index, y.position.Index))
+		return cmp.Or(cmp.Compare(a.log, b.log), earlier(w.parked.rows[a][0].position, w.parked.rows[b][0].position))
 	})
 	for _, k := range due {
 		for len(w.parked.rows[k]) > 0 {
+			select {
+			case <-w.stopping:
+				return nil // what was settled is committed, and the rest is parked still
+			default:
+			}
 			settled, err := w.again(ctx, k, w.parked.rows[k][0])
 			if err != nil {
 				return err
@@ -189,8 +196,9 @@ func (w *worker) retryDue(ctx context.Context) error {
 
 // again tries a parked message; settled says that it has left.
 func (w *worker) again(ctx context.Context, k parkKey, x *parked) (settled bool, err error) {
-	c := w.points[k.at]
-	w.dirty[k.at] = true
+	at := x.at
+	c := w.points[at]
+	w.dirty[at] = true
 	result := w.call(ctx, x.m)
 	if ctx.Err() != nil && result != nil && !errors.Is(result, ErrNotMatched) {
 		return false, ctx.Err()
@@ -205,9 +213,9 @@ func (w *worker) again(ctx context.Context, k parkKey, x *parked) (settled bool,
 			outcome = NotMatched
 		}
 		w.count(c, outcome, x.m.ID)
-		w.metrics.messages(k.at.log, outcome, 1)
+		w.metrics.messages(at.log, outcome, 1)
 	case isReject:
-		if err := w.die(c, k.at, x.position, x.m, x.attempts, reject.Reason, result, x.first); err != nil {
+		if err := w.die(c, at, x.position, x.m, x.attempts, reject.Reason, result, x.first); err != nil {
 			return false, err
 		}
 	case x.attempts >= w.retry.Attempts:
@@ -215,7 +223,7 @@ func (w *worker) again(ctx context.Context, k parkKey, x *parked) (settled bool,
 		if reject != nil {
 			reason = reject.Reason // a panic
 		}
-		if err := w.die(c, k.at, x.position, x.m, x.attempts, reason, result, x.first); err != nil {
+		if err := w.die(c, at, x.position, x.m, x.attempts, reason, result, x.first); err != nil {
 			return false, err
 		}
 	default:
@@ -224,13 +232,7 @@ func (w *worker) again(ctx context.Context, k parkKey, x *parked) (settled bool,
 		w.metrics.retried(x.reason)
 		return false, w.keepParked(x)
 	}
-	row := w.parked.rows[k][1:]
-	if len(row) == 0 {
-		delete(w.parked.rows, k)
-	} else {
-		w.parked.rows[k] = row
-	}
-	w.parked.n--
+	w.parked.pop(k)
 	return true, w.store.delete(parkedKey(x.at, x.position))
 }
 
@@ -255,7 +257,14 @@ func (w *worker) take(ctx context.Context, d bus.Delivery) error {
 		return nil
 	}
 	w.tx.reset(m)
-	result := w.guard(func() error { return w.part.Take(ctx, w.tx, m, d.Attempt()) })
+	var result error
+	if m.Expired(w.env.Now()) {
+		result = message.Rejectf(message.Expired, "it lost its worth at %s, attempt %d", m.Expires.UTC().Format(time.RFC3339Nano), d.Attempt())
+	} else {
+		began := time.Now()
+		result = w.guard(func() error { return w.part.Take(ctx, w.tx, m, d.Attempt()) })
+		w.metrics.handled(time.Since(began))
+	}
 	var reject *message.Rejection
 	isReject := errors.As(result, &reject) && reject.Reason != message.HandlerPanic
 	finish := d.Ack
@@ -264,6 +273,7 @@ func (w *worker) take(ctx context.Context, d bus.Delivery) error {
 		if err := w.tx.apply(); err != nil {
 			return err
 		}
+		w.metrics.messages(commandQueue, map[bool]string{true: Handled, false: NotMatched}[result == nil], 1)
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case isReject, d.Attempt() >= w.retry.Attempts:
@@ -271,6 +281,7 @@ func (w *worker) take(ctx context.Context, d bus.Delivery) error {
 		if err := w.die(nil, place{log: "queue"}, bus.Position{}, m, d.Attempt(), reason, result, m.Recorded()); err != nil {
 			return err
 		}
+		w.metrics.messages(commandQueue, Dead, 1)
 		finish = d.Drop
 	default:
 		w.metrics.retried(message.ReasonOf(result, message.HandlerError))
@@ -284,6 +295,7 @@ func (w *worker) take(ctx context.Context, d bus.Delivery) error {
 
 // sweep forgets the outcomes of queued messages that cannot come again any more.
 func (w *worker) sweep() error {
+	w.swept = w.env.Now()
 	before := uint64(w.env.Now().Add(-outcomeKept).UnixNano())
 	var old [][]byte
 	err := walk(w.store.db, []byte{kindOutcome}, []byte{kindOutcome + 1}, false, func(k, v []byte) bool {

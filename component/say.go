@@ -2,7 +2,11 @@ package component
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
 	"net/http"
+	"runtime/debug"
+	"slices"
 	"sync"
 
 	"github.com/naru-platform/naru/bus"
@@ -21,8 +25,13 @@ func (r *run) mint(m *message.Message) {
 	} else {
 		m.Trace.Span = message.NewSpan()
 	}
+	r.describe(m)
+}
+
+// describe fills in source and type.
+func (r *run) describe(m *message.Message) {
 	if m.Source == "" {
-		m.Source = "//naru/" + r.h.Node + "/" + r.spec.Name
+		m.Source = r.source
 	}
 	if m.Type == "" {
 		if k := r.h.Catalog.Find(m.Subject); k != nil {
@@ -58,7 +67,7 @@ func (r *run) door(ctx context.Context, log string) (bus.Appender, error) {
 	if err != nil {
 		return nil, err
 	}
-	return declared{a, r.spec}, nil
+	return declared{a, r}, nil
 }
 
 // appender opens one appender per log, for the door and for what the component says itself.
@@ -106,14 +115,15 @@ func (r *run) closeDoors() {
 // declared refuses what the component does not declare to say.
 type declared struct {
 	bus.Appender
-	spec Spec
+	r *run
 }
 
-// Append checks, then appends.
+// Append checks, fills in source and type where they are missing, then appends.
 func (d declared) Append(ctx context.Context, m *message.Message, to bus.Completion, token uint64) error {
-	if !hears(d.spec.Says, m.Subject) {
-		return message.Rejectf(message.Undeclared, "%s does not declare that it says %s", d.spec.Name, m.Subject)
+	if !hears(d.r.spec.Says, m.Subject) {
+		return message.Rejectf(message.Undeclared, "%s does not declare that it says %s", d.r.spec.Name, m.Subject)
 	}
+	d.r.describe(m)
 	return d.Appender.Append(ctx, m, to, token)
 }
 
@@ -128,31 +138,64 @@ type router struct {
 
 func newRouter() *router { return &router{all: map[string][]Route{}, mux: http.NewServeMux()} }
 
-func (t *router) mount(name string, routes []Route) {
+// mount adds a component's routes. Those that are malformed, or already another's, are an error, and change nothing.
+func (t *router) mount(name string, routes []Route, log *slog.Logger) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.all[name] = routes
-	t.rebuild()
+	caught := slices.Clone(routes)
+	for i := range caught {
+		caught[i].Handler = recovering(caught[i].Handler, log)
+	}
+	t.all[name] = caught
+	if err := t.rebuild(); err != nil {
+		delete(t.all, name)
+		return fmt.Errorf("routes of %s: %w", name, err)
+	}
+	return nil
+}
+
+// recovering answers for a handler that panics.
+func recovering(h http.Handler, log *slog.Logger) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			switch p := recover(); p {
+			case nil:
+			case http.ErrAbortHandler:
+				panic(p)
+			default:
+				log.Error("answer a request", "method", r.Method, "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+				answer.Error(w, fmt.Errorf("a bug, told in the log of %s", r.Pattern))
+			}
+		}()
+		h.ServeHTTP(w, r)
+	})
 }
 
 func (t *router) unmount(name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.all, name)
-	t.rebuild()
+	_ = t.rebuild() // what remains was there before
 }
 
-func (t *router) rebuild() {
-	t.mux = http.NewServeMux()
+func (t *router) rebuild() (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%v", p) // how ServeMux says that a pattern is malformed, or taken
+		}
+	}()
+	mux := http.NewServeMux()
 	for _, routes := range t.all {
 		for _, r := range routes {
 			h := r.Handler
 			if !r.Public {
 				h = t.guarded(h)
 			}
-			t.mux.Handle(r.Pattern, h)
+			mux.Handle(r.Pattern, h)
 		}
 	}
+	t.mux = mux
+	return nil
 }
 
 func (t *router) guarded(h http.Handler) http.Handler {

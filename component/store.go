@@ -24,12 +24,14 @@ const (
 	kindParked     = 'p' // place, sequence, index
 	kindOutbox     = 'o' // number
 	kindOutcome    = 'i' // message id: when a queued message's outcome was recorded
+	kindBirth      = 's' // the store's own id
 )
 
 // store keeps effects, positions, what is parked and what is to be said, and commits them together.
 type store struct {
 	db    *pebble.DB
 	batch *pebble.Batch // what the next commit holds
+	birth message.ID    // tells this store from one that was here before and was lost
 }
 
 func openStore(dir string, log *slog.Logger) (*store, error) {
@@ -40,7 +42,25 @@ func openStore(dir string, log *slog.Logger) (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the store in %s: %w", dir, err)
 	}
-	return &store{db: db, batch: db.NewIndexedBatch()}, nil
+	s := &store{db: db, batch: db.NewIndexedBatch()}
+	if err := s.name(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open the store in %s: %w", dir, err), s.close())
+	}
+	return s, nil
+}
+
+// name reads the store's id, and mints it in a new store.
+func (s *store) name() error {
+	v, err := get(s.db, []byte{kindBirth})
+	if err != nil {
+		return err
+	}
+	if len(v) == len(s.birth) {
+		s.birth = message.ID(v)
+		return nil
+	}
+	s.birth = message.NewID(time.Now())
+	return s.db.Set([]byte{kindBirth}, s.birth[:], pebble.Sync)
 }
 
 func (s *store) close() error { return errors.Join(s.batch.Close(), s.db.Close()) }
@@ -163,7 +183,16 @@ func (s *store) setCheckpoint(c *Checkpoint) error {
 type said struct {
 	number uint64
 	m      *message.Message
-	size   int
+	record []byte // which m aliases
+}
+
+// newSaid writes a message down as it will be stored.
+func newSaid(m *message.Message) said {
+	s := said{m: new(message.Message), record: message.AppendRecord(nil, m)}
+	if _, err := message.DecodeRecord(s.record, s.m); err != nil {
+		panic(fmt.Sprintf("a record that was just written cannot be read: %v", err)) // a bug in the codec
+	}
+	return s
 }
 
 func outboxKey(n uint64) []byte { return binary.BigEndian.AppendUint64([]byte{kindOutbox}, n) }
@@ -171,11 +200,12 @@ func outboxKey(n uint64) []byte { return binary.BigEndian.AppendUint64([]byte{ki
 func (s *store) outbox() (list []said, err error) {
 	var bad error
 	err = walk(s.db, []byte{kindOutbox}, []byte{kindOutbox + 1}, false, func(k, v []byte) bool {
-		m := new(message.Message)
-		if _, bad = message.DecodeRecord(slices.Clone(v), m); bad != nil || len(k) != 9 {
+		s := said{m: new(message.Message), record: slices.Clone(v)}
+		if _, bad = message.DecodeRecord(s.record, s.m); bad != nil || len(k) != 9 {
 			return false
 		}
-		list = append(list, said{binary.BigEndian.Uint64(k[1:]), m, len(v)})
+		s.number = binary.BigEndian.Uint64(k[1:])
+		list = append(list, s)
 		return true
 	})
 	return list, errors.Join(err, bad)
@@ -183,6 +213,9 @@ func (s *store) outbox() (list []said, err error) {
 
 // outcomeKept is for how long the outcome of a queued message is remembered, so that a redelivery does nothing.
 const outcomeKept = 24 * time.Hour
+
+// sweepEvery is how often those that are older are forgotten.
+const sweepEvery = time.Hour
 
 func outcomeKey(id message.ID) []byte { return append([]byte{kindOutcome}, id[:]...) }
 

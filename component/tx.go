@@ -1,9 +1,9 @@
 package component
 
 import (
-	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/naru-platform/naru/message"
@@ -15,7 +15,7 @@ type tx struct {
 	cause *message.Message  // nil in HandleBatch
 	ops   map[string][]byte // nil deletes
 	order []string
-	said  []*message.Message
+	said  []said
 }
 
 func (t *tx) reset(cause *message.Message) {
@@ -50,30 +50,38 @@ func (t *tx) put(key, value []byte) {
 
 // Scan walks the keys with a prefix, those this call has set among them. f may set and delete.
 func (t *tx) Scan(prefix []byte, f func(key, value []byte) bool) error {
-	type pair struct{ k, v []byte }
-	var list []pair
+	// What this call has set is merged, as it is now, with what the store has; neither is read further than f goes.
+	var keys []string
+	mine := map[string][]byte{}
+	for k, v := range t.ops {
+		if strings.HasPrefix(k, string(prefix)) {
+			mine[k] = v
+			keys = append(keys, k)
+		}
+	}
+	slices.Sort(keys)
+	more := true
+	upTo := func(end []byte) { // gives what sorts before end
+		for more && len(keys) > 0 && (end == nil || keys[0] < string(end)) {
+			k := keys[0]
+			keys = keys[1:]
+			if v := mine[k]; v != nil {
+				more = f([]byte(k), v)
+			}
+		}
+	}
 	p := userKey(prefix)
 	err := walk(t.w.store.batch, p, prefixEnd(p), false, func(k, v []byte) bool {
-		if _, mine := t.ops[string(k[1:])]; !mine {
-			list = append(list, pair{slices.Clone(k[1:]), slices.Clone(v)})
+		upTo(k[1:])
+		if _, set := mine[string(k[1:])]; more && !set {
+			more = f(slices.Clone(k[1:]), slices.Clone(v))
 		}
-		return true
+		return more
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		upTo(nil)
 	}
-	for k, v := range t.ops {
-		if v != nil && bytes.HasPrefix([]byte(k), prefix) {
-			list = append(list, pair{[]byte(k), v})
-		}
-	}
-	slices.SortFunc(list, func(a, b pair) int { return bytes.Compare(a.k, b.k) })
-	for _, e := range list {
-		if !f(e.k, e.v) {
-			break
-		}
-	}
-	return nil
+	return err
 }
 
 // Say says a consequence.
@@ -84,10 +92,14 @@ func (t *tx) Say(m *message.Message) error {
 			return err
 		}
 	}
-	if err := t.w.maySay(m); err != nil {
+	if err := maySay(t.w.env.Spec, m); err != nil {
 		return err
 	}
-	t.said = append(t.said, m.Clone())
+	s := newSaid(m)
+	if most := largest(t.w.env.Bus); len(s.record) > most {
+		return message.Rejectf(message.MessageTooLarge, "%s takes %d bytes, and the bus takes up to %d", m.Subject, len(s.record), most)
+	}
+	t.said = append(t.said, s)
 	return nil
 }
 
@@ -104,8 +116,8 @@ func (t *tx) apply() error {
 			return fmt.Errorf("keep effects: %w", err)
 		}
 	}
-	for _, m := range t.said {
-		if err := t.w.enqueue(m); err != nil {
+	for _, s := range t.said {
+		if err := t.w.enqueue(s); err != nil {
 			return err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,8 +34,12 @@ type worker struct {
 	metrics *metrics
 	skew    func(index int) int // how often a message is handled, for tests that must see a wrong ledger; nil is once
 
-	events chan event
-	tx     *tx
+	events     chan event
+	deliveries chan bus.Delivery
+	stopping   <-chan struct{} // nothing new is begun
+	full       string          // why no more batches are taken: too much is parked
+	swept      time.Time
+	tx         *tx
 
 	points map[place]*Checkpoint
 	dirty  map[place]bool
@@ -53,15 +58,21 @@ type worker struct {
 	faults  map[place]string
 }
 
-// event is something to handle.
+// event is what a reader tells the worker of its partition: a batch, or one of the things below it.
 type event struct {
 	at       place
 	stored   bus.Stored
-	delivery bus.Delivery
+	began    []bus.Position // the consumer begins behind them
+	noted    chan struct{}  // closed when that is committed
+	finished bool           // a sealed generation was read to its end
+	trimmed  bool           // what comes next was trimmed before it was read
+	alarm    message.Reason // to be raised
+	detail   string
 }
 
 func newWorker(env Env, part *Part, s *store, out *outbox, m *metrics) (*worker, error) {
-	w := &worker{env: env, part: part, retry: env.Spec.Retry.withDefaults(), store: s, out: out, metrics: m, events: make(chan event),
+	w := &worker{env: env, part: part, retry: env.Spec.Retry.withDefaults(), store: s, out: out, metrics: m,
+		events: make(chan event), deliveries: make(chan bus.Delivery), stopping: make(chan struct{}), swept: env.Now(),
 		dirty: map[place]bool{}, reports: map[place]Report{}, faults: map[place]string{}}
 	w.tx = &tx{w: w, ops: map[string][]byte{}}
 	var err error
@@ -97,25 +108,37 @@ func (w *worker) lastNumber(left []said) (uint64, error) {
 	return n, nil
 }
 
-// run handles events until ctx is done, then commits what is under way.
-func (w *worker) run(ctx context.Context) error {
-	timer := time.NewTimer(time.Hour)
+// errStopping ends a wait in the middle of work whose fate is still open; what was decided before it is committed.
+var errStopping = errors.New("stopping")
+
+// run handles events until stop is done, then finishes and commits what is under way. ctx is for the work itself: it
+// ends later than stop, so that a handler may come to its end.
+func (w *worker) run(stop, ctx context.Context) error {
+	w.stopping = stop.Done()
+	timer := time.NewTimer(sweepEvery)
 	defer timer.Stop()
 	for {
-		timer.Reset(w.untilDue())
+		timer.Reset(min(w.untilDue(), sweepEvery))
+		var err error
 		select {
-		case <-ctx.Done():
-			return w.commit(context.WithoutCancel(ctx))
-		case e := <-w.events:
-			if err := w.handle(ctx, e); err != nil {
-				return err
-			}
+		case <-w.stopping:
+			return w.commit(ctx)
+		case e := <-w.intake():
+			err = w.handle(ctx, e)
+		case d := <-w.deliveries:
+			err = w.handleDelivery(ctx, d)
 		case <-timer.C:
-			if err := w.retryDue(ctx); err != nil {
-				return err
+			if err = w.retryDue(ctx); err == nil && w.env.Now().Sub(w.swept) >= sweepEvery {
+				err = w.sweep()
 			}
 		}
-		if err := w.drain(ctx); err != nil {
+		if err == nil {
+			err = w.drain(ctx)
+		}
+		switch {
+		case errors.Is(err, errStopping):
+			return nil
+		case err != nil:
 			return err
 		}
 		if err := w.commit(ctx); err != nil {
@@ -124,45 +147,106 @@ func (w *worker) run(ctx context.Context) error {
 	}
 }
 
+// intake is where batches come from: from nowhere while too many messages are parked. The limit may be passed by what
+// is in one batch, since a batch and its position are one.
+func (w *worker) intake() <-chan event {
+	why := ""
+	if w.parked.n >= w.retry.ParkedMax {
+		why = fmt.Sprintf("%d messages are parked and the limit is %d; `naru dead list` and the exceptions below tell why", w.parked.n, w.retry.ParkedMax)
+	}
+	if (why == "") != (w.full == "") {
+		for at := range w.points {
+			if w.fault(at) == w.full {
+				w.stand(at, why)
+			}
+		}
+		w.full = why
+	}
+	if why != "" {
+		return nil
+	}
+	return w.events
+}
+
 // drain takes what is at hand, so that one commit carries it all.
 func (w *worker) drain(ctx context.Context) error {
 	for w.pendingMessages < commitMessages && w.pendingBytes < commitBytes && w.env.Now().Sub(w.pendingSince) < commitAfter {
+		var err error
 		select {
-		case e := <-w.events:
-			if err := w.handle(ctx, e); err != nil {
-				return err
-			}
+		case e := <-w.intake():
+			err = w.handle(ctx, e)
+		case d := <-w.deliveries:
+			err = w.handleDelivery(ctx, d)
 		default:
 			return nil
 		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+func (w *worker) handleDelivery(ctx context.Context, d bus.Delivery) error {
+	if w.pendingMessages == 0 {
+		w.pendingSince = w.env.Now()
+	}
+	return w.take(ctx, d)
 }
 
 func (w *worker) handle(ctx context.Context, e event) error {
 	if w.pendingMessages == 0 {
 		w.pendingSince = w.env.Now()
 	}
-	if e.delivery != nil {
-		return w.take(ctx, e.delivery)
+	if e.alarm != 0 {
+		if err := w.alarm(e.alarm, e.detail); err != nil {
+			return err
+		}
 	}
-	return w.batch(ctx, e.at, e.stored)
+	switch {
+	case e.began != nil:
+		for _, p := range e.began {
+			at := place{e.at.log, p.Generation, p.Partition}
+			c := w.point(at)
+			c.Position, c.Began = p, p.Sequence
+			w.dirty[at] = true
+		}
+		w.after = append(w.after, func(context.Context) { close(e.noted) })
+	case e.finished:
+		if c := w.points[e.at]; c != nil && !c.Finished {
+			c.Finished = true
+			w.dirty[e.at] = true
+		}
+	case e.trimmed:
+		if c := w.points[e.at]; c != nil {
+			for name, row := range c.Rows {
+				row.Trimmed = true
+				c.Rows[name] = row
+			}
+			w.dirty[e.at] = true
+		}
+	case e.stored.Position.Sequence > 0:
+		return w.batch(ctx, e.at, e.stored)
+	}
+	return nil
+}
+
+// point is the checkpoint of a partition, made where there is none.
+func (w *worker) point(at place) *Checkpoint {
+	c := w.points[at]
+	if c == nil {
+		c = &Checkpoint{Consumer: w.env.Spec.Name, Log: at.log, Outcomes: map[string]Sum{}, Rows: map[string]Row{},
+			Position: bus.Position{Generation: at.gen, Partition: at.part}}
+		w.points[at] = c
+	}
+	return c
 }
 
 // batch decides the fates of a batch's messages and moves the position behind it.
 func (w *worker) batch(ctx context.Context, at place, s bus.Stored) error {
-	c := w.points[at]
-	if c == nil {
-		c = &Checkpoint{Consumer: w.env.Spec.Name, Log: at.log, Outcomes: map[string]Sum{}, Rows: map[string]Row{}}
-		w.points[at] = c
-	}
-	if s.Err != nil {
-		c.UnreadableBatches++
-		w.env.Log.Error("a batch cannot be read; what was in it is dead", "log", at.log, "sequence", s.Position.Sequence,
-			"reason", message.CorruptBatch, "error", s.Err)
-		w.metrics.unreadable(at.log)
-	} else {
-		w.account(c, &s)
+	c := w.point(at)
+	if s.Position.Sequence <= c.Position.Sequence {
+		return nil // a reader that was opened again behind the last commit gives again what is under way
 	}
 	var err error
 	switch {
@@ -171,8 +255,20 @@ func (w *worker) batch(ctx context.Context, at place, s bus.Stored) error {
 	case s.Err == nil:
 		err = w.eachMessage(ctx, c, at, s)
 	}
+	if err == nil && s.Err != nil {
+		detail := fmt.Sprintf("%s: batch %d of log %s, generation %d, partition %d cannot be read; what was in it is dead: %v", w.env.Spec.Name,
+			s.Position.Sequence, at.log, at.gen, at.part, s.Err)
+		err = w.alarm(message.CorruptBatch, detail)
+	}
 	if err != nil {
 		return err
+	}
+	// From here on nothing fails: a checkpoint never has half a batch.
+	if s.Err != nil {
+		c.UnreadableBatches++
+		w.metrics.unreadable(at.log)
+	} else {
+		w.account(c, &s)
 	}
 	c.Position = s.Position
 	w.dirty[at] = true
@@ -190,10 +286,15 @@ func (w *worker) account(c *Checkpoint, s *bus.Stored) {
 	if !met {
 		row.Start = before
 	} else if before.Count > row.Upto.Count {
-		gap := before.Minus(row.Upto)
-		c.Outcomes[Unreadable] = c.Outcomes[Unreadable].Plus(gap)
-		w.metrics.messages(c.Log, Unreadable, gap.Count)
+		gap, outcome := before.Minus(row.Upto), Unreadable
+		if row.Trimmed {
+			outcome = Dead
+			w.metrics.died(message.RetentionExceeded, gap.Count)
+		}
+		c.Outcomes[outcome] = c.Outcomes[outcome].Plus(gap)
+		w.metrics.messages(c.Log, outcome, gap.Count)
 	}
+	row.Trimmed = false
 	row.Upto = before.Plus(Sum{uint64(h.Count), h.IDSum})
 	c.Rows[s.Appender] = row
 }
@@ -223,7 +324,7 @@ func (w *worker) wholeBatch(ctx context.Context, c *Checkpoint, at place, s bus.
 		if err := w.commit(ctx); err != nil { // what came before need not wait for it
 			return err
 		}
-		if err := pause(ctx, w.retry.delay(attempt)); err != nil {
+		if err := w.pause(ctx, w.retry.delay(attempt)); err != nil {
 			return err
 		}
 	}
@@ -282,8 +383,8 @@ func (w *worker) message(ctx context.Context, c *Checkpoint, at place, p bus.Pos
 		w.count(c, NotHeard, m.ID)
 		w.metrics.messages(at.log, NotHeard, 1)
 		return nil
-	case w.parked.blocks(at, m.Key()):
-		return w.park(ctx, c, at, p, m, 0, message.HandlerError, "waits behind an earlier message of its key")
+	case w.parked.blocks(at.log, m.Key()):
+		return w.park(at, p, m, 0, message.HandlerError, "waits behind an earlier message of its key")
 	}
 	err := w.call(ctx, m)
 	return w.decide(ctx, c, at, p, m, err)
@@ -320,7 +421,7 @@ func (w *worker) decide(ctx context.Context, c *Checkpoint, at place, p bus.Posi
 	case errors.As(err, &reject) && reject.Reason != message.HandlerPanic:
 		return w.die(c, at, p, m, 1, reject.Reason, err, w.env.Now())
 	}
-	return w.park(ctx, c, at, p, m, 1, message.ReasonOf(err, message.HandlerError), err.Error())
+	return w.park(at, p, m, 1, message.ReasonOf(err, message.HandlerError), err.Error())
 }
 
 // die writes a dead letter.
@@ -328,29 +429,54 @@ func (w *worker) die(c *Checkpoint, at place, p bus.Position, m *message.Message
 	d := operator.Dead{Reason: reason, Detail: cut(cause.Error()), Component: w.env.Spec.Name, Attempts: attempts, First: first,
 		Last: w.env.Now(), Log: at.log, Position: fmt.Sprintf("%d/%d/%d/%d", p.Generation, p.Partition, p.Sequence, p.Index),
 		Original: message.AppendRecord(nil, m)}
-	if err := w.sayDead(m, d); err != nil {
+	if strings.HasPrefix(string(m.Subject), "operator.dead.") && m.Depth >= message.DepthMax {
+		// Dead letters of dead letters end here, or a component that cannot handle its own would write them for ever.
+		w.env.Log.Error("a dead letter died of dead letters; no more is written", "id", m.ID, "reason", reason, "error", cause)
+	} else if err := w.sayDead(m, d); err != nil {
 		return err
 	}
 	if c != nil {
 		w.count(c, Dead, m.ID)
 		w.metrics.messages(at.log, Dead, 1)
 	}
-	w.metrics.died(reason)
+	w.metrics.died(reason, 1)
 	w.env.Log.Warn("dead letter", "id", m.ID, "trace", m.Trace.ID, "subject", m.Subject, "reason", reason, "error", cause)
 	return nil
 }
 
 func (w *worker) sayDead(m *message.Message, d operator.Dead) error {
-	data, err := json.Marshal(d)
+	for {
+		data, err := json.Marshal(d)
+		if err != nil {
+			return err
+		}
+		dead := &message.Message{Subject: operator.DeadSubject(w.env.Spec.Name), ContentType: "application/json", Data: data}
+		w.env.Mint(dead)
+		if err := dead.Follow(m); err != nil {
+			dead.Depth = message.DepthMax // a dead letter is told of, however deep its message was
+		}
+		s := newSaid(dead)
+		if len(s.record) <= largest(w.env.Bus) || m.Data == nil {
+			return w.enqueue(s)
+		}
+		// In JSON the original takes a third more, which may be too much for the bus: the letter says where it is.
+		bare := *m
+		bare.Data, bare.Properties, bare.Correlation = nil, nil, nil
+		d.Detail = fmt.Sprintf("its %d bytes of data are too large for a dead letter, and are in the log at its position only; %s", len(m.Data), d.Detail)
+		d.Original, m = message.AppendRecord(nil, &bare), &bare
+	}
+}
+
+// alarm raises an alarm that an operator should look at.
+func (w *worker) alarm(reason message.Reason, detail string) error {
+	w.env.Log.Error("alarm", "reason", reason, "detail", detail)
+	data, err := json.Marshal(operator.Alarm{Name: reason.String(), Since: w.env.Now(), Detail: cut(detail), Look: reason.Info().Look})
 	if err != nil {
 		return err
 	}
-	dead := &message.Message{Subject: operator.DeadSubject(w.env.Spec.Name), ContentType: "application/json", Data: data}
-	w.env.Mint(dead)
-	if err := dead.Follow(m); err != nil {
-		dead.Depth = message.DepthMax // a dead letter is told of, however deep its message was
-	}
-	return w.enqueue(dead)
+	m := &message.Message{Subject: operator.AlarmSubject(reason.String()), ContentType: "application/json", Data: data}
+	w.env.Mint(m)
+	return w.enqueue(newSaid(m))
 }
 
 // guard makes a panic an error.
@@ -364,18 +490,15 @@ func (w *worker) guard(f func() error) (err error) {
 }
 
 // enqueue puts a message into the outbox of the next commit.
-func (w *worker) enqueue(m *message.Message) error {
+func (w *worker) enqueue(s said) error {
 	w.outboxNext++
-	record := message.AppendRecord(nil, m)
-	if err := w.store.set(outboxKey(w.outboxNext), record); err != nil {
+	s.number = w.outboxNext
+	if err := w.store.set(outboxKey(s.number), s.record); err != nil {
 		return err
 	}
-	w.queued = append(w.queued, said{w.outboxNext, m, len(record)})
+	w.queued = append(w.queued, s)
 	return w.store.set([]byte{'n'}, beAppend(w.outboxNext))
 }
-
-// maySay holds a message to what the component declares.
-func (w *worker) maySay(m *message.Message) error { return maySay(w.env.Spec, m) }
 
 func maySay(s Spec, m *message.Message) error {
 	if err := m.Valid(); err != nil {
@@ -451,6 +574,27 @@ func (w *worker) stand(at place, why string) {
 	w.reports[at] = r
 }
 
+// fault is why a partition stands still.
+func (w *worker) fault(at place) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.faults[at]
+}
+
+// pause waits, unless the component stops.
+func (w *worker) pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-w.stopping:
+		return errStopping
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // snapshot is what is reported.
 func (w *worker) snapshot() []Report {
 	w.mu.Lock()
@@ -467,7 +611,7 @@ func (w *worker) position(at place) (bus.Position, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	r, ok := w.reports[at]
-	return r.Position, ok && r.Position.Sequence > 0
+	return r.Position, ok && !r.Position.Log.IsZero()
 }
 
 func hears(patterns []message.Pattern, s message.Subject) bool {
