@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -112,7 +111,16 @@ func (s *stand) patch(stream string, m raw, rehash bool) {
 	if err := os.WriteFile(files[0], block, 0o600); err != nil {
 		s.t.Fatal(err)
 	}
-	if err := os.Remove(filepath.Join(filepath.Dir(files[0]), "index.db")); err != nil {
+}
+
+// loseIndex has the server read the blocks themselves when it starts.
+func (s *stand) loseIndex(stream string) {
+	s.t.Helper()
+	files, err := filepath.Glob(filepath.Join(s.dir, "jetstream", "*", "streams", stream, "msgs", "index.db"))
+	if err != nil || len(files) != 1 {
+		s.t.Fatalf("index of %s: %v, %v", stream, files, err)
+	}
+	if err := os.Remove(files[0]); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -138,9 +146,4 @@ func TestKeepsThePromisesEmbedded(t *testing.T) {
 			SetSpace: func(sp bus.Space) { setSpace(s.b, sp) },
 		}
 	})
-}
-
-// quiet is a log for engines that say a lot.
-func quiet(t testing.TB) *slog.Logger {
-	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))
 }

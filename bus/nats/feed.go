@@ -68,16 +68,30 @@ func (f *feed) remove(seq uint64) {
 func (f *feed) forget(upTo uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.keep(func(seq uint64) bool { return seq > upTo })
+	f.wake()
+}
+
+// retreat notes that the log ends before what was known: the engine has lost what is behind, and puts others in its
+// place.
+func (f *feed) retreat(last uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.keep(func(seq uint64) bool { return seq <= last })
+	f.last = last
+}
+
+// keep drops from the ring all but some. f.mu is held.
+func (f *feed) keep(which func(seq uint64) bool) {
 	kept := f.order[:0]
 	for _, seq := range f.order {
-		if seq > upTo {
+		if which(seq) {
 			kept = append(kept, seq)
-			continue
+		} else {
+			f.remove(seq)
 		}
-		f.remove(seq)
 	}
 	f.order = kept
-	f.wake()
 }
 
 // reach notes that the log has come to a sequence, and wakes who waits. f.mu is held.

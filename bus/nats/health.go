@@ -2,16 +2,21 @@ package nats
 
 import (
 	"context"
+	"net/http"
 	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/naru-platform/naru/bus"
 )
 
 const (
-	watchEvery   = 250 * time.Millisecond
-	restartAfter = 2 * time.Second // of a server that switched its store off, once there is space
-	probeWait    = 2 * time.Second
-	probeKey     = "probe"
+	watchEvery    = 250 * time.Millisecond
+	healthEvery   = 4               // looks at the space, one at the server's health
+	restartAfter  = 2 * time.Second // of a server that gave up its store, once there is space
+	restartRarely = 5 * time.Minute
+	probeWait     = 2 * time.Second
+	probeKey      = "probe"
 )
 
 // Status is how the engine is.
@@ -43,40 +48,75 @@ func (b *Bus) confirmed(took time.Duration) {
 func (b *Bus) isUp() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.up {
+	if !b.up && !b.sick.Load() {
 		b.log.Info("the bus is up again", "after", b.now().Sub(b.upSince))
 		b.up, b.upSince, b.fault = true, b.now(), ""
 	}
 }
 
-// watch measures what is left on the disk, starts an embedded server again that has switched its store off, as it does
-// when the disk is full, and finds out when an engine that was away is back.
+// watch measures what is left on the disk, starts an embedded server again that has given up its store, as it does when
+// the disk is full, and finds out when an engine that was away is back.
 func (b *Bus) watch() {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	var off time.Time
-	for {
+	var broken doctor
+	for n := 0; ; n++ {
 		select {
 		case <-b.ctx.Done():
 			return
 		case <-tick.C:
 		}
 		b.watchSpace()
-		s := b.embedded.Load()
-		switch {
-		case s == nil || s.JetStreamEnabled():
-			off = time.Time{}
-		case off.IsZero():
-			off = b.now()
-			b.down("the embedded server has switched its store off, most likely because the disk was full")
-		case !b.space.Load().Shut && b.now().Sub(off) >= restartAfter:
-			b.restart(s)
-			off = time.Time{}
+		if s := b.embedded.Load(); s != nil && n%healthEvery == 0 {
+			fault := storeFault(s)
+			b.sick.Store(fault != "")
+			if fault != "" {
+				b.down(fault)
+			}
+			if broken.restart(b.now(), fault != "", b.space.Load().Shut) {
+				b.restart(s)
+			}
 		}
-		if !b.isUpNow() && b.failing.Load() == 0 && b.nc.IsConnected() {
+		if !b.isUpNow() && !b.sick.Load() && b.failing.Load() == 0 && b.nc.IsConnected() {
 			b.probe()
 		}
 	}
+}
+
+// storeFault is why an embedded server cannot store any more; empty while it can. A server that met a write error gives
+// up the stream, or its whole store, and stays so when there is space again.
+func storeFault(s *server.Server) string {
+	if !s.JetStreamEnabled() {
+		return "the embedded server has switched its store off, most likely because the disk was full"
+	}
+	if h := s.Healthz(&server.HealthzOptions{}); h != nil && h.StatusCode != http.StatusOK {
+		return "the embedded server has given up: " + h.Error
+	}
+	return ""
+}
+
+// doctor decides when a server that is broken is started again: after a while, once there is space, and ever more rarely
+// where that doesn't help.
+type doctor struct {
+	since time.Time // it is broken
+	wait  time.Duration
+}
+
+func (d *doctor) restart(now time.Time, broken, full bool) bool {
+	switch {
+	case !broken:
+		if d.since.IsZero() && d.wait > 0 {
+			d.wait -= d.wait / 100 // well for some minutes: forgotten
+		}
+		d.since = time.Time{}
+		return false
+	case d.since.IsZero():
+		d.since, d.wait = now, max(d.wait, restartAfter)
+	case !full && now.Sub(d.since) >= d.wait:
+		d.since, d.wait = time.Time{}, min(2*d.wait, restartRarely)
+		return true
+	}
+	return false
 }
 
 func (b *Bus) isUpNow() bool {

@@ -68,7 +68,8 @@ func (b *Bus) leasesReady(ctx context.Context) error {
 
 // take writes the lease behind what is there, if that is nobody's or our own.
 func (l *lease) take(ctx context.Context) error {
-	for again := true; ; again = false {
+	made := false
+	for {
 		holder, rev, err := l.holder(ctx)
 		if err == nil && rev > 0 && holder != l.own {
 			return fmt.Errorf("%w: %s", bus.ErrHeld, holder)
@@ -83,13 +84,17 @@ func (l *lease) take(ctx context.Context) error {
 			l.mu.Unlock()
 			return nil
 		case isCode(err, codeWrongSequence, codeWrongSequenceConst):
-			if !again {
-				return bus.ErrHeld
+			// Somebody was faster; perhaps another goroutine of ours.
+			select {
+			case <-time.After(jitter(offerAgainMin)):
+			case <-ctx.Done():
+				return ctx.Err()
 			}
-		case again && (isCode(err, codeStreamNotFound) || errors.Is(err, natsgo.ErrNoResponders)):
+		case !made && (isCode(err, codeStreamNotFound) || errors.Is(err, natsgo.ErrNoResponders)):
 			if err := l.b.leasesReady(ctx); err != nil {
 				return err
 			}
+			made = true
 		default:
 			return err
 		}

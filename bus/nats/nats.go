@@ -79,6 +79,7 @@ type Bus struct {
 	space     atomic.Pointer[bus.Space]
 	latency   atomic.Int64
 	restarts  atomic.Int64
+	sick      atomic.Bool  // an embedded server has given up its store
 	failing   atomic.Int64 // rows whose batch the engine does not confirm
 
 	mu      sync.Mutex

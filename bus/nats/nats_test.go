@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -52,6 +53,12 @@ func (g *gather) Settled() {
 	case g.more <- struct{}{}:
 	default:
 	}
+}
+
+func (g *gather) tokens() []uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.got)
 }
 
 func (g *gather) wait(t testing.TB, n int) {
@@ -144,7 +151,7 @@ func TestLogGivesBackWhatWasAppendedAcrossRestarts(t *testing.T) {
 	}
 }
 
-// loads is the shape of a broker: many goroutines, each with a window.
+// window is the shape of a broker: many goroutines, each with a window.
 type window struct {
 	slots chan struct{}
 	n     int

@@ -159,7 +159,11 @@ func (r *reader) wait(ctx context.Context, woken <-chan struct{}, d time.Duratio
 // look asks the engine how far the partition has come, in case nobody told, and whether there will be more. An engine
 // that is away is waited for.
 func (r *reader) look(ctx context.Context) (*jetstream.StreamInfo, error) {
+	known, _ := r.f.state()
 	si, err := r.l.streamInfo(ctx, r.gen, r.part)
+	if err == nil && si.State.LastSeq < known {
+		r.f.retreat(si.State.LastSeq) // the log was cut off behind our back
+	}
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		return nil, r.lookGone(ctx)
