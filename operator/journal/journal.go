@@ -27,6 +27,7 @@ var Spec = component.Define(component.Spec{
 	Doc:      "indexes every batch of every log, and finds messages, traces and fates",
 	Hears:    []message.Pattern{">"},
 	State:    component.Local,
+	Lazy:     true,
 	Required: true,
 }, Config{ScanMax: 200_000}, New)
 

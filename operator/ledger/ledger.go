@@ -36,6 +36,7 @@ var Spec = component.Define(component.Spec{
 	Hears:    []message.Pattern{">"},
 	Says:     []message.Pattern{"operator.alarm.*"},
 	State:    component.Local,
+	Lazy:     true,
 	Required: true,
 }, Config{EverySeconds: 1}, New)
 

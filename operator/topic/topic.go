@@ -32,6 +32,7 @@ var Spec = component.Define(component.Spec{
 	Hears: []message.Pattern{">"},
 	Says:  []message.Pattern{">"},
 	State: component.Local,
+	Lazy:  true,
 }, Config{UncataloguedMax: 1000}, New)
 
 // Topic counts what is said. It is safe for concurrent use.
