@@ -262,3 +262,37 @@ func TestBrokenServerIsStartedAgainEverMoreRarely(t *testing.T) {
 		t.Fatal("it was not started again when there was space")
 	}
 }
+
+// TestOvertakenInOnePartitionIsFencedInAll: the seal is met in one partition, and the other owner was in another, where
+// nothing of ours was pending.
+func TestOvertakenInOnePartitionIsFencedInAll(t *testing.T) {
+	b := open(t, t.TempDir())
+	l, err := b.Log(t.Context(), "device", bus.LogOptions{Partitions: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := map[uint32]string{}
+	for i := 0; len(keys) < 2; i++ {
+		k := string(rune('a' + i))
+		keys[bus.PartitionOf(k, 2)] = k
+	}
+	to := func(part uint32) *message.Message {
+		m := say("device.x.telemetry", 0)
+		m.Device = keys[part]
+		return m
+	}
+	old, err := l.Appender(t.Context(), bus.AppenderOptions{Name: "door", Owner: message.NewID(time.Now()), Standing: func() bool { return false }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh := openAppender(t, l.(*Log), "door")
+	if _, err := bus.AppendSync(t.Context(), fresh, to(1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Repartition(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bus.AppendSync(t.Context(), old, to(0)); message.ReasonOf(err, 0) != message.Fenced {
+		t.Fatalf("the owner that was overtaken is told %v, want fenced", err)
+	}
+}
