@@ -231,13 +231,14 @@ func (a *appender) run(ln *lane) {
 			a.sealed(ln, g)
 			continue
 		}
-		at := bus.Position{}
-		if err == nil {
-			s := a.l.stored(ln.row.gen, ln.row.part, raw{seq, ln.row.subject(), data})
-			at = s.Position
-			a.l.feed(ln.row.gen, ln.row.part).put(s)
+		if err != nil {
+			a.settle(outcome{g, bus.Position{}, err})
+			continue
 		}
-		a.settle(outcome{g, at, err})
+		// Those who wait for an acknowledgement come before those who read on.
+		s := a.l.stored(ln.row.gen, ln.row.part, raw{seq, ln.row.subject(), data})
+		a.settle(outcome{g, s.Position, nil})
+		a.l.feed(ln.row.gen, ln.row.part).put(s)
 	}
 	a.laneEnded()
 }
