@@ -13,7 +13,7 @@ import (
 //	  4   1 byte   version, 1
 //	  5   1 byte   flags: bit 0, the batch is derived and Source is set
 //	  6   2 bytes  zero
-//	  8   4 bytes  CRC32C (Castagnoli) of everything from byte 12
+//	  8   4 bytes  CRC32C (Castagnoli) of everything else
 //	 12   4 bytes  length of the whole batch
 //	 16   4 bytes  offset of the first record
 //	 20   4 bytes  count of records
@@ -46,6 +46,11 @@ const (
 const BatchOverhead = batchFixed
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// checksum leaves out only the four bytes that it goes to.
+func checksum(raw []byte) uint32 {
+	return crc32.Update(crc32.Checksum(raw[:8], castagnoli), castagnoli, raw[12:])
+}
 
 // Origin is a place in a log that a derived batch has dealt with, up to and including.
 type Origin struct {
@@ -142,7 +147,7 @@ func (b *Builder) Seal(number, running, runningSum uint64, owner ID) []byte {
 	le.PutUint64(p[112:], h.Source.Sequence)
 	le.PutUint32(p[120:], h.Source.Index)
 	le.PutUint32(p[124:], uint32(len(h.Mark)))
-	le.PutUint32(p[8:], crc32.Checksum(p[12:], castagnoli))
+	le.PutUint32(p[8:], checksum(p))
 	return p
 }
 
@@ -184,8 +189,8 @@ func ParseBatch(raw []byte) (Batch, error) {
 		return bad(4, "version %d; this naru reads %d", raw[4], batchVersion)
 	case uint64(le.Uint32(raw[12:])) != uint64(len(raw)):
 		return bad(12, "length is %d and should be %d", len(raw), le.Uint32(raw[12:]))
-	case le.Uint32(raw[8:]) != crc32.Checksum(raw[12:], castagnoli):
-		return bad(8, "CRC32C is %08x and should be %08x", crc32.Checksum(raw[12:], castagnoli), le.Uint32(raw[8:]))
+	case le.Uint32(raw[8:]) != checksum(raw):
+		return bad(8, "CRC32C is %08x and should be %08x", checksum(raw), le.Uint32(raw[8:]))
 	case raw[5]&^flagDerived != 0 || raw[6] != 0 || raw[7] != 0:
 		return bad(5, "flags %02x%02x%02x are unknown", raw[5], raw[6], raw[7])
 	}

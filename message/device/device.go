@@ -19,7 +19,9 @@ type Presence struct {
 }
 
 // PresenceSubject is where a device's presence is told.
-func PresenceSubject(id string) message.Subject { return message.NewSubject(message.Device, id, "presence") }
+func PresenceSubject(id string) message.Subject {
+	return message.NewSubject(message.Device, id, "presence")
+}
 
 // Contracts lists what devices say and hear.
 func Contracts() []message.Contract {
