@@ -36,6 +36,7 @@ test              *
 const doors = `
 device/sdk        service_platform/broker/packet  one MQTT codec, strict, fuzzed and shared; it is a leaf
 device/simulator  device/sdk                      the simulator is a fleet of SDKs
+component/componenttest  bus/mem                  the rig of every component's tests runs on the engine for tests
 `
 
 // outside says where modules may be known that the rest of the house must not depend on.

@@ -175,6 +175,14 @@ func Define[C any](s Spec, defaults C, build func(Env, C) (*Part, error)) Spec {
 	return s
 }
 
+// Build makes the component as the runner does: its configuration is read strictly, and nothing is opened or started.
+func (s Spec) Build(e Env, config json.RawMessage) (*Part, error) {
+	if s.build == nil {
+		return nil, fmt.Errorf("component %s was not made with Define", s.Name)
+	}
+	return s.build(e, config)
+}
+
 // Defaults is the component's default configuration, a struct.
 func (s Spec) Defaults() any { return s.defaults }
 

@@ -239,7 +239,7 @@ func (w *worker) trimmedAway(at place, read uint64) event {
 
 // fetchQueue takes from the queue of commands.
 func (w *worker) fetchQueue(ctx context.Context, name string, p message.Pattern) error {
-	q, err := w.env.Bus.Queue(ctx, commandQueue)
+	q, err := w.env.Bus.Queue(ctx, CommandQueue)
 	if err != nil {
 		return err
 	}

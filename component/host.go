@@ -353,10 +353,7 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 			return dir, os.MkdirAll(dir, 0o700)
 		},
 	}
-	if r.spec.build == nil {
-		return nil, fmt.Errorf("component %s was not made with Define", r.spec.Name)
-	}
-	part, err := r.spec.build(r.env, h.Config[r.spec.Name])
+	part, err := r.spec.Build(r.env, h.Config[r.spec.Name])
 	if err != nil {
 		return nil, err
 	}

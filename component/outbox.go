@@ -20,8 +20,8 @@ const (
 // largest is the largest record that fits into a batch beside the outbox's mark.
 func largest(b bus.Bus) int { return b.MaxMessage() - markSize }
 
-// commandQueue is where messages go whose contract says that they are for one receiver.
-const commandQueue = "commands"
+// CommandQueue is the queue where messages go whose contract says that they are for one receiver.
+const CommandQueue = "commands"
 
 // outbox appends what was committed to be said, in order, each message once. Every batch it writes carries, as its mark,
 // the store's id and the number of the last entry in it; so after a crash each destination tells what it already has. A
@@ -98,7 +98,7 @@ func (o *outbox) left() int {
 // destination is the log, or the queue, that a message goes to.
 func (o *outbox) destination(m *message.Message) string {
 	if k := o.env.Catalog.Find(m.Subject); k != nil && k.Route == message.ByQueue {
-		return "queue:" + commandQueue
+		return "queue:" + CommandQueue
 	}
 	return m.Subject.Namespace()
 }
@@ -110,7 +110,7 @@ func (o *outbox) skipWritten(ctx context.Context) error {
 	for _, s := range o.entries {
 		to := o.destination(s.m)
 		mark, known := marks[to]
-		if !known && to != "queue:"+commandQueue {
+		if !known && to != "queue:"+CommandQueue {
 			w, err := o.writer(ctx, to)
 			if err != nil {
 				return err
@@ -218,9 +218,9 @@ func (o *outbox) flush(ctx context.Context) (int, error) {
 }
 
 func (o *outbox) deliver(ctx context.Context, to string, list []said) error {
-	if to == "queue:"+commandQueue {
+	if to == "queue:"+CommandQueue {
 		if o.queue == nil {
-			q, err := o.env.Bus.Queue(ctx, commandQueue)
+			q, err := o.env.Bus.Queue(ctx, CommandQueue)
 			if err != nil {
 				return err
 			}

@@ -273,7 +273,7 @@ func (w *worker) take(ctx context.Context, d bus.Delivery) error {
 		if err := w.tx.apply(); err != nil {
 			return err
 		}
-		w.metrics.messages(commandQueue, map[bool]string{true: Handled, false: NotMatched}[result == nil], 1)
+		w.metrics.messages(CommandQueue, map[bool]string{true: Handled, false: NotMatched}[result == nil], 1)
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case isReject, d.Attempt() >= w.retry.Attempts:
@@ -281,7 +281,7 @@ func (w *worker) take(ctx context.Context, d bus.Delivery) error {
 		if err := w.die(nil, place{log: "queue"}, bus.Position{}, m, d.Attempt(), reason, result, m.Recorded()); err != nil {
 			return err
 		}
-		w.metrics.messages(commandQueue, Dead, 1)
+		w.metrics.messages(CommandQueue, Dead, 1)
 		finish = d.Drop
 	default:
 		w.metrics.retried(message.ReasonOf(result, message.HandlerError))

@@ -47,7 +47,7 @@ func (r *run) say(ctx context.Context, m *message.Message) error {
 		return err
 	}
 	if k := r.h.Catalog.Find(m.Subject); k != nil && k.Route == message.ByQueue {
-		q, err := r.h.Bus.Queue(ctx, commandQueue)
+		q, err := r.h.Bus.Queue(ctx, CommandQueue)
 		if err != nil {
 			return err
 		}
