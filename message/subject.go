@@ -194,6 +194,9 @@ func check(s string, wildcards bool) (at int, what string) {
 	if s == "" {
 		return 0, "nothing there"
 	}
+	if s == "%" && !wildcards {
+		return 0, "one empty level, which is no topic"
+	}
 	for start := 0; ; {
 		end := strings.IndexByte(s[start:], '.')
 		last := end < 0
