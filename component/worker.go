@@ -118,7 +118,7 @@ func (w *worker) run(stop, ctx context.Context) error {
 	timer := time.NewTimer(sweepEvery)
 	defer timer.Stop()
 	for {
-		timer.Reset(min(w.untilDue(), sweepEvery))
+		timer.Reset(min(w.untilDue(), w.untilCommit(), sweepEvery))
 		var err error
 		select {
 		case <-w.stopping:
@@ -141,10 +141,26 @@ func (w *worker) run(stop, ctx context.Context) error {
 		case err != nil:
 			return err
 		}
+		if w.untilCommit() < sweepEvery {
+			continue
+		}
 		if err := w.commit(ctx); err != nil {
 			return err
 		}
 	}
+}
+
+// untilCommit is how long the commit can wait for more: the component is lazy, nobody waits to hear of it, and there is
+// room and time. It is sweepEvery where it cannot wait, or need not. A sync of this store competes with the log's.
+func (w *worker) untilCommit() time.Duration {
+	if !w.env.Spec.Lazy || w.pendingMessages == 0 || len(w.queued) > 0 || len(w.after) > 0 ||
+		w.pendingMessages >= commitMessages || w.pendingBytes >= commitBytes {
+		return sweepEvery
+	}
+	if left := commitAfter - time.Since(w.pendingSince); left > 0 {
+		return left
+	}
+	return sweepEvery
 }
 
 // intake is where batches come from: from nowhere while too many messages are parked. The limit may be passed by what
@@ -170,7 +186,7 @@ func (w *worker) intake() <-chan event {
 
 // drain takes what is at hand, so that one commit carries it all.
 func (w *worker) drain(ctx context.Context) error {
-	for w.pendingMessages < commitMessages && w.pendingBytes < commitBytes && w.env.Now().Sub(w.pendingSince) < commitAfter {
+	for w.pendingMessages < commitMessages && w.pendingBytes < commitBytes && time.Since(w.pendingSince) < commitAfter {
 		var err error
 		select {
 		case e := <-w.intake():
@@ -189,14 +205,14 @@ func (w *worker) drain(ctx context.Context) error {
 
 func (w *worker) handleDelivery(ctx context.Context, d bus.Delivery) error {
 	if w.pendingMessages == 0 {
-		w.pendingSince = w.env.Now()
+		w.pendingSince = time.Now()
 	}
 	return w.take(ctx, d)
 }
 
 func (w *worker) handle(ctx context.Context, e event) error {
 	if w.pendingMessages == 0 {
-		w.pendingSince = w.env.Now()
+		w.pendingSince = time.Now()
 	}
 	if e.alarm != 0 {
 		if err := w.alarm(e.alarm, e.detail); err != nil {
