@@ -69,7 +69,7 @@ func (c *Connect) Decode(h Header, body []byte) error {
 		c.Will.Topic = r.string("will topic")
 		c.Will.Payload = r.binary("will payload")
 		if r.err == nil {
-			if err := ValidTopicName(c.Will.Topic); err != nil {
+			if err := validName(c.Will.Topic); err != nil {
 				return err
 			}
 		}
@@ -83,40 +83,63 @@ func (c *Connect) Decode(h Header, body []byte) error {
 	return r.end()
 }
 
-// Append writes the packet.
-func (c *Connect) Append(dst []byte) []byte {
+// Size is the length of the whole packet as Append will write it.
+func (c *Connect) Size() int {
+	n, _, _ := c.sizes()
+	return packetSize(n)
+}
+
+func (c *Connect) sizes() (body, props, wprops int) {
 	five := c.Version == V5
-	n := 10 + 2 + len(c.ClientID)
-	var props, wprops int
+	body = 10 + fieldSize(len(c.ClientID))
 	if five {
 		props = c.Properties.size()
-		n += lengthSize(props) + props
-	}
-	var flags byte
-	if c.CleanStart {
-		flags |= 2
+		body += lengthSize(props) + props
 	}
 	if w := c.Will; w != nil {
-		flags |= 4 | w.QoS<<3
-		if w.Retain {
-			flags |= 0x20
-		}
 		if five {
 			wprops = w.Properties.size()
-			n += lengthSize(wprops) + wprops
+			body += lengthSize(wprops) + wprops
 		}
-		n += 4 + len(w.Topic) + len(w.Payload)
+		body += fieldSize(len(w.Topic)) + fieldSize(len(w.Payload))
 	}
 	if c.HasUserName {
-		flags |= 0x80
-		n += 2 + len(c.UserName)
+		body += fieldSize(len(c.UserName))
 	}
 	if c.HasPassword {
-		flags |= 0x40
-		n += 2 + len(c.Password)
+		body += fieldSize(len(c.Password))
+	}
+	return body, props, wprops
+}
+
+func (c *Connect) flags() (f byte) {
+	if c.CleanStart {
+		f |= 2
+	}
+	if w := c.Will; w != nil {
+		f |= 4 | w.QoS<<3
+		if w.Retain {
+			f |= 0x20
+		}
+	}
+	if c.HasPassword {
+		f |= 0x40
+	}
+	if c.HasUserName {
+		f |= 0x80
+	}
+	return f
+}
+
+// Append writes the packet in c.Version.
+func (c *Connect) Append(dst []byte) []byte {
+	five := c.Version == V5
+	n, props, wprops := c.sizes()
+	if n > LengthMax {
+		return dst
 	}
 	dst = frame(dst, CONNECT, 0, n)
-	dst = append(appendString(dst, "MQTT"), byte(c.Version), flags)
+	dst = append(appendString(dst, "MQTT"), byte(c.Version), c.flags())
 	dst = appendUint16(dst, c.KeepAlive)
 	if five {
 		dst = c.Properties.append(dst, props)
@@ -172,7 +195,16 @@ func (c *Connack) Decode(h Header, body []byte, v Version) error {
 	return r.end()
 }
 
-// Append writes the packet; for 3.1.1 the code is translated.
+// Size is the length of the whole packet as Append will write it.
+func (c *Connack) Size(v Version) int {
+	if v != V5 {
+		return 4
+	}
+	n := c.Properties.size()
+	return packetSize(2 + lengthSize(n) + n)
+}
+
+// Append writes the packet; for 3.1.1 the code is translated with [ReasonCode.ConnackV311].
 func (c *Connack) Append(dst []byte, v Version) []byte {
 	var flags byte
 	if c.SessionPresent {
@@ -182,6 +214,9 @@ func (c *Connack) Append(dst []byte, v Version) []byte {
 		return append(frame(dst, CONNACK, 0, 2), flags, c.Code.ConnackV311())
 	}
 	n := c.Properties.size()
+	if 2+lengthSize(n)+n > LengthMax {
+		return dst
+	}
 	dst = append(frame(dst, CONNACK, 0, 2+lengthSize(n)+n), flags, byte(c.Code))
 	return c.Properties.append(dst, n)
 }
@@ -199,6 +234,14 @@ func (d *Disconnect) Decode(h Header, body []byte, v Version) error {
 		return DecodePing(h, body)
 	}
 	return decodeShort(DISCONNECT, &d.Code, &d.Properties, body)
+}
+
+// Size is the length of the whole packet as Append will write it.
+func (d *Disconnect) Size(v Version) int {
+	if v != V5 {
+		return 2
+	}
+	return packetSize(shortSize(d.Code, &d.Properties))
 }
 
 // Append writes the packet.
@@ -230,6 +273,9 @@ func (a *Auth) Decode(h Header, body []byte, v Version) error {
 	return nil
 }
 
+// Size is the length of the whole packet as Append will write it.
+func (a *Auth) Size() int { return packetSize(shortSize(a.Code, &a.Properties)) }
+
 // Append writes the packet.
 func (a *Auth) Append(dst []byte) []byte { return appendShort(dst, AUTH, a.Code, &a.Properties) }
 
@@ -249,9 +295,23 @@ func decodeShort(t Type, code *ReasonCode, p *Properties, body []byte) error {
 	return r.end()
 }
 
+// shortSize is the size of a body with a reason code and properties, both of which are left out where they say nothing.
+func shortSize(code ReasonCode, p *Properties) int {
+	n := p.size()
+	switch {
+	case n > 0:
+		return 1 + lengthSize(n) + n
+	case code != 0:
+		return 1
+	}
+	return 0
+}
+
 func appendShort(dst []byte, t Type, code ReasonCode, p *Properties) []byte {
 	n := p.size()
 	switch {
+	case 1+lengthSize(n)+n > LengthMax:
+		return dst
 	case n > 0:
 		return p.append(append(frame(dst, t, 0, 1+lengthSize(n)+n), byte(code)), n)
 	case code != 0:

@@ -5,12 +5,23 @@
 // methods write one. What is decoded aliases the buffer: strings and byte slices point into it. The caller clones what
 // it keeps beyond the buffer's next use.
 //
+// Decoders are strict, encoders trust: an encoder writes what the struct says, so a struct with packet identifier 0 gives
+// a packet that no decoder takes. Only what has no encoding at all, such as a string of more than 65535 bytes, is not
+// written: Append then leaves dst as it was, and Size is [Unwritable].
+//
+// Two things are left to the caller, who alone can answer them well. Topic filters are judged one by one with
+// [ValidTopicFilter], since SUBACK answers per filter. Who may send what (a server never sends will delays, a client
+// never sends subscription identifiers in PUBLISH) depends on which end one is.
+//
+// Nothing here is safe for concurrent use of one struct; nothing here has global state.
+//
 // Section numbers and statement ids, such as MQTT-3.3.1-4, are those of MQTT 5.0 (OASIS Standard, 7 March 2019), unless
-// a comment says 3.1.1.
+// a comment says 3.1.1. A fault the specification describes without a number has no statement.
 package packet
 
 import (
 	"fmt"
+	"math"
 	"unsafe"
 )
 
@@ -94,8 +105,15 @@ func protocol(statement, format string, args ...any) error {
 	return &Error{ProtocolError, fmt.Sprintf(format, args...), statement}
 }
 
-// LengthMax is the largest remaining length (§2.1.4).
-const LengthMax = 268_435_455
+const (
+	// LengthMax is the largest remaining length (§2.1.4).
+	LengthMax = 268_435_455
+	// Unwritable is the Size of a packet that has no encoding: larger than every limit.
+	Unwritable = math.MaxInt
+
+	stringMax = math.MaxUint16 // bytes of a string or of binary data (§1.5.4, §1.5.6)
+	tooMuch   = LengthMax + 1  // stands in sums of sizes for a field that cannot be written; seven of them still fit 31 bits
+)
 
 // Frame looks for one packet at the start of buf. Where it is whole, total is its size and its body is
 // buf[start:total]. Where more is needed, total is 0 and need says how many bytes at least it will have in all. limit is
@@ -130,7 +148,7 @@ func Frame(buf []byte, limit uint32) (h Header, start, total, need int, err erro
 	h.Length = length
 	size := start + int(length)
 	if limit > 0 && uint64(size) > uint64(limit) {
-		return h, 0, 0, 0, &Error{PacketTooLarge, fmt.Sprintf("%s of %d bytes; the limit is %d", h.Type, size, limit), "MQTT-3.1.2-24"}
+		return h, 0, 0, 0, &Error{PacketTooLarge, fmt.Sprintf("%s of %d bytes; the limit is %d", h.Type, size, limit), ""} // MQTT-3.1.2-24 at a client, MQTT-3.2.2-15 at a server
 	}
 	if len(buf) < size {
 		return h, start, 0, size, nil
@@ -152,14 +170,30 @@ func checkFlags(h Header) error {
 		}
 	case PUBREL, SUBSCRIBE, UNSUBSCRIBE:
 		if h.Flags != 2 {
-			return malformed("MQTT-2.1.3-1", "%s with flags %04b; they must be 0010", h.Type, h.Flags)
+			return malformed(flagStatement(h.Type), "%s with flags %04b; they must be 0010", h.Type, h.Flags)
 		}
 	default:
 		if h.Flags != 0 {
-			return malformed("MQTT-2.1.3-1", "%s with flags %04b; they must be 0000", h.Type, h.Flags)
+			return malformed(flagStatement(h.Type), "%s with flags %04b; they must be 0000", h.Type, h.Flags)
 		}
 	}
 	return nil
+}
+
+func flagStatement(t Type) string {
+	switch t {
+	case PUBREL:
+		return "MQTT-3.6.1-1"
+	case SUBSCRIBE:
+		return "MQTT-3.8.1-1"
+	case UNSUBSCRIBE:
+		return "MQTT-3.10.1-1"
+	case DISCONNECT:
+		return "MQTT-3.14.1-1"
+	case AUTH:
+		return "MQTT-3.15.1-1"
+	}
+	return "MQTT-2.1.3-1"
 }
 
 // AppendLength appends a variable byte integer (§1.5.5). n must not exceed LengthMax.
@@ -183,17 +217,31 @@ func lengthSize(n int) int {
 	return 4
 }
 
+// fieldSize is the size of a string or of binary data of n bytes with its length.
+func fieldSize(n int) int {
+	if n > stringMax {
+		return tooMuch
+	}
+	return 2 + n
+}
+
+// packetSize is the size of a packet with a body of n bytes.
+func packetSize(n int) int {
+	if n > LengthMax {
+		return Unwritable
+	}
+	return 1 + lengthSize(n) + n
+}
+
 // frame appends a fixed header for a body of n bytes.
 func frame(dst []byte, t Type, flags byte, n int) []byte {
 	return AppendLength(append(dst, byte(t)<<4|flags), n)
 }
 
-// PINGREQ, PINGRESP have no body.
-
-// AppendPingreq appends a PINGREQ (§3.12).
+// AppendPingreq appends a PINGREQ, which has no body (§3.12).
 func AppendPingreq(dst []byte) []byte { return append(dst, byte(PINGREQ)<<4, 0) }
 
-// AppendPingresp appends a PINGRESP (§3.13).
+// AppendPingresp appends a PINGRESP, which has no body (§3.13).
 func AppendPingresp(dst []byte) []byte { return append(dst, byte(PINGRESP)<<4, 0) }
 
 // DecodePing checks that a PINGREQ or PINGRESP has no body.

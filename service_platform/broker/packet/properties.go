@@ -1,6 +1,10 @@
 package packet
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"strings"
+	"unicode/utf8"
+)
 
 // PropertyID names a property of MQTT 5 (§2.2.2.2).
 type PropertyID byte
@@ -70,24 +74,60 @@ func (p *Properties) Num(id PropertyID, otherwise uint32) uint32 {
 	return p.nums[id]
 }
 
-// Set sets a number or flag; a string, bytes or user property is marked as there with any value.
+// Set sets a number or flag. A string, bytes or user properties are marked as there, with whatever value they have; the
+// subscription identifier becomes the only one.
 func (p *Properties) Set(id PropertyID, v uint32) {
 	p.present |= 1 << id
-	p.nums[id] = v
+	switch propertyTable[id].kind {
+	case kindLength:
+		p.SubscriptionIDs = append(p.SubscriptionIDs[:0], v)
+	case kindString, kindBinary, kindPair:
+	default:
+		p.nums[id] = v
+	}
 }
 
-// SetString sets a string property.
+// SetString sets a string property. A reason string may quote what it refuses, so it is made well-formed and cut to
+// 1024 bytes; the others are kept as they are. It panics where the property is not a string.
 func (p *Properties) SetString(id PropertyID, s string) {
+	if id == ReasonString {
+		s = readable(s)
+	}
 	p.present |= 1 << id
 	*p.stringField(id) = s
 }
 
-// Reset empties p and keeps the room of its slices.
+const (
+	reasonStringMax = 1024 // bytes; enough for a sentence and what it quotes
+	roomMax         = 64   // user properties; the room for more is given back, so that one packet does not hold it for a connection's life
+)
+
+func readable(s string) string {
+	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+	if len(s) <= reasonStringMax {
+		return s
+	}
+	n := reasonStringMax
+	for !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n]
+}
+
+// Reset empties p and keeps the room of its slices, unless it is large.
 func (p *Properties) Reset() {
+	p.normalise()
 	if p.present == 0 {
 		return
 	}
-	*p = Properties{User: p.User[:0], SubscriptionIDs: p.SubscriptionIDs[:0]}
+	users, ids := p.User[:0], p.SubscriptionIDs[:0]
+	if cap(users) > roomMax {
+		users = nil
+	}
+	if cap(ids) > roomMax {
+		ids = nil
+	}
+	*p = Properties{User: users, SubscriptionIDs: ids}
 }
 
 type propertyKind byte
@@ -187,11 +227,11 @@ func (p *Properties) one(r *reader, where Type) {
 	id := PropertyID(raw)
 	def := &propertyTable[id]
 	if def.in&(1<<where) == 0 {
-		r.fail(protocol("", "%s cannot have the property %s", r.what, def.name))
+		r.fail(malformed("", "%s cannot have the property %s", whereName(where), def.name))
 		return
 	}
 	if p.Has(id) && id != UserPropertyID && (id != SubscriptionIdentifier || where != PUBLISH) {
-		r.fail(protocol("", "%s has the property %s twice", r.what, def.name))
+		r.fail(protocol("", "%s has the property %s twice", whereName(where), def.name))
 		return
 	}
 	var v uint32
@@ -211,7 +251,7 @@ func (p *Properties) one(r *reader, where Type) {
 	case kindString:
 		s := r.string(def.name)
 		if id == ResponseTopic && r.err == nil {
-			if err := ValidTopicName(s); err != nil {
+			if err := validName(s); err != nil {
 				r.fail(protocol("MQTT-3.3.2-14", "%s: response topic: %s", r.what, err.(*Error).Detail))
 			}
 		}
@@ -247,10 +287,19 @@ func (p *Properties) one(r *reader, where Type) {
 			return
 		}
 	}
+	p.present |= 1 << id
 	if id == SubscriptionIdentifier {
 		p.SubscriptionIDs = append(p.SubscriptionIDs, v)
+	} else {
+		p.nums[id] = v
 	}
-	p.Set(id, v)
+}
+
+func whereName(where Type) string {
+	if where == will {
+		return "will"
+	}
+	return where.String()
 }
 
 func (p *Properties) stringField(id PropertyID) *string {
@@ -294,7 +343,7 @@ func (p *Properties) normalise() {
 	}
 }
 
-// size is the length of the block without its own length. It normalises.
+// size is the length of the block without its own length, and tooMuch for one that cannot be written. It normalises.
 func (p *Properties) size() int {
 	p.normalise()
 	if p.present == 0 {
@@ -314,16 +363,24 @@ func (p *Properties) size() int {
 			n += 5
 		case kindLength:
 			for _, s := range p.SubscriptionIDs {
+				if s > LengthMax {
+					return tooMuch
+				}
 				n += 1 + lengthSize(int(s))
 			}
 		case kindString:
-			n += 3 + len(*p.stringField(id))
+			n += 1 + fieldSize(len(*p.stringField(id)))
 		case kindBinary:
-			n += 3 + len(p.bytes(id))
+			n += 1 + fieldSize(len(p.bytes(id)))
 		case kindPair:
 			for _, u := range p.User {
-				n += 5 + len(u.Key) + len(u.Value)
+				if n += 1 + fieldSize(len(u.Key)) + fieldSize(len(u.Value)); n > LengthMax {
+					return tooMuch
+				}
 			}
+		}
+		if n > LengthMax {
+			return tooMuch
 		}
 	}
 	return n

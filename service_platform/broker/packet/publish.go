@@ -1,9 +1,7 @@
 package packet
 
-import "math"
-
 // Publish carries a message (§3.3). Decode reuses the room of Properties.User, so a loop that decodes into one Publish
-// does not allocate.
+// does not allocate. What it decoded aliases the buffer until the next Decode.
 type Publish struct {
 	Dup        bool
 	QoS        byte
@@ -34,9 +32,9 @@ func (p *Publish) Decode(h Header, body []byte, v Version) error {
 	}
 	if p.Topic == "" && v == V5 {
 		if !p.Properties.Has(TopicAlias) {
-			return protocol("MQTT-3.3.2-1", "PUBLISH with neither topic name nor topic alias")
+			return protocol("MQTT-4.7.3-1", "PUBLISH with neither topic name nor topic alias")
 		}
-	} else if err := ValidTopicName(p.Topic); err != nil {
+	} else if err := validName(p.Topic); err != nil {
 		return err
 	}
 	p.Payload = r.b
@@ -46,11 +44,11 @@ func (p *Publish) Decode(h Header, body []byte, v Version) error {
 // Size is the length of the whole packet as Append will write it.
 func (p *Publish) Size(v Version) int {
 	n, _ := p.sizes(v)
-	return 1 + lengthSize(n) + n
+	return packetSize(n)
 }
 
 func (p *Publish) sizes(v Version) (body, props int) {
-	body = 2 + len(p.Topic) + len(p.Payload)
+	body = fieldSize(len(p.Topic)) + min(len(p.Payload), tooMuch)
 	if p.QoS > 0 {
 		body += 2
 	}
@@ -61,10 +59,10 @@ func (p *Publish) sizes(v Version) (body, props int) {
 	return body, props
 }
 
-// Append writes the packet. A body beyond LengthMax cannot be written and leaves dst as it was.
+// Append writes the packet.
 func (p *Publish) Append(dst []byte, v Version) []byte {
 	n, props := p.sizes(v)
-	if n > LengthMax || len(p.Topic) > math.MaxUint16 {
+	if n > LengthMax {
 		return dst
 	}
 	flags := p.QoS << 1
@@ -98,7 +96,7 @@ func (a *Ack) Decode(h Header, body []byte, v Version) error {
 	a.Properties.Reset()
 	r := reader{b: body, what: h.Type}
 	if a.ID = r.uint16("packet identifier"); r.err == nil && a.ID == 0 {
-		r.fail(protocol("MQTT-2.2.1-3", "%s with packet identifier 0", h.Type))
+		r.fail(protocol("MQTT-2.2.1-5", "%s with packet identifier 0", h.Type))
 	}
 	if v == V5 && r.err == nil && len(r.b) > 0 {
 		a.Code = ReasonCode(r.byte("reason code"))
@@ -112,6 +110,14 @@ func (a *Ack) Decode(h Header, body []byte, v Version) error {
 	return r.end()
 }
 
+// Size is the length of the whole packet as Append will write it.
+func (a *Ack) Size(v Version) int {
+	if v != V5 {
+		return 4
+	}
+	return packetSize(2 + shortSize(a.Code, &a.Properties))
+}
+
 // Append writes the packet.
 func (a *Ack) Append(dst []byte, v Version) []byte {
 	var flags byte
@@ -123,6 +129,8 @@ func (a *Ack) Append(dst []byte, v Version) []byte {
 	}
 	n := a.Properties.size()
 	switch {
+	case 3+lengthSize(n)+n > LengthMax:
+		return dst
 	case n > 0:
 		dst = append(appendUint16(frame(dst, a.Type, flags, 3+lengthSize(n)+n), a.ID), byte(a.Code))
 		return a.Properties.append(dst, n)

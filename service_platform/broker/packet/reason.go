@@ -106,7 +106,7 @@ func (c ReasonCode) ConnackV311() byte {
 }
 
 // allowed lists the codes that a packet may carry (§2.4, table 2-6).
-var allowed = map[Type]string{
+var allowed = [16]string{
 	CONNACK:    "\x00\x80\x81\x82\x83\x84\x85\x86\x87\x88\x89\x8a\x8c\x90\x95\x97\x99\x9a\x9b\x9c\x9d\x9f",
 	PUBACK:     "\x00\x10\x80\x83\x87\x90\x91\x97\x99",
 	PUBREC:     "\x00\x10\x80\x83\x87\x90\x91\x97\x99",
@@ -114,15 +114,19 @@ var allowed = map[Type]string{
 	PUBCOMP:    "\x00\x92",
 	SUBACK:     "\x00\x01\x02\x80\x83\x87\x8f\x91\x97\x9e\xa1\xa2",
 	UNSUBACK:   "\x00\x11\x80\x83\x87\x8f\x91",
-	DISCONNECT: "\x00\x04\x80\x81\x82\x83\x87\x89\x8b\x8d\x8e\x8f\x90\x93\x94\x95\x96\x97\x98\x99\x9a\x9b\x9c\x9d\x9e\x9f\xa0\xa1\xa2",
+	DISCONNECT: "\x00\x04\x80\x81\x82\x83\x87\x89\x8b\x8c\x8d\x8e\x8f\x90\x93\x94\x95\x96\x97\x98\x99\x9a\x9b\x9c\x9d\x9e\x9f\xa0\xa1\xa2",
 	AUTH:       "\x00\x18\x19",
 }
 
+// codeStatement says of each packet that it must use one of its codes.
+var codeStatement = [16]string{CONNACK: "MQTT-3.2.2-8", PUBACK: "MQTT-3.4.2-1", PUBREC: "MQTT-3.5.2-1", PUBREL: "MQTT-3.6.2-1",
+	PUBCOMP: "MQTT-3.7.2-1", SUBACK: "MQTT-3.9.3-2", UNSUBACK: "MQTT-3.11.3-2", DISCONNECT: "MQTT-3.14.2-1", AUTH: "MQTT-3.15.2-1"}
+
 func codeAllowed(t Type, c ReasonCode) error {
-	for i := range len(allowed[t]) {
-		if allowed[t][i] == byte(c) {
+	for i := range len(allowed[t&15]) {
+		if allowed[t&15][i] == byte(c) {
 			return nil
 		}
 	}
-	return malformed("", "%s with reason code 0x%02X, which it cannot have", t, byte(c))
+	return malformed(codeStatement[t&15], "%s with reason code 0x%02X, which it cannot have", t, byte(c))
 }

@@ -36,9 +36,11 @@ func (s *Subscribe) Decode(h Header, body []byte, v Version) error {
 		}
 		sub.QoS = o & 3
 		switch {
+		case v != V5 && (sub.QoS == 3 || o&0xFC != 0):
+			return malformed("MQTT-3-8.3-4", "subscription options %08b; in 3.1.1 there is only QoS 0 to 2", o) // spelled so in 3.1.1
 		case sub.QoS == 3:
-			return malformed("MQTT-3.8.3-5", "subscription with QoS 3")
-		case v == V5 && o&0xC0 != 0, v != V5 && o&0xFC != 0:
+			return protocol("", "subscription with QoS 3")
+		case o&0xC0 != 0:
 			return malformed("MQTT-3.8.3-5", "subscription options with reserved bits: %08b", o)
 		}
 		sub.NoLocal, sub.RetainAsPublished, sub.RetainHandling = o&4 != 0, o&8 != 0, o>>4&3
@@ -53,15 +55,25 @@ func (s *Subscribe) Decode(h Header, body []byte, v Version) error {
 	return r.end()
 }
 
+// Size is the length of the whole packet as Append will write it.
+func (s *Subscribe) Size(v Version) int {
+	n, _ := s.sizes(v)
+	return packetSize(n)
+}
+
+func (s *Subscribe) sizes(v Version) (body, props int) {
+	body, props = idSize(&s.Properties, v)
+	for _, sub := range s.Subscriptions {
+		body = min(body+fieldSize(len(sub.Filter))+1, tooMuch)
+	}
+	return body, props
+}
+
 // Append writes the packet.
 func (s *Subscribe) Append(dst []byte, v Version) []byte {
-	n, props := 2, 0
-	if v == V5 {
-		props = s.Properties.size()
-		n += lengthSize(props) + props
-	}
-	for _, sub := range s.Subscriptions {
-		n += 3 + len(sub.Filter)
+	n, props := s.sizes(v)
+	if n > LengthMax {
+		return dst
 	}
 	dst = appendUint16(frame(dst, SUBSCRIBE, 2, n), s.ID)
 	if v == V5 {
@@ -107,15 +119,25 @@ func (u *Unsubscribe) Decode(h Header, body []byte, v Version) error {
 	return r.end()
 }
 
+// Size is the length of the whole packet as Append will write it.
+func (u *Unsubscribe) Size(v Version) int {
+	n, _ := u.sizes(v)
+	return packetSize(n)
+}
+
+func (u *Unsubscribe) sizes(v Version) (body, props int) {
+	body, props = idSize(&u.Properties, v)
+	for _, f := range u.Filters {
+		body = min(body+fieldSize(len(f)), tooMuch)
+	}
+	return body, props
+}
+
 // Append writes the packet.
 func (u *Unsubscribe) Append(dst []byte, v Version) []byte {
-	n, props := 2, 0
-	if v == V5 {
-		props = u.Properties.size()
-		n += lengthSize(props) + props
-	}
-	for _, f := range u.Filters {
-		n += 2 + len(f)
+	n, props := u.sizes(v)
+	if n > LengthMax {
+		return dst
 	}
 	dst = appendUint16(frame(dst, UNSUBSCRIBE, 2, n), u.ID)
 	if v == V5 {
@@ -166,18 +188,32 @@ func (s *SubAnswer) Decode(h Header, body []byte, v Version) error {
 	return nil
 }
 
+// Size is the length of the whole packet as Append will write it.
+func (s *SubAnswer) Size(v Version) int {
+	n, _ := s.sizes(v)
+	return packetSize(n)
+}
+
+func (s *SubAnswer) sizes(v Version) (body, props int) {
+	body, props = idSize(&s.Properties, v)
+	if v == V5 || s.Type != UNSUBACK {
+		body += min(len(s.Codes), tooMuch)
+	}
+	return body, props
+}
+
 // Append writes the packet; for 3.1.1 every failure is 0x80.
 func (s *SubAnswer) Append(dst []byte, v Version) []byte {
-	n, props := 2+len(s.Codes), 0
-	if v == V5 {
-		props = s.Properties.size()
-		n += lengthSize(props) + props
-	} else if s.Type == UNSUBACK {
-		return appendUint16(frame(dst, UNSUBACK, 0, 2), s.ID)
+	n, props := s.sizes(v)
+	if n > LengthMax {
+		return dst
 	}
 	dst = appendUint16(frame(dst, s.Type, 0, n), s.ID)
 	if v == V5 {
 		dst = s.Properties.append(dst, props)
+	}
+	if v != V5 && s.Type == UNSUBACK {
+		return dst
 	}
 	for _, c := range s.Codes {
 		if v != V5 && c.Failed() {
@@ -188,10 +224,23 @@ func (s *SubAnswer) Append(dst []byte, v Version) []byte {
 	return dst
 }
 
+// idSize is the size of a packet identifier, and in MQTT 5 of the properties behind it.
+func idSize(p *Properties, v Version) (body, props int) {
+	if v != V5 {
+		return 2, 0
+	}
+	props = p.size()
+	return 2 + lengthSize(props) + props, props
+}
+
 func packetID(r *reader, t Type) uint16 {
 	id := r.uint16("packet identifier")
 	if id == 0 && r.err == nil {
-		r.fail(protocol("MQTT-2.2.1-3", "%s with packet identifier 0", t))
+		statement := "MQTT-2.2.1-3"
+		if t == SUBACK || t == UNSUBACK {
+			statement = "MQTT-2.2.1-6"
+		}
+		r.fail(protocol(statement, "%s with packet identifier 0", t))
 	}
 	return id
 }
