@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/naru-platform/naru/bus"
@@ -53,6 +54,8 @@ type Host struct {
 	// repeated message does to the ledger. Nil is once, and nothing else belongs in production.
 	Mutant func(component string, index int) int
 
+	fs      vfs.FS // nil but in tests
+	crash   crash  // nil but in tests
 	owner   message.ID
 	peers   *Peers
 	metrics *Metrics
@@ -434,10 +437,11 @@ func (r *run) startWorker(_ context.Context, part *Part, lease bus.Lease) error 
 	if err != nil {
 		return err
 	}
-	s, err := openStore(dir, r.env.Log)
+	s, err := openStore(r.h.fs, dir, r.env.Log)
 	if err != nil {
 		return err
 	}
+	s.crash = r.h.crash
 	w, err := newWorker(r.env, part, s, newOutbox(r.env, s, lease.Held), r.h.metrics.of(r.spec.Name))
 	if err == nil {
 		if f := r.h.Mutant; f != nil {

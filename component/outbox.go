@@ -31,6 +31,7 @@ type outbox struct {
 	store *store
 	held  func() bool // whether this process still owns the component
 
+	former  []said // what a former process left; run puts it before the entries
 	mu      sync.Mutex
 	entries []said
 	wake    chan struct{}
@@ -43,10 +44,7 @@ func newOutbox(env Env, s *store, held func() bool) *outbox {
 }
 
 // resume takes what a former process left.
-func (o *outbox) resume(left []said) error {
-	o.entries = left
-	return nil
-}
+func (o *outbox) resume(left []said) { o.former = left }
 
 // add takes committed entries.
 func (o *outbox) add(list []said) {
@@ -107,7 +105,7 @@ func (o *outbox) destination(m *message.Message) string {
 func (o *outbox) skipWritten(ctx context.Context) error {
 	marks := map[string]uint64{}
 	var keep []said
-	for _, s := range o.entries {
+	for _, s := range o.former {
 		to := o.destination(s.m)
 		mark, known := marks[to]
 		if !known && to != "queue:"+CommandQueue {
@@ -127,8 +125,9 @@ func (o *outbox) skipWritten(ctx context.Context) error {
 		}
 	}
 	o.mu.Lock()
-	o.entries = keep
-	o.mu.Unlock()
+	defer o.mu.Unlock()
+	o.entries = append(keep, o.entries...) // the worker has added since
+	o.former = nil
 	return nil
 }
 
@@ -208,7 +207,13 @@ func (o *outbox) flush(ctx context.Context) (int, error) {
 			}
 		}
 	}
+	if err := o.store.crash.at("after the append"); err != nil {
+		return 0, err
+	}
 	if err := o.forget(list); err != nil {
+		return 0, err
+	}
+	if err := o.store.crash.at("after striking off"); err != nil {
 		return 0, err
 	}
 	o.mu.Lock()

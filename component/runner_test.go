@@ -337,7 +337,7 @@ func TestOutboxSkipsWhatIsAlreadyThere(t *testing.T) {
 	r.say(reading("d", "1"), reading("d", "2"))
 	r.await("operator.counting", "device", func(rep Report) bool { return total(rep) == 2 })
 	r.stop()
-	s, err := openStore(r.dir+"/operator.counting", slog.New(slog.DiscardHandler))
+	s, err := openStore(nil, r.dir+"/operator.counting", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

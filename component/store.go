@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/naru-platform/naru/message"
 )
@@ -32,12 +33,25 @@ type store struct {
 	db    *pebble.DB
 	batch *pebble.Batch // what the next commit holds
 	birth message.ID    // tells this store from one that was here before and was lost
+	crash crash
 }
 
-func openStore(dir string, log *slog.Logger) (*store, error) {
+// crash is called at each boundary that a crash may fall on; where it gives an error, nothing more is done. It is for
+// tests, and nil otherwise.
+type crash func(boundary string) error
+
+func (c crash) at(boundary string) error {
+	if c == nil {
+		return nil
+	}
+	return c(boundary)
+}
+
+// openStore opens a component's store on a file system; nil is the machine's.
+func openStore(fs vfs.FS, dir string, log *slog.Logger) (*store, error) {
 	db, err := pebble.Open(filepath.Join(dir, "state"), &pebble.Options{
 		Logger: pebbleLog{log}, MemTableSize: 16 << 20, L0CompactionThreshold: 4,
-		FormatMajorVersion: pebble.FormatNewest,
+		FormatMajorVersion: pebble.FormatNewest, FS: fs,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the store in %s: %w", dir, err)
@@ -70,19 +84,15 @@ func (s *store) commit() error {
 	if s.batch.Empty() {
 		return nil
 	}
+	if err := s.crash.at("before the commit"); err != nil {
+		return err
+	}
 	if err := s.batch.Commit(pebble.Sync); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
 	err := s.batch.Close()
 	s.batch = s.db.NewIndexedBatch()
-	return err
-}
-
-// drop forgets what was set since the last commit.
-func (s *store) drop() error {
-	err := s.batch.Close()
-	s.batch = s.db.NewIndexedBatch()
-	return err
+	return errors.Join(err, s.crash.at("after the commit"))
 }
 
 func (s *store) set(key, value []byte) error { return s.batch.Set(key, value, nil) }

@@ -92,7 +92,8 @@ func newWorker(env Env, part *Part, s *store, out *outbox, m *metrics) (*worker,
 	for at, c := range w.points {
 		w.report(at, c)
 	}
-	return w, out.resume(left)
+	out.resume(left)
+	return w, nil
 }
 
 // lastNumber is the highest number an outbox entry ever had; it is kept, since the entries go.
