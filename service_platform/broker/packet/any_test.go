@@ -163,6 +163,9 @@ func random(r *rand.Rand, v Version) any {
 		if flip(r) && v == V5 {
 			c.SessionPresent, c.Code = false, code(r, t)
 		}
+		if v != V5 && !c.SessionPresent {
+			c.Code = []ReasonCode{Success, UnsupportedProtocolVersion, ClientIDNotValid, ServerUnavailable, BadUserNameOrPassword, NotAuthorized}[r.IntN(6)]
+		}
 		return c
 	case PUBLISH:
 		p := &Publish{QoS: byte(r.IntN(3)), Retain: flip(r), Topic: "t" + text(r), Payload: blob(r), Properties: randomProperties(r, v, PUBLISH)}

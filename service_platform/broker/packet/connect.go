@@ -164,7 +164,7 @@ func (c *Connect) Append(dst []byte) []byte {
 // Connack is the server's answer (§3.2).
 type Connack struct {
 	SessionPresent bool
-	Code           ReasonCode // in 3.1.1, after Decode, the return code as it came
+	Code           ReasonCode // 3.1.1's return codes are translated, both ways
 	Properties     Properties
 }
 
@@ -181,13 +181,14 @@ func (c *Connack) Decode(h Header, body []byte, v Version) error {
 		return malformed("MQTT-3.2.2-1", "CONNACK with flags %08b", flags)
 	}
 	c.SessionPresent = flags == 1
+	var err error
 	if v == V5 {
 		if err := codeAllowed(CONNACK, c.Code); err != nil {
 			return err
 		}
 		c.Properties.decode(&r, CONNACK)
-	} else if c.Code > 5 {
-		return malformed("", "CONNACK with return code %d", c.Code)
+	} else if c.Code, err = fromV311(byte(c.Code)); err != nil {
+		return err
 	}
 	if c.SessionPresent && c.Code != 0 {
 		return malformed("MQTT-3.2.2-6", "CONNACK that refuses and has a session")

@@ -189,7 +189,7 @@ func compareV311(t *testing.T, ours any, theirs paho3.ControlPacket) {
 		}
 	case *Connack:
 		c := theirs.(*paho3.ConnackPacket)
-		same("answer", [2]any{p.SessionPresent, byte(p.Code)}, [2]any{c.SessionPresent, c.ReturnCode})
+		same("answer", [2]any{p.SessionPresent, p.Code.ConnackV311()}, [2]any{c.SessionPresent, c.ReturnCode})
 	case *Publish:
 		c := theirs.(*paho3.PublishPacket)
 		same("topic", p.Topic, c.TopicName)

@@ -105,6 +105,15 @@ func (c ReasonCode) ConnackV311() byte {
 	return 3 // server unavailable
 }
 
+// fromV311 is the reason code that a return code of 3.1.1's CONNACK means.
+func fromV311(c byte) (ReasonCode, error) {
+	codes := [...]ReasonCode{Success, UnsupportedProtocolVersion, ClientIDNotValid, ServerUnavailable, BadUserNameOrPassword, NotAuthorized}
+	if int(c) >= len(codes) {
+		return 0, malformed("", "CONNACK with return code %d", c)
+	}
+	return codes[c], nil
+}
+
 // allowed lists the codes that a packet may carry (§2.4, table 2-6).
 var allowed = [16]string{
 	CONNACK:    "\x00\x80\x81\x82\x83\x84\x85\x86\x87\x88\x89\x8a\x8c\x90\x95\x97\x99\x9a\x9b\x9c\x9d\x9f",

@@ -55,6 +55,7 @@ var acceptedCases = []wireCase{
 			p.User = []UserProperty{{"k", "v"}}
 		})}),
 	ok(V311, "connack", "20 02 01 00", &Connack{SessionPresent: true}),
+	ok(V311, "connack refusing", "20 02 00 05", &Connack{Code: NotAuthorized}),
 	ok(V5, "connack", "20 03 00 00 00", &Connack{}),
 	ok(V5, "connack refusing", "20 09 00 87 06 1f0003 6e6f70", &Connack{Code: NotAuthorized, Properties: props(func(p *Properties) { p.ReasonString = "nop" })}),
 	ok(V5, "connack with what the server has", "20 22 00 00 1f 120001 61 13000a 1a0001 72 1c0001 73 21000a 220000 2400 2501 2801 2900 2a00",
