@@ -154,7 +154,6 @@ func TestLogGivesBackWhatWasAppendedAcrossRestarts(t *testing.T) {
 // window is the shape of a broker: many goroutines, each with a window.
 type window struct {
 	slots chan struct{}
-	n     int
 }
 
 func (w *window) Appended(_ uint64, _ bus.Position, err error) {

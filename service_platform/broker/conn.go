@@ -45,13 +45,11 @@ type conn struct {
 	joined    bool
 
 	// The reading goroutine's own.
-	pub    packet.Publish
-	msg    message.Message
-	now    time.Time
-	topic  topicInfo
-	bye    bool // DISCONNECT came
-	reason message.Reason
-	detail error
+	pub   packet.Publish
+	msg   message.Message
+	now   time.Time
+	topic topicInfo
+	bye   bool // DISCONNECT came
 
 	mu       sync.Mutex // guards what follows
 	free     *sync.Cond
