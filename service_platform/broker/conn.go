@@ -171,6 +171,7 @@ func (c *conn) read(admitted error) error {
 			err = io.EOF
 		}
 		pool.Put(buf)
+		c.pub.Properties.Reset() // which gives the room of many properties back
 		if err != nil {
 			return err
 		}
