@@ -4,29 +4,89 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
 )
 
-// decodeStrict reads JSON into a struct and refuses what the struct does not know, naming the nearest that it does.
+// decodeStrict reads JSON into a struct and refuses what the struct does not know, at any depth, naming where it stands
+// and the nearest that is known there.
 func decodeStrict(raw json.RawMessage, into any) error {
 	var m map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &m); err != nil {
 		return fmt.Errorf("want an object of settings: %w", err)
 	}
-	known := Keys(into)
-	for k := range m {
-		if !slices.Contains(known, k) {
-			return UnknownKey(k, known)
-		}
+	if err := unknown(raw, reflect.TypeOf(into), ""); err != nil {
+		return err
 	}
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
-		return fmt.Errorf("%w", err)
+	return d.Decode(into)
+}
+
+// unknown finds the first key that a type does not have. What is not of the type's form is left to the decoder.
+func unknown(raw json.RawMessage, t reflect.Type, path string) error {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if reflect.PointerTo(t).Implements(reflect.TypeFor[json.Unmarshaler]()) {
+		return nil
+	}
+	switch t.Kind() {
+	case reflect.Struct, reflect.Map:
+		var m map[string]json.RawMessage
+		if json.Unmarshal(raw, &m) != nil {
+			return nil
+		}
+		known := map[string]reflect.Type{}
+		if t.Kind() == reflect.Struct {
+			fields(t, func(name string, of reflect.Type) { known[name] = of })
+		}
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			of := known[k]
+			switch {
+			case t.Kind() == reflect.Map:
+				of = t.Elem()
+			case of == nil && path != "":
+				return fmt.Errorf("in %s: %w", path, UnknownKey(k, slices.Sorted(maps.Keys(known))))
+			case of == nil:
+				return UnknownKey(k, slices.Sorted(maps.Keys(known)))
+			}
+			if err := unknown(m[k], of, strings.TrimPrefix(path+"."+k, ".")); err != nil {
+				return err
+			}
+		}
+	case reflect.Slice, reflect.Array:
+		var list []json.RawMessage
+		if json.Unmarshal(raw, &list) != nil {
+			return nil
+		}
+		for i, one := range list {
+			if err := unknown(one, t.Elem(), fmt.Sprintf("%s[%d]", path, i)); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
+}
+
+// fields gives a struct's fields by their names in JSON, those of embedded structs among them.
+func fields(t reflect.Type, f func(name string, of reflect.Type)) {
+	for i := range t.NumField() {
+		field := t.Field(i)
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		switch {
+		case name == "-":
+		case field.Anonymous && name == "" && field.Type.Kind() == reflect.Struct:
+			fields(field.Type, f)
+		case !field.IsExported():
+		case name == "":
+			f(field.Name, field.Type)
+		default:
+			f(name, field.Type)
+		}
+	}
 }
 
 // Keys are the names of a struct's fields in JSON.
@@ -36,16 +96,7 @@ func Keys(v any) []string {
 		t = t.Elem()
 	}
 	var keys []string
-	for i := range t.NumField() {
-		f := t.Field(i)
-		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		if name == "" {
-			name = f.Name
-		}
-		if f.IsExported() && name != "-" {
-			keys = append(keys, name)
-		}
-	}
+	fields(t, func(name string, _ reflect.Type) { keys = append(keys, name) })
 	return keys
 }
 

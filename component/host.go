@@ -185,12 +185,21 @@ func (h *Host) known(name string) bool {
 // tell puts reports and health where operators look.
 func (h *Host) tell(ctx context.Context) {
 	said := map[string]time.Time{}
+	var measured time.Time
 	tick := time.NewTicker(reportEvery)
 	defer tick.Stop()
 	for {
 		for _, r := range h.runs {
 			if err := r.tell(ctx, said); err != nil && ctx.Err() == nil {
 				h.Log.Debug("tell of a component", "component", r.spec.Name, "error", err)
+			}
+		}
+		if now := time.Now(); now.Sub(measured) >= lagEvery {
+			measured = now
+			for _, r := range h.runs {
+				if err := r.lag(ctx); err != nil && ctx.Err() == nil {
+					h.Log.Debug("measure how far a component is behind", "component", r.spec.Name, "error", err)
+				}
 			}
 		}
 		select {
@@ -226,6 +235,19 @@ func (r *run) tell(ctx context.Context, said map[string]time.Time) error {
 		return nil
 	}
 	return r.tellReports(ctx, w, said)
+}
+
+// lag measures how far the component is behind, where it runs here.
+func (r *run) lag(ctx context.Context) error {
+	r.mu.Lock()
+	w := r.worker
+	r.mu.Unlock()
+	if w == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lagEvery)
+	defer cancel()
+	return r.measureLag(ctx, w)
 }
 
 // tellReports puts what changed since it was said.

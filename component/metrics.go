@@ -17,6 +17,9 @@ type Metrics struct {
 	dead     *prometheus.CounterVec
 	parked   *prometheus.GaugeVec
 	bad      *prometheus.CounterVec
+
+	lagMessages, lagSeconds *prometheus.GaugeVec
+
 	up       *prometheus.GaugeVec
 	restarts *prometheus.CounterVec
 }
@@ -32,8 +35,10 @@ func newMetrics(r prometheus.Registerer) *Metrics {
 		up:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "naru_component_up", Help: "1 while the component runs here."}, []string{"component"}),
 		restarts: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "naru_component_restarts_total", Help: "Starts after a failure."}, []string{"component"}),
 	}
+	m.lagMessages = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "naru_lag_messages", Help: "Messages in the log that are not finished, parked ones among them."}, []string{"component", "log"})
+	m.lagSeconds = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "naru_lag_seconds", Help: "Age of the oldest message that is not finished."}, []string{"component", "log"})
 	if r != nil {
-		r.MustRegister(m.outcomes, m.handle, m.retries, m.dead, m.parked, m.bad, m.up, m.restarts)
+		r.MustRegister(m.lagMessages, m.lagSeconds, m.outcomes, m.handle, m.retries, m.dead, m.parked, m.bad, m.up, m.restarts)
 	}
 	return m
 }

@@ -47,6 +47,21 @@ func log(t *testing.T, r *componenttest.Rig) bus.Log {
 	return l
 }
 
+// gauge is the worker's value on the device log.
+func gauge(t *testing.T, r *componenttest.Rig, name string) float64 {
+	families, err := r.Host.Metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("there is no %s", name)
+	return 0
+}
+
 // alarms are the names of those raised.
 func alarms(r *componenttest.Rig) (names []string) {
 	for _, m := range r.Read("operator") {
@@ -178,9 +193,16 @@ func TestTooMuchParkedStandsStillAndGoesOn(t *testing.T) {
 		if owed, finished := componenttest.Balance(rep); owed != finished {
 			t.Errorf("standing still: accepted %+v, finished %+v", owed, finished)
 		}
+		if n, age := gauge(t, r, "naru_lag_messages"), gauge(t, r, "naru_lag_seconds"); n != 10 || age < 5 || age > 11 {
+			t.Errorf("it is %g messages and %g s behind; want 10, and the time that has passed", n, age)
+		}
 		mended.Store(true)
-		rep = r.Settled(worker, "device")
-		rep = r.Await(worker, "device", func(rep component.Report) bool { return rep.Fault == "" })
+		r.Settled(worker, "device")
+		<-time.After(10 * time.Second)
+		if n, age := gauge(t, r, "naru_lag_messages"), gauge(t, r, "naru_lag_seconds"); n != 0 || age != 0 {
+			t.Errorf("when all is done it is %g messages and %g s behind", n, age)
+		}
+		r.Await(worker, "device", func(rep component.Report) bool { return rep.Fault == "" })
 		r.Stop()
 		if len(handled) != 10 {
 			t.Errorf("handled %q", handled)

@@ -437,6 +437,18 @@ func TestConfigurationNamesTheUnknownKeyAndTheNearest(t *testing.T) {
 	type config struct {
 		Listen string `json:"listen"`
 		Max    int    `json:"max_bytes"`
+		Rules  []struct {
+			Limits map[string]struct {
+				Rate int `json:"rate"`
+			} `json:"limits"`
+		} `json:"rules"`
+	}
+	if err := decodeStrict(json.RawMessage(`{"rules":[{},{"limits":{"a":{"rat":1}}}]}`), &config{}); err == nil ||
+		err.Error() != `in rules[1].limits.a: there is no setting "rat"; did you mean "rate"?` {
+		t.Errorf("said %v", err)
+	}
+	if err := decodeStrict(json.RawMessage(`{"listen":"x","rules":[{"limits":{"a":{"rate":1}}}]}`), &config{}); err != nil {
+		t.Error(err)
 	}
 	err := decodeStrict(json.RawMessage(`{"lisen":"x"}`), &config{})
 	if err == nil || !strings.Contains(err.Error(), `"lisen"`) || !strings.Contains(err.Error(), `"listen"`) {
