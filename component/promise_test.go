@@ -410,3 +410,44 @@ func TestDeadLettersOfDeadLettersEnd(t *testing.T) {
 		t.Errorf("%d dead letters; want %d", len(dead), message.DepthMax)
 	}
 }
+
+func TestAGenerationThatVanishedUnreadIsAnAlarm(t *testing.T) {
+	r := componenttest.New(t)
+	r.Start(of(fine))
+	r.Say(reading("a", "read"))
+	r.Settled(worker, "device")
+	r.Stop()
+	r.Say(reading("a", "missed"))
+	l := log(t, r)
+	if err := errors.Join(l.Repartition(t.Context(), 1), l.Trim(t.Context(), bus.Position{Generation: 1, Sequence: 2})); err != nil {
+		t.Fatal(err)
+	}
+	r.Say(reading("a", "next"))
+	for range 2 { // the second process does not raise it again
+		r.Start(of(fine))
+		r.Settled(worker, "device")
+		r.Stop()
+	}
+	if names := alarms(r); !slices.Equal(names, []string{"retention_exceeded"}) {
+		t.Errorf("alarms are %v", names)
+	}
+}
+
+func TestAStoreBegunAnewIsNotTakenForTheOneThatWasLost(t *testing.T) {
+	r := componenttest.New(t)
+	spec := of(func(_ context.Context, tx component.Tx, m *message.Message) error {
+		return tx.Say(&message.Message{Subject: "service_platform.worker.said", Data: m.Data})
+	})
+	r.Start(spec)
+	r.Say(reading("a", "1"), reading("a", "2"), reading("a", "3"))
+	r.Settled(worker, "device")
+	r.Stop()
+	r.Dir = t.TempDir()
+	r.FailBefore(1) // so that it starts with something in its outbox, whose numbers were used before
+	r.Start(spec)
+	r.Settled(worker, "device")
+	r.Until(func() bool { return r.Faults() == 1 }, func() string { return "its outbox did not fail" })
+	r.Until(func() bool { return len(r.Said(worker)) == 6 }, func() string {
+		return fmt.Sprintf("it said %d messages; want 3 with the first store and 3 with the second", len(r.Said(worker)))
+	})
+}
