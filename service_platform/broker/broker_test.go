@@ -514,7 +514,7 @@ func TestSlowClientHoldsUpNobody(t *testing.T) {
 	// It publishes to itself, and never reads: its kernel buffers and then its spill fill up.
 	big := strings.Repeat("x", 100_000)
 	quick := r.join("d-quick", packet.V311)
-	for id := uint16(1); id <= 150; id++ {
+	for id := uint16(1); id <= 600; id++ { // more than any kernel buffers
 		m := packet.Publish{Topic: "device/d-slow/telemetry", Payload: []byte(big)}
 		if _, err := slow.Write(m.Append(nil, packet.V5)); err != nil {
 			break // closed as too slow

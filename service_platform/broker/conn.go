@@ -119,7 +119,7 @@ func (c *conn) read(admitted error) error {
 	for {
 		if c.joined {
 			if err := c.parkDeadline(); err != nil {
-				return err
+				return c.readError(err) // closed meanwhile, and that has its reason
 			}
 		}
 		buf, n, err := c.src.await()
@@ -161,10 +161,11 @@ func (c *conn) read(admitted error) error {
 				err = c.src.SetReadDeadline(time.Now().Add(packetTimeout))
 			}
 			if err == nil {
-				if n, err = c.src.Read(data[end:]); err != nil {
-					err = c.readError(err)
-				}
+				n, err = c.src.Read(data[end:])
 				end += n
+			}
+			if err != nil {
+				err = c.readError(err)
 			}
 		}
 		if err == nil && c.bye {
@@ -391,6 +392,7 @@ func (c *conn) leave(err error) {
 	if !byOthers {
 		why, detail = c.judge(err)
 	}
+	c.b.env.Log.Debug("left", "device", c.device, "address", c.addr, "reason", why, "error", err)
 	_ = c.sock.Close()
 	last := c.b.leave(c)
 	c.b.fan.leave(c)
