@@ -20,10 +20,10 @@ quick: # the usual loop: go test ./... without the long suites
 	go test ./...
 
 race: ## the suites under the race detector
-	go test -race -timeout 20m ./...
+	go test -race -timeout 20m $$(go list ./... | grep -v /test/)
 
 long: ## SIGKILL, clusters, full disks: the suites behind the build tag `long`
-	go test -tags long -timeout 35m -p 1 ./bus/nats ./test/...
+	go test -tags long -count=1 -timeout 35m -p 1 ./bus/nats ./test/... # the cache does not see that the binary has changed
 
 fuzz: ## each fuzz target for 20 s (FUZZTIME=1m for longer)
 	@set -e; grep -rl '^func Fuzz' --include=*_test.go . | while read -r f; do \
