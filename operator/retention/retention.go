@@ -40,6 +40,7 @@ type Retention struct {
 	maxBytes uint64
 	every    time.Duration
 	trimmed  *prometheus.CounterVec
+	done     map[string]uint64 // how far each partition was trimmed; its rows' last batches stay, and are not counted again
 }
 
 // New builds the component.
@@ -52,7 +53,7 @@ func New(env component.Env, c Config) (*component.Part, error) {
 	if err != nil || every < time.Second {
 		return nil, fmt.Errorf("every %q: want a duration of at least 1s", c.Every)
 	}
-	r := &Retention{env: env, maxAge: age, maxBytes: c.MaxBytes, every: every,
+	r := &Retention{env: env, maxAge: age, maxBytes: c.MaxBytes, every: every, done: map[string]uint64{},
 		trimmed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "naru_trimmed_batches_total", Help: "Batches that were trimmed from a log after everybody had finished them.",
 		}, []string{"log"})}
@@ -105,13 +106,15 @@ func (r *Retention) trim(ctx context.Context, marks bus.Table, name string) erro
 			if err != nil {
 				return err
 			}
-			if at.Sequence < p.First {
+			place := fmt.Sprintf("%s/%d/%d", name, g.Number, p.Number)
+			if at.Sequence < p.First || at.Sequence <= r.done[place] {
 				continue
 			}
 			if err := log.Trim(ctx, at); err != nil {
 				return fmt.Errorf("up to %d: %w", at.Sequence, err)
 			}
-			r.trimmed.WithLabelValues(name).Add(float64(at.Sequence - p.First + 1))
+			r.trimmed.WithLabelValues(name).Add(float64(at.Sequence - max(p.First, r.done[place]+1) + 1))
+			r.done[place] = at.Sequence
 		}
 	}
 	return nil
