@@ -235,10 +235,10 @@ func (a *appender) run(ln *lane) {
 			a.settle(outcome{g, bus.Position{}, err})
 			continue
 		}
-		// Those who wait for an acknowledgement come before those who read on.
+		// Handed over before anybody is told: who has an acknowledgement finds the batch, and nothing is trimmed in between.
 		s := a.l.stored(ln.row.gen, ln.row.part, raw{seq, ln.row.subject(), data})
-		a.settle(outcome{g, s.Position, nil})
 		a.l.feed(ln.row.gen, ln.row.part).put(s)
+		a.settle(outcome{g, s.Position, nil})
 	}
 	a.laneEnded()
 }
