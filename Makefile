@@ -12,7 +12,7 @@ run: build ## start everything, with 20 simulated devices, in ./naru-data
 	./bin/naru up --data ./naru-data --sim 20
 
 build: # build bin/naru
-	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/naru ./cmd/naru
+	go build -ldflags "-X main.version=$(VERSION)" -o bin/naru ./cmd/naru
 
 test: lint race long ## everything that must pass: lint, the suites under the race detector, the long suites
 
