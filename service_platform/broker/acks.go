@@ -57,6 +57,9 @@ func (c *conn) admit(p *packet.Publish) (uint64, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.received++
+	if c.ended {
+		return 0, errEnded // a client that was shut out says nothing more, acknowledged or not
+	}
 	if p.QoS == 0 {
 		return noAck, nil
 	}

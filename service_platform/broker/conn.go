@@ -121,6 +121,9 @@ func (c *conn) read(admitted error) error {
 			if err := c.parkDeadline(); err != nil {
 				return c.readError(err) // closed meanwhile, and that has its reason
 			}
+			if c.over() { // the deadline just set may have replaced the one that was to wake us
+				return io.EOF
+			}
 		}
 		buf, n, err := c.src.await()
 		if err != nil {
@@ -160,6 +163,9 @@ func (c *conn) read(admitted error) error {
 			if c.joined {
 				err = c.src.SetReadDeadline(time.Now().Add(packetTimeout))
 			}
+			if c.over() {
+				return io.EOF
+			}
 			if err == nil {
 				n, err = c.src.Read(data[end:])
 				end += n
@@ -177,6 +183,13 @@ func (c *conn) read(admitted error) error {
 			return err
 		}
 	}
+}
+
+// over says whether the connection was ended from outside its goroutine.
+func (c *conn) over() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ended
 }
 
 // parkDeadline is one and a half keep alives (MQTT 5 §3.1.2.10).
@@ -299,7 +312,9 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	}
 	c.session = message.NewID(c.now)
 	c.clientID = c.device
-	c.joined = true
+	c.mu.Lock()
+	c.joined = true // for end, which another goroutine calls
+	c.mu.Unlock()
 	ack := packet.Connack{}
 	if c.version == packet.V5 {
 		q := &ack.Properties
@@ -350,9 +365,10 @@ func (c *conn) end(why message.Reason, err error) {
 		return
 	}
 	c.ended, c.endWhy, c.endErr = true, why, err
+	joined := c.joined
 	c.free.Broadcast()
 	c.mu.Unlock()
-	if c.joined && c.version == packet.V5 {
+	if joined && c.version == packet.V5 {
 		d := packet.Disconnect{Code: disconnectCode(why)}
 		_ = c.send(d.Append(nil, c.version)) // it may be gone already
 	}
