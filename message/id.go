@@ -62,22 +62,25 @@ func (id ID) MarshalText() ([]byte, error) {
 	return []byte(id.String()), nil
 }
 
-// UnmarshalText reads what MarshalText wrote.
+// UnmarshalText reads what MarshalText wrote. On an error id stays as it was.
 func (id *ID) UnmarshalText(b []byte) error {
 	if len(b) == 0 {
 		*id = ID{}
 		return nil
 	}
 	v, err := ParseID(string(b))
+	if err != nil {
+		return err
+	}
 	*id = v
-	return err
+	return nil
 }
 
 // ParseID reads the canonical form, in either case.
 func ParseID(s string) (ID, error) {
 	var id ID
 	if len(s) != 36 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
-		return id, fmt.Errorf("%q is not a message id; one looks like 0193d5a0-7b2c-7e41-9c3f-5d2f8a6b1c4e", s)
+		return id, fmt.Errorf("%q is not a message id; one looks like 0193d5a0-7b2c-7e41-9c3f-5d2f8a6b1c4e", short(s))
 	}
 	h := s[0:8] + s[9:13] + s[14:18] + s[19:23] + s[24:36]
 	if _, err := hex.Decode(id[:], []byte(h)); err != nil {

@@ -60,10 +60,19 @@ func (t TraceID) String() string { return hex.EncodeToString(t[:]) }
 // MarshalText writes what String gives.
 func (t TraceID) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
-// UnmarshalText reads 32 hexadecimal digits.
-func (t *TraceID) UnmarshalText(b []byte) (err error) {
-	*t, err = ParseTraceID(string(b))
-	return err
+// UnmarshalText reads what MarshalText wrote: 32 hexadecimal digits, and, unlike ParseTraceID, zeros where there is no
+// trace. On an error t stays as it was.
+func (t *TraceID) UnmarshalText(b []byte) error {
+	if string(b) == (TraceID{}).String() {
+		*t = TraceID{}
+		return nil
+	}
+	v, err := ParseTraceID(string(b))
+	if err != nil {
+		return err
+	}
+	*t = v
+	return nil
 }
 
 // String is 16 lower-case hexadecimal digits.
@@ -72,14 +81,16 @@ func (s SpanID) String() string { return hex.EncodeToString(s[:]) }
 // MarshalText writes what String gives.
 func (s SpanID) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// UnmarshalText reads 16 hexadecimal digits.
+// UnmarshalText reads 16 hexadecimal digits. On an error s stays as it was.
 func (s *SpanID) UnmarshalText(b []byte) error {
 	if len(b) != 16 {
-		return fmt.Errorf("%q is not a span id; one has 16 hexadecimal digits", b)
+		return fmt.Errorf("%q is not a span id; one has 16 hexadecimal digits", short(string(b)))
 	}
-	if _, err := hex.Decode(s[:], b); err != nil {
+	var v SpanID
+	if _, err := hex.Decode(v[:], b); err != nil {
 		return fmt.Errorf("%q is not a span id: %w", b, err)
 	}
+	*s = v
 	return nil
 }
 
@@ -87,7 +98,7 @@ func (s *SpanID) UnmarshalText(b []byte) error {
 func ParseTraceID(s string) (TraceID, error) {
 	var t TraceID
 	if len(s) != 32 {
-		return t, fmt.Errorf("%q is not a trace id; one has 32 hexadecimal digits", s)
+		return t, fmt.Errorf("%q is not a trace id; one has 32 hexadecimal digits", short(s))
 	}
 	if _, err := hex.Decode(t[:], []byte(s)); err != nil {
 		return TraceID{}, fmt.Errorf("%q is not a trace id: %w", s, err)
