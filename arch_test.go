@@ -46,6 +46,7 @@ github.com/synadia-io             bus/nats
 github.com/aws                    bus/kinesis
 github.com/cockroachdb/pebble     component
 github.com/spf13/cobra            cmd
+github.com/santhosh-tekuri        internal/schema
 `
 
 // peers may be imported by anybody's tests: they are made for that.
