@@ -31,6 +31,13 @@ type Spec struct {
 	Says []message.Pattern
 	// State is where its positions and effects are kept.
 	State State
+	// Into is the namespace whose log a component with State Derived writes its batches into, positions and what it says
+	// there being one. What it says elsewhere follows from there, each message once.
+	Into string
+	// Parallel is in how many goroutines the messages of a batch are handled, split by key: those of one key one after
+	// the other, those of different keys at the same time. A handler then touches only the state of its message's key.
+	// Zero and one are one goroutine, for which handlers need no locks. It does not concern HandleBatch.
+	Parallel int
 	// Required says that the log must keep what this component has not finished, even if the disk fills.
 	Required bool
 	// Lazy says that nobody waits for its effects: a commit may wait for a tenth of a second, to carry more. A crash
@@ -53,6 +60,10 @@ const (
 	None State = iota
 	// Local keeps both in a store in the component's own directory. It has one process.
 	Local
+	// Derived keeps nothing here: the position lies in the batches that the component derives. Each partition of what it
+	// hears has one owner, and the partitions spread over the processes that run the component; in one process, those
+	// of different partitions are handled at the same time. Handlers have no keys and values of their own.
+	Derived
 )
 
 // Start is where a component that never ran begins.
@@ -71,7 +82,8 @@ type Retry struct {
 	First    time.Duration // 100 ms where zero
 	Most     time.Duration // 1 min where zero
 	Attempts int           // 8 where zero
-	// ParkedMax is how many messages may wait in all; beyond it the partition stands still. 10,000 where zero.
+	// ParkedMax is how many messages may wait in all, or with State Derived in each partition; beyond it the partition
+	// stands still. Where zero it is 10,000, and 2,000 with State Derived, which writes with each position what waits.
 	ParkedMax int
 }
 
@@ -94,12 +106,15 @@ type Env struct {
 	// Say appends a message that follows from no handled one, and returns when it is on disk. Inside a handler use
 	// Tx.Say, which makes message and position one.
 	Say func(ctx context.Context, m *message.Message) error
-	// Door opens an appender for what comes from outside; it refuses what Spec.Says does not name. The appender's row
-	// is the component's on this node.
+	// Door opens an appender for what comes from outside; it refuses what Spec.Says does not name, and what breaks its
+	// contract. The appender's row is the component's on this node.
 	Door func(ctx context.Context, log string) (bus.Appender, error)
 	// View reads the component's own store as it was last committed, from any goroutine, for what is answered outside
 	// a handler. It gives an error where State is not Local.
 	View func(f func(v View) error) error
+	// Check holds a message to the schema of its contract: nil, or a *message.Rejection of reason schema_mismatch whose
+	// particulars begin with the JSON pointer of the field. Say, Tx.Say and Door do so by themselves.
+	Check func(m *message.Message) error
 	// Peers gives an operator's component the view of all components on the bus.
 	Peers *Peers
 }
@@ -138,14 +153,16 @@ var ErrNotMatched = fmt.Errorf("not matched")
 // Tx is what a handler may do, all of it committed with the position, or none of it. It is for the handler's goroutine
 // and its time. Keys and values are the component's own.
 type Tx interface {
-	// Get gives nil where there is no such key. The value must not be changed.
+	// Get gives nil where there is no such key. The value must not be changed. Keys and values want State Local: with
+	// another one, reading gives an error, and a message whose handler writes fails.
 	Get(key []byte) ([]byte, error)
 	Set(key, value []byte)
 	Delete(key []byte)
 	// Scan calls f for the keys with the prefix in order, until it gives false.
 	Scan(prefix []byte, f func(key, value []byte) bool) error
 	// Say says m as a consequence of the handled message: id, span, source and type are minted, trace and device
-	// inherited, cause and depth set. It is a *message.Rejection for what Spec.Says does not name, and for a loop.
+	// inherited, cause and depth set. It is a *message.Rejection for what Spec.Says does not name, for what breaks its
+	// contract, and for a loop.
 	Say(m *message.Message) error
 	// Now is the clock of Env.
 	Now() time.Time
@@ -231,6 +248,18 @@ type Checkpoint struct {
 	Began uint64 `json:"began,omitempty"`
 	// Finished says that the generation is sealed and was read to its end.
 	Finished bool `json:"finished,omitempty"`
+	// Within is set where a commit fell into the middle of the batch behind Position; Outcomes hold those messages too.
+	// Reports never have it.
+	Within *Within `json:"within,omitempty"`
+	// Needed is the sequence of the oldest batch that the consumer still has to read again, since messages in it are
+	// parked with State Derived; zero where it needs none.
+	Needed uint64 `json:"needed,omitempty"`
+}
+
+// Within is a place in the middle of a batch.
+type Within struct {
+	Sequence uint64 `json:"sequence"`
+	Count    uint32 `json:"count"` // messages dealt with
 }
 
 // Row is a consumer's account with one appender.
@@ -279,4 +308,6 @@ type Health struct {
 	Says     []message.Pattern `json:"says,omitempty"`
 	At       time.Time         `json:"at"`
 	HTTP     string            `json:"http,omitempty"` // where its process answers, if it does
+	// Holds is how many partitions this process owns, with State Derived.
+	Holds int `json:"holds,omitempty"`
 }

@@ -10,11 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -22,8 +22,6 @@ import (
 	"github.com/naru-platform/naru/internal/answer"
 	"github.com/naru-platform/naru/message"
 )
-
-var noSync = pebble.NoSync
 
 const (
 	leaseTTL    = 5 * time.Second
@@ -60,6 +58,8 @@ type Host struct {
 	peers   *Peers
 	metrics *Metrics
 	mux     *router
+	checker *Checker
+	broken  error // the catalog's fault
 	runs    []*run
 	once    sync.Once
 }
@@ -71,13 +71,12 @@ type run struct {
 	env    Env
 	source string // CloudEvents source
 
-	mu     sync.Mutex
-	health Health
-	worker *worker
-	store  *store
-	views  sync.WaitGroup // that read the store
-	part   *Part
-	doors  map[string]bus.Appender // by log and kind
+	mu      sync.Mutex
+	health  Health
+	workers []*worker // one, or with State Derived one for each partition it holds
+	store   *store
+	views   sync.WaitGroup          // that read the store
+	doors   map[string]bus.Appender // by log and kind
 }
 
 // init fills in what was left out, once.
@@ -96,6 +95,7 @@ func (h *Host) init() {
 		h.peers = NewPeers()
 		h.metrics = newMetrics(h.Metrics)
 		h.mux = newRouter()
+		h.checker, h.broken = NewChecker(h.Catalog)
 		for _, s := range h.Specs {
 			r := &run{h: h, spec: s, source: "//naru/" + h.Node + "/" + s.Name, doors: map[string]bus.Appender{}}
 			r.health = Health{Name: s.Name, Node: h.Node, Doc: s.Doc, Hears: s.Hears, Takes: s.Takes, Says: s.Says, HTTP: h.HTTP}
@@ -130,6 +130,9 @@ func (h *Host) Health() []Health {
 // Run runs the components until ctx is done, then lets them finish and commit what is under way.
 func (h *Host) Run(ctx context.Context) error {
 	h.init()
+	if h.broken != nil {
+		return h.broken
+	}
 	for name := range h.Config {
 		if !h.known(name) {
 			return fmt.Errorf("configuration of %s: no such component runs here", name)
@@ -215,11 +218,11 @@ func (r *run) tell(ctx context.Context, said map[string]time.Time) error {
 	defer cancel()
 	now := r.h.Now()
 	r.mu.Lock()
-	health, w := r.health, r.worker
+	health, workers := r.health, slices.Clone(r.workers)
 	r.mu.Unlock()
 	health.At = now
 	key := strings.NewReplacer(":", "_", " ", "_").Replace(health.Node) + "/" + health.Name
-	stamp := "h" + key + health.State + health.Fault
+	stamp := fmt.Sprintf("h%s %s %s %d", key, health.State, health.Fault, health.Holds)
 	if now.Sub(said[stamp]) >= againEvery && health.State != "" {
 		if err := put(ctx, r.h.Bus, healthTable, healthTTL, key, health); err != nil {
 			return err
@@ -231,23 +234,25 @@ func (r *run) tell(ctx context.Context, said map[string]time.Time) error {
 		}
 		said[stamp] = now
 	}
-	if w == nil {
-		return nil
+	for _, w := range workers {
+		if err := r.tellReports(ctx, w, said); err != nil {
+			return err
+		}
 	}
-	return r.tellReports(ctx, w, said)
+	return nil
 }
 
 // lag measures how far the component is behind, where it runs here.
 func (r *run) lag(ctx context.Context) error {
 	r.mu.Lock()
-	w := r.worker
+	workers := slices.Clone(r.workers)
 	r.mu.Unlock()
-	if w == nil {
+	if len(workers) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, lagEvery)
 	defer cancel()
-	return r.measureLag(ctx, w)
+	return r.measureLag(ctx, workers)
 }
 
 // tellReports puts what changed since it was said.
@@ -372,7 +377,7 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 	h := r.h
 	r.env = Env{
 		Spec: r.spec, Log: h.Log.With("component", r.spec.Name), Now: h.Now, Bus: h.Bus, Catalog: h.Catalog, Metrics: reg,
-		Node: h.Node, Owner: h.owner, Mint: r.mint, Say: r.say, Door: r.door, View: r.view, Peers: h.peers,
+		Node: h.Node, Owner: h.owner, Mint: r.mint, Say: r.say, Door: r.door, View: r.view, Check: h.checker.Check, Peers: h.peers,
 		Dir: func() (string, error) {
 			dir := filepath.Join(h.Dir, r.spec.Name)
 			return dir, os.MkdirAll(dir, 0o700)
@@ -390,8 +395,13 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 		return nil, fmt.Errorf("component %s: its handlers do not fit what it declares to hear", r.spec.Name)
 	case (part.Take != nil) != (len(r.spec.Takes) > 0):
 		return nil, fmt.Errorf("component %s: its handlers do not fit what it declares to take", r.spec.Name)
-	case (handles || part.Take != nil) != (r.spec.State == Local):
-		return nil, fmt.Errorf("component %s: handlers want a local state, and a local state handlers", r.spec.Name)
+	case (handles || part.Take != nil) != (r.spec.State != None):
+		return nil, fmt.Errorf("component %s: handlers want a state, and a state handlers", r.spec.Name)
+	case part.Take != nil && r.spec.State != Local:
+		return nil, fmt.Errorf("component %s: what it takes from the queue is recorded in a local state", r.spec.Name)
+	case (r.spec.State == Derived) != (r.spec.Into != ""), r.spec.Into != "" && !slices.Contains(message.Namespaces(), r.spec.Into):
+		return nil, fmt.Errorf("component %s: it writes into %q; a derived state wants one of %s, and no other state one", r.spec.Name, r.spec.Into,
+			strings.Join(message.Namespaces(), ", "))
 	}
 	return part, nil
 }
@@ -432,7 +442,7 @@ func (r *run) start(ctx context.Context) (err error) {
 		if err := r.startWorker(ctx, part, lease); err != nil {
 			return err
 		}
-		return r.serve(ctx, cancel, part, r.worker)
+		return r.serve(ctx, cancel, part, r.workers[0])
 	}
 	return r.serve(ctx, cancel, part, nil)
 }
@@ -454,7 +464,7 @@ func (r *run) own(ctx context.Context) (bus.Lease, error) {
 	}
 }
 
-func (r *run) startWorker(_ context.Context, part *Part, lease bus.Lease) error {
+func (r *run) startWorker(ctx context.Context, part *Part, lease bus.Lease) error {
 	dir, err := r.env.Dir()
 	if err != nil {
 		return err
@@ -464,20 +474,25 @@ func (r *run) startWorker(_ context.Context, part *Part, lease bus.Lease) error 
 		return err
 	}
 	s.crash = r.h.crash
-	w, err := newWorker(r.env, part, s, newOutbox(r.env, s, lease.Held), r.h.metrics.of(r.spec.Name))
+	w, err := r.newWorker(ctx, part, newLocal(r.env, s, lease.Held))
 	if err == nil {
-		if f := r.h.Mutant; f != nil {
-			w.skew = func(i int) int { return f(r.spec.Name, i) }
-		}
 		err = w.sweep()
 	}
 	if err != nil {
 		return errors.Join(err, s.close())
 	}
 	r.mu.Lock()
-	r.worker, r.store, r.part = w, s, part
+	r.workers, r.store = []*worker{w}, s
 	r.mu.Unlock()
 	return nil
+}
+
+func (r *run) newWorker(ctx context.Context, part *Part, keep keeper) (*worker, error) {
+	w, err := newWorker(ctx, r.env, part, keep, r.h.metrics.of(r.spec.Name))
+	if f := r.h.Mutant; f != nil && err == nil {
+		w.skew = func(i int) int { return f(r.spec.Name, i) }
+	}
+	return w, err
 }
 
 // serve runs worker, outbox, readers and Run until ctx is done, then stops them in the order in which they feed each
@@ -516,8 +531,11 @@ func (r *run) serve(ctx context.Context, cancel context.CancelCauseFunc, part *P
 	defer r.h.mux.unmount(r.spec.Name)
 	if w != nil {
 		goes(&group, func() error { return w.run(ctx, drained) })
-		goes(&saying, func() error { return w.out.run(outStop, drained) })
+		goes(&saying, func() error { return w.keep.(*local).out.run(outStop, drained) })
 		goes(&group, func() error { return consume(ctx, r.env, w) })
+	}
+	if r.spec.State == Derived {
+		goes(&group, func() error { return r.spread(ctx, drained, part) })
 	}
 	if part.Run != nil {
 		goes(&group, func() error {
@@ -527,7 +545,7 @@ func (r *run) serve(ctx context.Context, cancel context.CancelCauseFunc, part *P
 			}
 			return err
 		})
-	} else {
+	} else if r.spec.State != Derived { // which runs when it holds a partition
 		r.set("running", "")
 	}
 	<-ctx.Done()
@@ -575,7 +593,7 @@ func ended(group *sync.WaitGroup, late *time.Timer) bool {
 // component: another one may own it.
 func (r *run) closeStore(w *worker) error {
 	r.mu.Lock()
-	r.store, r.worker = nil, nil
+	r.store, r.workers = nil, nil
 	r.mu.Unlock()
 	r.views.Wait()
 	return w.store.close()

@@ -27,13 +27,24 @@ func (l *lag) add(n uint64, at time.Time) {
 }
 
 // measureLag asks the logs how much lies behind the component's positions, adds what is parked, and sets the gauges.
-func (r *run) measureLag(ctx context.Context, w *worker) error {
+func (r *run) measureLag(ctx context.Context, workers []*worker) error {
 	reports := map[place]Report{}
 	lags := map[string]*lag{}
 	for _, name := range logsOf(r.spec.Hears) {
 		lags[name] = new(lag)
 	}
-	for _, rep := range w.snapshot() {
+	var held map[place]bool
+	if r.spec.State == Derived {
+		held = map[place]bool{}
+	}
+	var all []Report
+	for _, w := range workers {
+		all = append(all, w.snapshot()...)
+		if k, ok := w.keep.(*derived); ok {
+			held[k.at] = true
+		}
+	}
+	for _, rep := range all {
 		reports[place{rep.Log, rep.Position.Generation, rep.Position.Partition}] = rep
 		if l := lags[rep.Log]; l != nil && len(rep.Exceptions) > 0 {
 			l.add(rep.Waiting.Count, rep.Exceptions[0].ID.Time())
@@ -50,6 +61,9 @@ func (r *run) measureLag(ctx context.Context, w *worker) error {
 		}
 		for _, g := range info.Generations {
 			for _, p := range g.Partitions {
+				if held != nil && !held[place{name, g.Number, p.Number}] {
+					continue // another process has it, and measures it
+				}
 				if err := unread(ctx, log, g, p, reports[place{name, g.Number, p.Number}], l); err != nil {
 					return err
 				}

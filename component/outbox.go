@@ -27,9 +27,12 @@ const CommandQueue = "commands"
 // the store's id and the number of the last entry in it; so after a crash each destination tells what it already has. A
 // store that was lost and begun anew has another id, and what the former one wrote says nothing about its numbers.
 type outbox struct {
-	env   Env
-	store *store
-	held  func() bool // whether this process still owns the component
+	env    Env
+	row    string             // its row in the destinations
+	birth  message.ID         // tells the numbers of its entries from those of a store that was lost
+	held   func() bool        // whether this process still owns what speaks here
+	forget func([]said) error // strikes off what has arrived
+	crash  crash
 
 	former  []said // what a former process left; run puts it before the entries
 	mu      sync.Mutex
@@ -39,8 +42,9 @@ type outbox struct {
 	queue   bus.Queue
 }
 
-func newOutbox(env Env, s *store, held func() bool) *outbox {
-	return &outbox{env: env, store: s, held: held, wake: make(chan struct{}, 1), writers: map[string]bus.Writer{}}
+func newOutbox(env Env, row string, birth message.ID, held func() bool) *outbox {
+	return &outbox{env: env, row: row, birth: birth, held: held, forget: func([]said) error { return nil },
+		wake: make(chan struct{}, 1), writers: map[string]bus.Writer{}}
 }
 
 // resume takes what a former process left.
@@ -66,14 +70,8 @@ func (o *outbox) run(ctx, drained context.Context) error {
 		return err
 	}
 	for {
-		for {
-			n, err := o.flush(drained)
-			if err != nil {
-				return err
-			}
-			if n == 0 {
-				break
-			}
+		if err := o.empty(drained); err != nil {
+			return err
 		}
 		select {
 		case <-o.wake:
@@ -87,6 +85,15 @@ func (o *outbox) run(ctx, drained context.Context) error {
 	}
 }
 
+// empty appends until nothing is left.
+func (o *outbox) empty(ctx context.Context) error {
+	for {
+		if n, err := o.flush(ctx); n == 0 || err != nil {
+			return err
+		}
+	}
+}
+
 func (o *outbox) left() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -94,8 +101,10 @@ func (o *outbox) left() int {
 }
 
 // destination is the log, or the queue, that a message goes to.
-func (o *outbox) destination(m *message.Message) string {
-	if k := o.env.Catalog.Find(m.Subject); k != nil && k.Route == message.ByQueue {
+func (o *outbox) destination(m *message.Message) string { return destination(o.env.Catalog, m) }
+
+func destination(c *message.Catalog, m *message.Message) string {
+	if k := c.Find(m.Subject); k != nil && k.Route == message.ByQueue {
 		return "queue:" + CommandQueue
 	}
 	return m.Subject.Namespace()
@@ -133,13 +142,13 @@ func (o *outbox) skipWritten(ctx context.Context) error {
 
 // mark says which entry is the last in a batch.
 func (o *outbox) mark(number uint64) []byte {
-	return append(o.store.birth[:len(o.store.birth):len(o.store.birth)], beAppend(number)...)
+	return append(o.birth[:len(o.birth):len(o.birth)], beAppend(number)...)
 }
 
 // written is the number of the last entry that a destination has of this store.
 func (o *outbox) written(ctx context.Context, w bus.Writer) (uint64, error) {
 	h, ok, err := w.Last(ctx)
-	if err != nil || !ok || len(h.Mark) != markSize || message.ID(h.Mark[:16]) != o.store.birth {
+	if err != nil || !ok || len(h.Mark) != markSize || message.ID(h.Mark[:16]) != o.birth {
 		return 0, err
 	}
 	return beUint64(h.Mark[16:]), nil
@@ -153,7 +162,7 @@ func (o *outbox) writer(ctx context.Context, name string) (bus.Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := log.Writer(ctx, bus.WriterOptions{Name: rowName(o.env.Spec.Name), Owner: o.env.Owner, Standing: o.held})
+	w, err := log.Writer(ctx, bus.WriterOptions{Name: o.row, Owner: o.env.Owner, Standing: o.held})
 	if err != nil {
 		return nil, err
 	}
@@ -207,13 +216,13 @@ func (o *outbox) flush(ctx context.Context) (int, error) {
 			}
 		}
 	}
-	if err := o.store.crash.at("after the append"); err != nil {
+	if err := o.crash.at("after the append"); err != nil {
 		return 0, err
 	}
 	if err := o.forget(list); err != nil {
 		return 0, err
 	}
-	if err := o.store.crash.at("after striking off"); err != nil {
+	if err := o.crash.at("after striking off"); err != nil {
 		return 0, err
 	}
 	o.mu.Lock()
@@ -253,17 +262,6 @@ func (o *outbox) deliver(ctx context.Context, to string, list []said) error {
 	}
 	_, err = w.Write(ctx, bus.Position{}, o.mark(list[len(list)-1].number), messages)
 	return err
-}
-
-// forget removes entries from the store. It need not be durable: what comes back is skipped by its number.
-func (o *outbox) forget(list []said) error {
-	b := o.store.db.NewBatch()
-	for _, s := range list {
-		if err := b.Delete(outboxKey(s.number), nil); err != nil {
-			return err
-		}
-	}
-	return errors.Join(b.Commit(noSync), b.Close())
 }
 
 // rowName makes a component's name one token of a row.

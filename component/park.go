@@ -4,9 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -34,16 +32,6 @@ type parked struct {
 	next     time.Time
 	reason   message.Reason
 	detail   string
-}
-
-// parkedHead is what stands before the record in the store.
-type parkedHead struct {
-	Position bus.Position   `json:"position"`
-	Attempts int            `json:"attempts"`
-	First    time.Time      `json:"first"`
-	Next     time.Time      `json:"next"`
-	Reason   message.Reason `json:"reason"`
-	Detail   string         `json:"detail"`
 }
 
 func (p *parking) blocks(log, key string) bool { return len(p.rows[parkKey{log, key}]) > 0 }
@@ -74,6 +62,16 @@ func (p *parking) pop(k parkKey) {
 	p.n--
 }
 
+// oldest is the sequence of the oldest batch with a parked message; zero where nothing is parked.
+func (p *parking) oldest() (seq uint64) {
+	for _, row := range p.rows {
+		if s := row[0].position.Sequence; seq == 0 || s < seq {
+			seq = s
+		}
+	}
+	return seq
+}
+
 // earlier orders positions of one log.
 func earlier(a, b bus.Position) int {
 	return cmp.Or(cmp.Compare(a.Generation, b.Generation), cmp.Compare(a.Partition, b.Partition),
@@ -98,47 +96,6 @@ func (p *parking) exceptions(at place) (list []Exception) {
 	return list
 }
 
-func parkedKey(at place, p bus.Position) []byte {
-	k := at.key(kindParked)
-	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint64(k, p.Sequence), p.Index)
-}
-
-func (w *worker) keepParked(x *parked) error {
-	head, err := json.Marshal(parkedHead{x.position, x.attempts, x.first, x.next, x.reason, x.detail})
-	if err != nil {
-		return err
-	}
-	v := binary.BigEndian.AppendUint32(nil, uint32(len(head)))
-	return w.store.set(parkedKey(x.at, x.position), message.AppendRecord(append(v, head...), x.m))
-}
-
-func (w *worker) loadParked() error {
-	w.parked = parking{rows: map[parkKey][]*parked{}, sums: map[place]Sum{}}
-	var bad error
-	err := walk(w.store.db, []byte{kindParked}, []byte{kindParked + 1}, false, func(k, v []byte) bool {
-		x := &parked{m: new(message.Message)}
-		var h parkedHead
-		v = slices.Clone(v)
-		end := slices.Index(k, 0)
-		if len(v) < 4 || end < 0 || len(v) < 4+int(binary.BigEndian.Uint32(v)) {
-			bad = fmt.Errorf("a parked message in the store is damaged")
-			return false
-		}
-		n := 4 + int(binary.BigEndian.Uint32(v))
-		if bad = json.Unmarshal(v[4:n], &h); bad != nil {
-			return false
-		}
-		if _, bad = message.DecodeRecord(v[n:], x.m); bad != nil {
-			return false
-		}
-		x.at = place{string(k[1:end]), h.Position.Generation, h.Position.Partition}
-		x.position, x.attempts, x.first, x.next, x.reason, x.detail = h.Position, h.Attempts, h.First, h.Next, h.Reason, h.Detail
-		w.parked.push(x) // keys sort by place, so rows are in order
-		return true
-	})
-	return errors.Join(err, bad)
-}
-
 // park puts a message aside, durably with the next commit.
 func (w *worker) park(at place, p bus.Position, m *message.Message, attempts int, reason message.Reason, detail string) error {
 	now := w.env.Now()
@@ -150,7 +107,7 @@ func (w *worker) park(at place, p bus.Position, m *message.Message, attempts int
 	}
 	w.parked.push(x)
 	w.dirty[at] = true
-	return w.keepParked(x)
+	return w.keep.park(x)
 }
 
 // untilDue is how long until a parked message is to be tried.
@@ -203,9 +160,11 @@ func (w *worker) again(ctx context.Context, k parkKey, x *parked) (settled bool,
 	if ctx.Err() != nil && result != nil && !errors.Is(result, ErrNotMatched) {
 		return false, ctx.Err()
 	}
+	var own *broken
+	if errors.As(result, &own) {
+		return false, own.err
+	}
 	x.attempts++
-	var reject *message.Rejection
-	isReject := errors.As(result, &reject) && reject.Reason != message.HandlerPanic
 	switch {
 	case result == nil, errors.Is(result, ErrNotMatched):
 		outcome := Handled
@@ -214,26 +173,23 @@ func (w *worker) again(ctx context.Context, k parkKey, x *parked) (settled bool,
 		}
 		w.count(c, outcome, x.m.ID)
 		w.metrics.messages(at.log, outcome, 1)
-	case isReject:
-		if err := w.die(c, at, x.position, x.m, x.attempts, reject.Reason, result, x.first); err != nil {
+	case !retryable(result):
+		if err := w.die(ctx, c, at, x.position, x.m, x.attempts, message.ReasonOf(result, message.HandlerError), result, x.first); err != nil {
 			return false, err
 		}
 	case x.attempts >= w.retry.Attempts:
-		reason := message.RetriesExhausted
-		if reject != nil {
-			reason = reject.Reason // a panic
-		}
-		if err := w.die(c, at, x.position, x.m, x.attempts, reason, result, x.first); err != nil {
+		reason := message.ReasonOf(result, message.RetriesExhausted) // of a panic its own
+		if err := w.die(ctx, c, at, x.position, x.m, x.attempts, reason, result, x.first); err != nil {
 			return false, err
 		}
 	default:
 		x.reason, x.detail = message.ReasonOf(result, message.HandlerError), cut(result.Error())
 		x.next = w.env.Now().Add(w.retry.delay(x.attempts))
 		w.metrics.retried(x.reason)
-		return false, w.keepParked(x)
+		return false, w.keep.park(x)
 	}
 	w.parked.pop(k)
-	return true, w.store.delete(parkedKey(x.at, x.position))
+	return true, w.keep.unpark(x)
 }
 
 // take decides the fate of a queued message. Its outcome is recorded under its id in the commit that carries its
@@ -265,8 +221,6 @@ func (w *worker) take(ctx context.Context, d bus.Delivery) error {
 		result = w.guard(func() error { return w.part.Take(ctx, w.tx, m, d.Attempt()) })
 		w.metrics.handled(time.Since(began))
 	}
-	var reject *message.Rejection
-	isReject := errors.As(result, &reject) && reject.Reason != message.HandlerPanic
 	finish := d.Ack
 	switch {
 	case result == nil, errors.Is(result, ErrNotMatched):
@@ -276,9 +230,9 @@ func (w *worker) take(ctx context.Context, d bus.Delivery) error {
 		w.metrics.messages(CommandQueue, map[bool]string{true: Handled, false: NotMatched}[result == nil], 1)
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case isReject, d.Attempt() >= w.retry.Attempts:
+	case !retryable(result), d.Attempt() >= w.retry.Attempts:
 		reason := message.ReasonOf(result, message.RetriesExhausted)
-		if err := w.die(nil, place{log: "queue"}, bus.Position{}, m, d.Attempt(), reason, result, m.Recorded()); err != nil {
+		if err := w.die(ctx, nil, place{log: "queue"}, bus.Position{}, m, d.Attempt(), reason, result, m.Recorded()); err != nil {
 			return err
 		}
 		w.metrics.messages(CommandQueue, Dead, 1)

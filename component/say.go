@@ -46,6 +46,9 @@ func (r *run) say(ctx context.Context, m *message.Message) error {
 	if err := maySay(r.spec, m); err != nil {
 		return err
 	}
+	if err := r.h.checker.Check(m); err != nil {
+		return err
+	}
 	if k := r.h.Catalog.Find(m.Subject); k != nil && k.Route == message.ByQueue {
 		q, err := r.h.Bus.Queue(ctx, CommandQueue)
 		if err != nil {
@@ -112,7 +115,7 @@ func (r *run) closeDoors() {
 	group.Wait()
 }
 
-// declared refuses what the component does not declare to say.
+// declared refuses what the component does not declare to say, and what breaks its contract.
 type declared struct {
 	bus.Appender
 	r *run
@@ -122,6 +125,9 @@ type declared struct {
 func (d declared) Append(ctx context.Context, m *message.Message, to bus.Completion, token uint64) error {
 	if !hears(d.r.spec.Says, m.Subject) {
 		return message.Rejectf(message.Undeclared, "%s does not declare that it says %s", d.r.spec.Name, m.Subject)
+	}
+	if err := d.r.h.checker.Check(m); err != nil {
+		return err
 	}
 	d.r.describe(m)
 	return d.Appender.Append(ctx, m, to, token)

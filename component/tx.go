@@ -1,6 +1,7 @@
 package component
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,10 +17,12 @@ type tx struct {
 	ops   map[string][]byte // nil deletes
 	order []string
 	said  []said
+	bytes int    // of it
+	below *layer // what earlier messages of its shard did; nil where all is handled in one goroutine
 }
 
 func (t *tx) reset(cause *message.Message) {
-	t.cause, t.said, t.order = cause, nil, t.order[:0]
+	t.cause, t.said, t.bytes, t.order = cause, nil, 0, t.order[:0]
 	clear(t.ops)
 }
 
@@ -31,7 +34,12 @@ func (t *tx) Get(key []byte) ([]byte, error) {
 	if v, ok := t.ops[string(key)]; ok {
 		return v, nil
 	}
-	return get(t.w.store.batch, userKey(key))
+	if t.below != nil {
+		if v, ok := t.below.ops[string(key)]; ok {
+			return v, nil
+		}
+	}
+	return t.w.keep.get(key)
 }
 
 // Set sets a key.
@@ -53,10 +61,18 @@ func (t *tx) Scan(prefix []byte, f func(key, value []byte) bool) error {
 	// What this call has set is merged, as it is now, with what the store has; neither is read further than f goes.
 	var keys []string
 	mine := map[string][]byte{}
-	for k, v := range t.ops {
-		if strings.HasPrefix(k, string(prefix)) {
-			mine[k] = v
-			keys = append(keys, k)
+	layers := []map[string][]byte{t.ops}
+	if t.below != nil {
+		layers = []map[string][]byte{t.below.ops, t.ops}
+	}
+	for _, ops := range layers {
+		for k, v := range ops {
+			if strings.HasPrefix(k, string(prefix)) {
+				if _, there := mine[k]; !there {
+					keys = append(keys, k)
+				}
+				mine[k] = v
+			}
 		}
 	}
 	slices.Sort(keys)
@@ -70,11 +86,10 @@ func (t *tx) Scan(prefix []byte, f func(key, value []byte) bool) error {
 			}
 		}
 	}
-	p := userKey(prefix)
-	err := walk(t.w.store.batch, p, prefixEnd(p), false, func(k, v []byte) bool {
-		upTo(k[1:])
-		if _, set := mine[string(k[1:])]; more && !set {
-			more = f(slices.Clone(k[1:]), slices.Clone(v))
+	err := t.w.keep.scan(prefix, func(k, v []byte) bool {
+		upTo(k)
+		if _, set := mine[string(k)]; more && !set {
+			more = f(slices.Clone(k), slices.Clone(v))
 		}
 		return more
 	})
@@ -95,29 +110,39 @@ func (t *tx) Say(m *message.Message) error {
 	if err := maySay(t.w.env.Spec, m); err != nil {
 		return err
 	}
+	if err := t.w.env.Check(m); err != nil {
+		return err
+	}
 	s := newSaid(m)
-	if most := largest(t.w.env.Bus); len(s.record) > most {
+	most := t.w.keep.largest()
+	if len(s.record) > most {
 		return message.Rejectf(message.MessageTooLarge, "%s takes %d bytes, and the bus takes up to %d", m.Subject, len(s.record), most)
+	}
+	if t.bytes += len(s.record); t.bytes > most && t.w.env.Spec.State == Derived {
+		return message.Rejectf(message.MessageTooLarge, "what is said of one message takes %d bytes, and is written in one batch of up to %d", t.bytes, most)
 	}
 	t.said = append(t.said, s)
 	return nil
 }
+
+// effective says whether what the call did counts, by its result.
+func (t *tx) effective(err error) bool { return err == nil || errors.Is(err, ErrNotMatched) }
 
 // apply takes a successful call over into the next commit.
 func (t *tx) apply() error {
 	for _, k := range t.order {
 		var err error
 		if v := t.ops[k]; v == nil {
-			err = t.w.store.delete(userKey([]byte(k)))
+			err = t.w.keep.delete([]byte(k))
 		} else {
-			err = t.w.store.set(userKey([]byte(k)), v)
+			err = t.w.keep.set([]byte(k), v)
 		}
 		if err != nil {
 			return fmt.Errorf("keep effects: %w", err)
 		}
 	}
 	for _, s := range t.said {
-		if err := t.w.enqueue(s); err != nil {
+		if err := t.w.keep.say(s); err != nil {
 			return err
 		}
 	}

@@ -30,7 +30,8 @@ type worker struct {
 	env     Env
 	part    *Part
 	retry   Retry
-	store   *store
+	keep    keeper
+	store   *store // of State Local, where the outcomes of queued messages are; else nil
 	metrics *metrics
 	skew    func(index int) int // how often a message is handled, for tests that must see a wrong ledger; nil is once
 
@@ -40,6 +41,10 @@ type worker struct {
 	full       string          // why no more batches are taken: too much is parked
 	swept      time.Time
 	tx         *tx
+	shards     *shards       // nil where all is handled in one goroutine
+	here       Within        // the message at hand, in the batch under way; zero between batches
+	done       chan struct{} // closed when all that is read is finished and nothing is parked; of State Derived
+	ended      bool          // it is
 
 	points map[place]*Checkpoint
 	dirty  map[place]bool
@@ -49,13 +54,10 @@ type worker struct {
 	pendingSince                  time.Time
 	after                         []func(context.Context) // once the commit is durable
 
-	outboxNext uint64
-	queued     []said // of the commit under way
-	out        *outbox
-
 	mu      sync.Mutex // guards what follows
 	reports map[place]Report
 	faults  map[place]string
+	from    map[place]bus.Position // where partitions are to be read from
 }
 
 // event is what a reader tells the worker of its partition: a batch, or one of the things below it.
@@ -70,43 +72,26 @@ type event struct {
 	detail   string
 }
 
-func newWorker(env Env, part *Part, s *store, out *outbox, m *metrics) (*worker, error) {
-	w := &worker{env: env, part: part, retry: env.Spec.Retry.withDefaults(), store: s, out: out, metrics: m,
-		events: make(chan event), deliveries: make(chan bus.Delivery), stopping: make(chan struct{}), swept: env.Now(),
-		dirty: map[place]bool{}, reports: map[place]Report{}, faults: map[place]string{}}
+// newWorker goes on from what was committed last.
+func newWorker(ctx context.Context, env Env, part *Part, keep keeper, m *metrics) (*worker, error) {
+	w := &worker{env: env, part: part, retry: env.Spec.Retry.withDefaults(env.Spec.State), keep: keep, metrics: m,
+		events: make(chan event), deliveries: make(chan bus.Delivery), stopping: make(chan struct{}), done: make(chan struct{}), swept: env.Now(),
+		points: map[place]*Checkpoint{}, parked: parking{rows: map[parkKey][]*parked{}, sums: map[place]Sum{}}, dirty: map[place]bool{},
+		reports: map[place]Report{}, faults: map[place]string{}, from: map[place]bus.Position{}}
 	w.tx = &tx{w: w, ops: map[string][]byte{}}
-	var err error
-	if w.points, err = s.checkpoints(); err != nil {
-		return nil, err
+	if n := env.Spec.Parallel; n > 1 && part.Handle != nil {
+		w.shards = newShards(w, n)
 	}
-	if err = w.loadParked(); err != nil {
-		return nil, err
-	}
-	left, err := s.outbox()
-	if err != nil {
-		return nil, err
-	}
-	if w.outboxNext, err = w.lastNumber(left); err != nil {
+	if err := keep.restore(ctx, w); err != nil {
 		return nil, err
 	}
 	for at, c := range w.points {
-		w.report(at, c)
+		w.from[at] = c.Position
+		if c.Within == nil { // which the next batch completes
+			w.report(at, c)
+		}
 	}
-	out.resume(left)
 	return w, nil
-}
-
-// lastNumber is the highest number an outbox entry ever had; it is kept, since the entries go.
-func (w *worker) lastNumber(left []said) (uint64, error) {
-	v, err := get(w.store.db, []byte{'n'})
-	if err != nil || len(v) != 8 {
-		return 0, err
-	}
-	n := beUint64(v)
-	for _, s := range left {
-		n = max(n, s.number)
-	}
-	return n, nil
 }
 
 // errStopping ends a wait in the middle of work whose fate is still open; what was decided before it is committed.
@@ -151,14 +136,13 @@ func (w *worker) run(stop, ctx context.Context) error {
 	}
 }
 
-// untilCommit is how long the commit can wait for more: the component is lazy, nobody waits to hear of it, and there is
-// room and time. It is sweepEvery where it cannot wait, or need not. A sync of this store competes with the log's.
+// untilCommit is how long the commit can wait for more: nobody waits to hear of it, and there is room and time. It is sweepEvery where it cannot wait, or need not. A sync of this store competes with the log's.
 func (w *worker) untilCommit() time.Duration {
-	if !w.env.Spec.Lazy || w.pendingMessages == 0 || len(w.queued) > 0 || len(w.after) > 0 ||
-		w.pendingMessages >= commitMessages || w.pendingBytes >= commitBytes {
+	wait := w.keep.patience(w.env.Spec.Lazy)
+	if wait == 0 || w.pendingMessages == 0 || len(w.after) > 0 || w.pendingMessages >= commitMessages || w.pendingBytes >= commitBytes {
 		return sweepEvery
 	}
-	if left := commitAfter - time.Since(w.pendingSince); left > 0 {
+	if left := wait - time.Since(w.pendingSince); left > 0 {
 		return left
 	}
 	return sweepEvery
@@ -265,6 +249,11 @@ func (w *worker) batch(ctx context.Context, at place, s bus.Stored) error {
 	if s.Position.Sequence <= c.Position.Sequence {
 		return nil // a reader that was opened again behind the last commit gives again what is under way
 	}
+	if w.keep.idle(&s) && len(w.dirty) == 0 {
+		c.Position = s.Position // nothing is in it: where it is read again, nothing is lost
+		w.account(c, &s)
+		return nil
+	}
 	var err error
 	switch {
 	case w.part.HandleBatch != nil:
@@ -280,7 +269,8 @@ func (w *worker) batch(ctx context.Context, at place, s bus.Stored) error {
 	if err != nil {
 		return err
 	}
-	// From here on nothing fails: a checkpoint never has half a batch.
+	// From here on nothing fails: a checkpoint that is reported never has half a batch.
+	c.Within = nil
 	if s.Err != nil {
 		c.UnreadableBatches++
 		w.metrics.unreadable(at.log)
@@ -329,7 +319,7 @@ func (w *worker) wholeBatch(ctx context.Context, c *Checkpoint, at place, s bus.
 		w.tx.reset(nil)
 		err := w.guard(func() error { return w.part.HandleBatch(ctx, w.tx, at.log, s) })
 		if err == nil {
-			if err = w.tx.apply(); err != nil {
+			if err = w.keepEffects(ctx, w.tx, nil); err != nil {
 				return err
 			}
 			break
@@ -376,25 +366,52 @@ func (w *worker) times(index int) int {
 
 // eachMessage hands the messages one by one to Handle.
 func (w *worker) eachMessage(ctx context.Context, c *Checkpoint, at place, s bus.Stored) error {
+	done := 0
+	if c.Within != nil && c.Within.Sequence == s.Position.Sequence {
+		done = int(c.Within.Count)
+	}
+	var results []result
+	if w.shards != nil {
+		var err error
+		if results, err = w.shards.handle(ctx, at, &s, done); err != nil {
+			return err
+		}
+	}
 	var m message.Message
 	cursor := s.Batch.Cursor()
 	for i := 0; cursor.Next(&m); i++ {
+		if i < done {
+			continue
+		}
+		p := s.Position
+		p.Index = uint32(i)
+		w.here = Within{s.Position.Sequence, p.Index}
 		for range w.times(i) {
-			p := s.Position
-			p.Index = uint32(i)
-			if err := w.message(ctx, c, at, p, &m); err != nil {
+			var err error
+			if results == nil {
+				err = w.message(ctx, c, at, p, &m, nil)
+			} else {
+				err = w.message(ctx, c, at, p, &m, &results[i])
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if w.keep.crowded() {
+			if err := w.uncrowd(ctx, at); err != nil {
 				return err
 			}
 		}
 	}
+	w.here = Within{}
 	if err := cursor.Err(); err != nil {
 		return fmt.Errorf("read batch %d of %s: %w", s.Position.Sequence, at.log, err)
 	}
 	return nil
 }
 
-// message decides one fate.
-func (w *worker) message(ctx context.Context, c *Checkpoint, at place, p bus.Position, m *message.Message) error {
+// message decides one fate: by its result where it was handled beside others, else by handling it.
+func (w *worker) message(ctx context.Context, c *Checkpoint, at place, p bus.Position, m *message.Message, r *result) error {
 	switch {
 	case !hears(w.env.Spec.Hears, m.Subject):
 		w.count(c, NotHeard, m.ID)
@@ -402,6 +419,8 @@ func (w *worker) message(ctx context.Context, c *Checkpoint, at place, p bus.Pos
 		return nil
 	case w.parked.blocks(at.log, m.Key()):
 		return w.park(at, p, m, 0, message.HandlerError, "waits behind an earlier message of its key")
+	case r != nil:
+		return w.decide(ctx, c, at, p, m, w.keepEffects(ctx, r.tx, r.err))
 	}
 	err := w.call(ctx, m)
 	return w.decide(ctx, c, at, p, m, err)
@@ -413,18 +432,92 @@ func (w *worker) call(ctx context.Context, m *message.Message) error {
 	began := time.Now()
 	err := w.guard(func() error { return w.part.Handle(ctx, w.tx, m) })
 	w.metrics.handled(time.Since(began))
-	if err == nil || errors.Is(err, ErrNotMatched) {
-		if kept := w.tx.apply(); kept != nil {
+	return w.keepEffects(ctx, w.tx, err)
+}
+
+// keepEffects takes what a handler did over into the next commit, if it succeeded.
+func (w *worker) keepEffects(ctx context.Context, t *tx, err error) error {
+	if t.effective(err) {
+		if full := w.makeRoom(ctx, t.bytes); full != nil {
+			return full
+		}
+		if kept := t.apply(); errors.Is(kept, errStateless) {
 			return kept
+		} else if kept != nil {
+			return &broken{kept}
 		}
 	}
 	return err
 }
 
+// broken is a failure of the worker's own, no message's.
+type broken struct{ err error }
+
+// Error is the failure's own.
+func (b *broken) Error() string { return b.err.Error() }
+
+// Unwrap gives the failure.
+func (b *broken) Unwrap() error { return b.err }
+
+// makeRoom commits what came before, in the middle of a batch if need be, where what a message says finds no room.
+func (w *worker) makeRoom(ctx context.Context, bytes int) error {
+	if w.keep.room(bytes) {
+		return nil
+	}
+	w.cut()
+	if err := w.commit(ctx); err != nil {
+		return &broken{err}
+	}
+	return nil
+}
+
+// cut makes the next commit one in the middle of the batch under way: what came before the message at hand is in it.
+func (w *worker) cut() {
+	if w.here.Sequence == 0 {
+		return
+	}
+	for at, c := range w.points { // there is one, where commits have limits
+		here := w.here
+		c.Within = &here
+		w.dirty[at] = true
+	}
+}
+
+// uncrowd waits in the middle of a batch until less is parked.
+func (w *worker) uncrowd(ctx context.Context, at place) error {
+	w.here.Count++
+	w.stand(at, fmt.Sprintf("%d messages are parked, which is as many as fit into a position", w.parked.n))
+	defer w.stand(at, "")
+	for w.keep.crowded() {
+		w.cut()
+		if err := w.commit(ctx); err != nil {
+			return err
+		}
+		if err := w.pause(ctx, max(w.untilDue(), time.Millisecond)); err != nil {
+			return err
+		}
+		here := w.here
+		w.here = Within{} // what retries say is of no batch
+		err := w.retryDue(ctx)
+		if w.here = here; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// retryable says whether a message with this result is to be tried again.
+func retryable(err error) bool {
+	var reject *message.Rejection
+	return err != nil && !errors.Is(err, ErrNotMatched) && (!errors.As(err, &reject) || reject.Reason == message.HandlerPanic)
+}
+
 // decide makes a handler's result a fate.
 func (w *worker) decide(ctx context.Context, c *Checkpoint, at place, p bus.Position, m *message.Message, err error) error {
-	var reject *message.Rejection
+	var own *broken
 	switch {
+	case errors.As(err, &own):
+		return own.err
 	case err == nil, errors.Is(err, ErrNotMatched):
 		outcome := Handled
 		if err != nil {
@@ -435,21 +528,21 @@ func (w *worker) decide(ctx context.Context, c *Checkpoint, at place, p bus.Posi
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err() // stopping: it has no fate yet, and the position does not move
-	case errors.As(err, &reject) && reject.Reason != message.HandlerPanic:
-		return w.die(c, at, p, m, 1, reject.Reason, err, w.env.Now())
+	case !retryable(err):
+		return w.die(ctx, c, at, p, m, 1, message.ReasonOf(err, message.HandlerError), err, w.env.Now())
 	}
 	return w.park(at, p, m, 1, message.ReasonOf(err, message.HandlerError), err.Error())
 }
 
 // die writes a dead letter.
-func (w *worker) die(c *Checkpoint, at place, p bus.Position, m *message.Message, attempts int, reason message.Reason, cause error, first time.Time) error {
+func (w *worker) die(ctx context.Context, c *Checkpoint, at place, p bus.Position, m *message.Message, attempts int, reason message.Reason, cause error, first time.Time) error {
 	d := operator.Dead{Reason: reason, Detail: cut(cause.Error()), Component: w.env.Spec.Name, Attempts: attempts, First: first,
 		Last: w.env.Now(), Log: at.log, Position: fmt.Sprintf("%d/%d/%d/%d", p.Generation, p.Partition, p.Sequence, p.Index),
 		Original: message.AppendRecord(nil, m)}
 	if strings.HasPrefix(string(m.Subject), "operator.dead.") && m.Depth >= message.DepthMax {
 		// Dead letters of dead letters end here, or a component that cannot handle its own would write them for ever.
 		w.env.Log.Error("a dead letter died of dead letters; no more is written", "id", m.ID, "reason", reason, "error", cause)
-	} else if err := w.sayDead(m, d); err != nil {
+	} else if err := w.sayDead(ctx, m, d); err != nil {
 		return err
 	}
 	if c != nil {
@@ -461,7 +554,7 @@ func (w *worker) die(c *Checkpoint, at place, p bus.Position, m *message.Message
 	return nil
 }
 
-func (w *worker) sayDead(m *message.Message, d operator.Dead) error {
+func (w *worker) sayDead(ctx context.Context, m *message.Message, d operator.Dead) error {
 	for {
 		data, err := json.Marshal(d)
 		if err != nil {
@@ -473,8 +566,11 @@ func (w *worker) sayDead(m *message.Message, d operator.Dead) error {
 			dead.Depth = message.DepthMax // a dead letter is told of, however deep its message was
 		}
 		s := newSaid(dead)
-		if len(s.record) <= largest(w.env.Bus) || m.Data == nil {
-			return w.enqueue(s)
+		if len(s.record) <= w.keep.largest() || m.Data == nil {
+			if err := w.makeRoom(ctx, len(s.record)); err != nil {
+				return err
+			}
+			return w.keep.say(s)
 		}
 		// In JSON the original takes a third more, which may be too much for the bus: the letter says where it is.
 		bare := *m
@@ -493,7 +589,7 @@ func (w *worker) alarm(reason message.Reason, detail string) error {
 	}
 	m := &message.Message{Subject: operator.AlarmSubject(reason.String()), ContentType: "application/json", Data: data}
 	w.env.Mint(m)
-	return w.enqueue(newSaid(m))
+	return w.keep.say(newSaid(m))
 }
 
 // guard makes a panic an error.
@@ -504,17 +600,6 @@ func (w *worker) guard(f func() error) (err error) {
 		}
 	}()
 	return f()
-}
-
-// enqueue puts a message into the outbox of the next commit.
-func (w *worker) enqueue(s said) error {
-	w.outboxNext++
-	s.number = w.outboxNext
-	if err := w.store.set(outboxKey(s.number), s.record); err != nil {
-		return err
-	}
-	w.queued = append(w.queued, s)
-	return w.store.set([]byte{'n'}, beAppend(w.outboxNext))
 }
 
 func maySay(s Spec, m *message.Message) error {
@@ -529,22 +614,28 @@ func maySay(s Spec, m *message.Message) error {
 
 // commit makes positions, effects, what is parked and what is to be said durable, together.
 func (w *worker) commit(ctx context.Context) error {
+	var dirty []*Checkpoint
 	for at := range w.dirty {
 		c := w.points[at]
 		c.Waiting = w.parked.sum(at)
-		if err := w.store.setCheckpoint(c); err != nil {
-			return err
-		}
+		dirty = append(dirty, c)
 	}
-	if err := w.store.commit(); err != nil {
+	if err := w.keep.commit(ctx, dirty, &w.parked); err != nil {
 		return err
 	}
+	finished := w.parked.n == 0
 	for at := range w.dirty {
-		w.report(at, w.points[at])
+		c := w.points[at]
+		finished = finished && c.Finished
+		if c.Within == nil {
+			w.report(at, c)
+		}
+	}
+	if finished && len(w.dirty) > 0 && w.env.Spec.State == Derived && !w.ended {
+		w.ended = true
+		close(w.done)
 	}
 	clear(w.dirty)
-	w.out.add(w.queued)
-	w.queued = nil
 	w.pendingMessages, w.pendingBytes = 0, 0
 	after := w.after
 	w.after = nil
@@ -569,6 +660,7 @@ func (w *worker) report(at place, c *Checkpoint) {
 	defer w.mu.Unlock()
 	r.Fault = w.faults[at]
 	w.reports[at] = r
+	w.from[at] = c.Position
 	if w.env.Peers != nil {
 		w.env.Peers.Add(r) // who asks in this process need not wait for the table
 	}
@@ -627,15 +719,15 @@ func (w *worker) snapshot() []Report {
 func (w *worker) position(at place) (bus.Position, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	r, ok := w.reports[at]
-	return r.Position, ok && !r.Position.Log.IsZero()
+	p, ok := w.from[at]
+	return p, ok && !p.Log.IsZero()
 }
 
 func hears(patterns []message.Pattern, s message.Subject) bool {
 	return slices.ContainsFunc(patterns, func(p message.Pattern) bool { return p.Matches(s) })
 }
 
-func (r Retry) withDefaults() Retry {
+func (r Retry) withDefaults(s State) Retry {
 	if r.First == 0 {
 		r.First = 100 * time.Millisecond
 	}
@@ -647,6 +739,9 @@ func (r Retry) withDefaults() Retry {
 	}
 	if r.ParkedMax == 0 {
 		r.ParkedMax = 10_000
+		if s == Derived {
+			r.ParkedMax = 2_000
+		}
 	}
 	return r
 }

@@ -21,6 +21,10 @@ func (b *Bus) SetDown(down bool) {
 	e.ringAll()
 }
 
+// Sleep keeps this handle from renewing its leases, and from being told that they are lost, as in a process that is
+// stopped for a while; false wakes it.
+func (b *Bus) Sleep(asleep bool) { b.asleep.Store(asleep) }
+
 // Tick tells all who wait that the injected clock has moved.
 func (b *Bus) Tick() {
 	b.e.mu.Lock()

@@ -82,10 +82,10 @@ func (l *lease) keep() {
 		l.mu.Lock()
 		left := time.Until(l.until)
 		l.mu.Unlock()
-		if left <= 0 {
+		if left <= 0 && !l.b.asleep.Load() {
 			return
 		}
-		t := time.NewTimer(min(left, max(l.ttl/3, time.Millisecond)))
+		t := time.NewTimer(max(min(left, l.ttl/3), time.Millisecond))
 		select {
 		case <-t.C:
 		case <-l.lost:
@@ -106,7 +106,7 @@ func (l *lease) renew() bool {
 	e := l.b.e
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.down {
+	if e.down || l.b.asleep.Load() {
 		return true // until its time has passed
 	}
 	now := time.Now()

@@ -10,6 +10,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/naru-platform/naru/bus"
@@ -34,6 +35,7 @@ type Bus struct {
 	closed chan struct{}
 	once   sync.Once
 	work   sync.WaitGroup // what was started for this handle
+	asleep atomic.Bool
 }
 
 var _ bus.Bus = (*Bus)(nil)

@@ -128,7 +128,11 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at 
 		if !report.Required || report.Log != name || report.Position.Generation != at.Generation || report.Position.Partition != at.Partition {
 			continue
 		}
-		value, err := json.Marshal(report.Position)
+		have := report.Position
+		if report.Needed > 0 && report.Needed <= have.Sequence {
+			have.Sequence = report.Needed - 1 // what is parked is read from the log again
+		}
+		value, err := json.Marshal(have)
 		if err != nil {
 			return 0, err
 		}
