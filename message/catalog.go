@@ -45,13 +45,21 @@ type Contract struct {
 // Catalog is the set of contracts in force. It does not change once made; any number of goroutines may read it.
 type Catalog struct {
 	contracts []Contract
-	literal   map[string][]int // by first token, indices of contracts, the more particular first
-	wild      []int
+	ranked    []int // indices of contracts: those that begin with a word first, and of them the more particular ones
+	root      branch
+}
+
+// branch is a place in the tree of patterns, a token further than its parent. Contracts are numbers in ranked, from 1.
+type branch struct {
+	word map[string]*branch
+	any  *branch // `*`
+	here int     // a pattern ends here
+	rest int     // a pattern goes on with `>`
 }
 
 // NewCatalog checks the contracts and joins them. Two contracts of one type, or on one pattern, are an error.
 func NewCatalog(contracts ...Contract) (*Catalog, error) {
-	c := &Catalog{contracts: slices.Clone(contracts), literal: map[string][]int{}}
+	c := &Catalog{contracts: slices.Clone(contracts)}
 	slices.SortStableFunc(c.contracts, func(a, b Contract) int { return cmp.Compare(a.Subjects, b.Subjects) })
 	types, patterns := map[string]bool{}, map[Pattern]bool{}
 	for i, k := range c.contracts {
@@ -71,20 +79,15 @@ func NewCatalog(contracts ...Contract) (*Catalog, error) {
 			return nil, fmt.Errorf("contract %s: its schema is not JSON", k.Type)
 		}
 		types[k.Type], patterns[k.Subjects] = true, true
-		first, _, _ := strings.Cut(string(k.Subjects), ".")
-		if first == "*" || first == ">" {
-			c.wild = append(c.wild, i)
-		} else {
-			c.literal[first] = append(c.literal[first], i)
-		}
+		c.ranked = append(c.ranked, i)
 	}
-	particular := func(a, b int) int {
-		return cmp.Compare(specificity(c.contracts[b].Subjects), specificity(c.contracts[a].Subjects))
+	slices.SortStableFunc(c.ranked, func(a, b int) int {
+		p, q := c.contracts[a].Subjects, c.contracts[b].Subjects
+		return cmp.Or(cmp.Compare(wildFirst(p), wildFirst(q)), cmp.Compare(specificity(q), specificity(p)))
+	})
+	for rank, i := range c.ranked {
+		c.root.add(string(c.contracts[i].Subjects), rank+1)
 	}
-	for _, l := range c.literal {
-		slices.SortStableFunc(l, particular)
-	}
-	slices.SortStableFunc(c.wild, particular)
 	return c, nil
 }
 
@@ -93,18 +96,73 @@ func (c *Catalog) Contracts() []Contract { return slices.Clone(c.contracts) }
 
 // Find is the most particular contract for the subject; nil where none covers it. The result must not be changed.
 func (c *Catalog) Find(s Subject) *Contract {
-	first, _, _ := strings.Cut(string(s), ".")
-	for _, i := range c.literal[first] {
-		if c.contracts[i].Subjects.Matches(s) {
-			return &c.contracts[i]
+	rank := c.root.find(string(s), strings.HasPrefix(string(s), "$"))
+	if rank == 0 {
+		return nil
+	}
+	return &c.contracts[c.ranked[rank-1]]
+}
+
+func (b *branch) add(pattern string, rank int) {
+	token, rest, more := strings.Cut(pattern, ".")
+	if token == ">" {
+		b.rest = rank
+		return
+	}
+	next := b.any
+	if token != "*" {
+		next = b.word[token]
+	}
+	if next == nil {
+		next = new(branch)
+		switch {
+		case token == "*":
+			b.any = next
+		case b.word == nil:
+			b.word = map[string]*branch{token: next}
+		default:
+			b.word[token] = next
 		}
 	}
-	for _, i := range c.wild {
-		if c.contracts[i].Subjects.Matches(s) {
-			return &c.contracts[i]
+	if more {
+		next.add(rest, rank)
+	} else {
+		next.here = rank
+	}
+}
+
+// find is the best rank of the patterns that match; literal says that no wildcard may stand for the first token.
+func (b *branch) find(subject string, literal bool) int {
+	token, rest, more := strings.Cut(subject, ".")
+	best := 0
+	better := func(rank int) {
+		if rank != 0 && (best == 0 || rank < best) {
+			best = rank
 		}
 	}
-	return nil
+	down := func(next *branch) {
+		switch {
+		case next == nil:
+		case more:
+			better(next.find(rest, false))
+		default:
+			better(next.here)
+		}
+	}
+	down(b.word[token])
+	if !literal {
+		down(b.any)
+		better(b.rest)
+	}
+	return best
+}
+
+// wildFirst is 1 for a pattern that any first token may stand in.
+func wildFirst(p Pattern) int {
+	if p[0] == '*' || p[0] == '>' {
+		return 1
+	}
+	return 0
 }
 
 // specificity orders patterns: one that selects fewer subjects counts for more.
