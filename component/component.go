@@ -38,6 +38,9 @@ type Spec struct {
 	// the other, those of different keys at the same time. A handler then touches only the state of its message's key.
 	// Zero and one are one goroutine, for which handlers need no locks. It does not concern HandleBatch.
 	Parallel int
+	// PerNode says that each process that runs the component is a consumer of its own, `<name>/<node>`, with all messages
+	// and its own local state.
+	PerNode bool
 	// Required says that the log must keep what this component has not finished, even if the disk fills.
 	Required bool
 	// Lazy says that nobody waits for its effects: a commit may wait for a tenth of a second, to carry more. A crash
@@ -115,6 +118,10 @@ type Env struct {
 	// Check holds a message to the schema of its contract: nil, or a *message.Rejection of reason schema_mismatch whose
 	// particulars begin with the JSON pointer of the field. Say, Tx.Say and Door do so by themselves.
 	Check func(m *message.Message) error
+	// Change runs f where the handlers run, between two of their calls, and returns when what f did is committed. An
+	// error of f is returned, and leaves nothing. It gives an error where State is not Local, or the component is not
+	// running here. It must not be called in a handler.
+	Change func(ctx context.Context, f func(tx Tx) error) error
 	// Peers gives an operator's component the view of all components on the bus.
 	Peers *Peers
 }
@@ -164,6 +171,8 @@ type Tx interface {
 	// inherited, cause and depth set. It is a *message.Rejection for what Spec.Says does not name, for what breaks its
 	// contract, and for a loop.
 	Say(m *message.Message) error
+	// After has f called, in the handlers' goroutine, once what the handler did is committed. f must not block.
+	After(f func())
 	// Now is the clock of Env.
 	Now() time.Time
 }
@@ -190,6 +199,14 @@ func Define[C any](s Spec, defaults C, build func(Env, C) (*Part, error)) Spec {
 		return build(e, c)
 	}
 	return s
+}
+
+// consumer is the component's name as a consumer, in a process of that name on the bus.
+func (s Spec) consumer(node string) string {
+	if s.PerNode {
+		return s.Name + "/" + node
+	}
+	return s.Name
 }
 
 // Build makes the component as the runner does: its configuration is read strictly, and nothing is opened or started.

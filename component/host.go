@@ -377,7 +377,7 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 	h := r.h
 	r.env = Env{
 		Spec: r.spec, Log: h.Log.With("component", r.spec.Name), Now: h.Now, Bus: h.Bus, Catalog: h.Catalog, Metrics: reg,
-		Node: h.Node, Owner: h.owner, Mint: r.mint, Say: r.say, Door: r.door, View: r.view, Check: h.checker.Check, Peers: h.peers,
+		Node: h.Node, Owner: h.owner, Mint: r.mint, Say: r.say, Door: r.door, View: r.view, Change: r.change, Check: h.checker.Check, Peers: h.peers,
 		Dir: func() (string, error) {
 			dir := filepath.Join(h.Dir, r.spec.Name)
 			return dir, os.MkdirAll(dir, 0o700)
@@ -397,6 +397,8 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 		return nil, fmt.Errorf("component %s: its handlers do not fit what it declares to take", r.spec.Name)
 	case (handles || part.Take != nil) != (r.spec.State != None):
 		return nil, fmt.Errorf("component %s: handlers want a state, and a state handlers", r.spec.Name)
+	case part.Take != nil && r.spec.PerNode, r.spec.PerNode && r.spec.State != Local:
+		return nil, fmt.Errorf("component %s: each process is a consumer of its own only with a local state, and not of the queue", r.spec.Name)
 	case part.Take != nil && r.spec.State != Local:
 		return nil, fmt.Errorf("component %s: what it takes from the queue is recorded in a local state", r.spec.Name)
 	case (r.spec.State == Derived) != (r.spec.Into != ""), r.spec.Into != "" && !slices.Contains(message.Namespaces(), r.spec.Into):
@@ -450,7 +452,7 @@ func (r *run) start(ctx context.Context) (err error) {
 // own waits until the component is this process's.
 func (r *run) own(ctx context.Context) (bus.Lease, error) {
 	for {
-		lease, err := r.h.Bus.Lease(ctx, "consumer/"+r.spec.Name, r.h.Node, leaseTTL)
+		lease, err := r.h.Bus.Lease(ctx, "consumer/"+r.spec.consumer(r.h.Node), r.h.Node, leaseTTL)
 		if err == nil {
 			return lease, nil
 		}
@@ -597,6 +599,21 @@ func (r *run) closeStore(w *worker) error {
 	r.mu.Unlock()
 	r.views.Wait()
 	return w.store.close()
+}
+
+// change makes a change beside the handlers.
+func (r *run) change(ctx context.Context, f func(Tx) error) error {
+	r.mu.Lock()
+	running := r.store != nil && len(r.workers) == 1
+	var w *worker
+	if running {
+		w = r.workers[0]
+	}
+	r.mu.Unlock()
+	if w == nil {
+		return answer.Unavailable("%s is not running here", r.spec.Name)
+	}
+	return w.change(ctx, f)
 }
 
 // view reads the component's store.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -51,7 +52,7 @@ type local struct {
 }
 
 func newLocal(env Env, s *store, held func() bool) *local {
-	k := &local{s: s, out: newOutbox(env, rowName(env.Spec.Name), s.birth, held)}
+	k := &local{s: s, out: newOutbox(env, rowName(strings.Split(env.Spec.consumer(env.Node), "/")...), s.birth, held)}
 	k.out.crash, k.out.forget = s.crash, k.forget
 	return k
 }

@@ -426,3 +426,62 @@ func TestHandlingByKeyAtTheSameTimeIsAsIfOneHadDoneItAll(t *testing.T) {
 		}
 	}
 }
+
+func TestAChangeFromOutsideIsCommittedWhenItReturns(t *testing.T) {
+	r := componenttest.New(t)
+	var env component.Env
+	spec := component.Define(component.Spec{Name: worker, Doc: "works", Hears: []message.Pattern{"device.>"}, Says: []message.Pattern{"service_platform.worker.*"},
+		State: component.Local, PerNode: true, Lazy: true}, struct{}{}, func(e component.Env, _ struct{}) (*component.Part, error) {
+		env = e
+		return &component.Part{Handle: fine}, nil
+	})
+	r.Start(spec)
+	r.Running(worker)
+	told := make(chan struct{})
+	if err := env.Change(t.Context(), func(tx component.Tx) error {
+		tx.Set([]byte("k"), []byte("v"))
+		tx.After(func() { close(told) })
+		return tx.Say(&message.Message{Subject: "service_platform.worker.x", Data: []byte("changed")})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	<-told
+	if err := env.Change(t.Context(), func(tx component.Tx) error {
+		tx.Set([]byte("k"), []byte("other"))
+		return errors.New("not this one")
+	}); err == nil || err.Error() != "not this one" {
+		t.Errorf("a change that fails gives %v", err)
+	}
+	if err := env.View(func(v component.View) error {
+		got, err := v.Get([]byte("k"))
+		if string(got) != "v" {
+			t.Errorf("k is %q", got)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r.Say(reading("d0", "0"))
+	r.Settled(worker+"/n1", "device")
+	r.Stop()
+	if err := env.Change(t.Context(), func(component.Tx) error { return nil }); err == nil {
+		t.Error("a component that has stopped makes changes")
+	}
+	if said := r.Said(worker); len(said) != 1 || string(said[0].Data) != "changed" {
+		t.Errorf("it said %v", said)
+	}
+}
+
+func TestEachProcessOfAPerNodeComponentHearsAll(t *testing.T) {
+	a := componenttest.New(t)
+	spec := of(fine, func(s *component.Spec) { s.PerNode = true })
+	b := joined(t, a, "n2")
+	a.Start(spec)
+	b.Start(spec)
+	a.Say(reading("d0", "0"), reading("d1", "0"))
+	for rig, name := range map[*componenttest.Rig]string{a: worker + "/n1", b: worker + "/n2"} {
+		if rep := rig.Settled(name, "device"); rep.Outcomes[component.Handled].Count != 2 {
+			t.Errorf("%s: %+v", name, rep.Outcomes)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package component
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -17,17 +18,21 @@ type tx struct {
 	ops   map[string][]byte // nil deletes
 	order []string
 	said  []said
-	bytes int    // of it
+	bytes int // of it
+	after []func()
 	below *layer // what earlier messages of its shard did; nil where all is handled in one goroutine
 }
 
 func (t *tx) reset(cause *message.Message) {
-	t.cause, t.said, t.bytes, t.order = cause, nil, 0, t.order[:0]
+	t.cause, t.said, t.bytes, t.after, t.order = cause, nil, 0, nil, t.order[:0]
 	clear(t.ops)
 }
 
 // Now is the injected clock.
 func (t *tx) Now() time.Time { return t.w.env.Now() }
+
+// After as in [Tx].
+func (t *tx) After(f func()) { t.after = append(t.after, f) }
 
 // Get reads through what this call has set.
 func (t *tx) Get(key []byte) ([]byte, error) {
@@ -145,6 +150,9 @@ func (t *tx) apply() error {
 		if err := t.w.keep.say(s); err != nil {
 			return err
 		}
+	}
+	for _, f := range t.after {
+		t.w.after = append(t.w.after, func(context.Context) { f() })
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/internal/answer"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/message/operator"
 )
@@ -37,6 +38,8 @@ type worker struct {
 
 	events     chan event
 	deliveries chan bus.Delivery
+	calls      chan call
+	over       chan struct{}   // closed when run has ended
 	stopping   <-chan struct{} // nothing new is begun
 	full       string          // why no more batches are taken: too much is parked
 	swept      time.Time
@@ -75,7 +78,7 @@ type event struct {
 // newWorker goes on from what was committed last.
 func newWorker(ctx context.Context, env Env, part *Part, keep keeper, m *metrics) (*worker, error) {
 	w := &worker{env: env, part: part, retry: env.Spec.Retry.withDefaults(env.Spec.State), keep: keep, metrics: m,
-		events: make(chan event), deliveries: make(chan bus.Delivery), stopping: make(chan struct{}), done: make(chan struct{}), swept: env.Now(),
+		events: make(chan event), deliveries: make(chan bus.Delivery), calls: make(chan call), over: make(chan struct{}), stopping: make(chan struct{}), done: make(chan struct{}), swept: env.Now(),
 		points: map[place]*Checkpoint{}, parked: parking{rows: map[parkKey][]*parked{}, sums: map[place]Sum{}}, dirty: map[place]bool{},
 		reports: map[place]Report{}, faults: map[place]string{}, from: map[place]bus.Position{}}
 	w.tx = &tx{w: w, ops: map[string][]byte{}}
@@ -101,6 +104,7 @@ var errStopping = errors.New("stopping")
 // ends later than stop, so that a handler may come to its end.
 func (w *worker) run(stop, ctx context.Context) error {
 	w.stopping = stop.Done()
+	defer close(w.over)
 	timer := time.NewTimer(sweepEvery)
 	defer timer.Stop()
 	for {
@@ -113,6 +117,8 @@ func (w *worker) run(stop, ctx context.Context) error {
 			err = w.handle(ctx, e)
 		case d := <-w.deliveries:
 			err = w.handleDelivery(ctx, d)
+		case c := <-w.calls:
+			err = w.answer(ctx, c)
 		case <-timer.C:
 			if err = w.retryDue(ctx); err == nil && w.env.Now().Sub(w.swept) >= sweepEvery {
 				err = w.sweep()
@@ -178,6 +184,8 @@ func (w *worker) drain(ctx context.Context) error {
 			err = w.handle(ctx, e)
 		case d := <-w.deliveries:
 			err = w.handleDelivery(ctx, d)
+		case c := <-w.calls:
+			err = w.answer(ctx, c)
 		default:
 			return nil
 		}
@@ -193,6 +201,54 @@ func (w *worker) handleDelivery(ctx context.Context, d bus.Delivery) error {
 		w.pendingSince = time.Now()
 	}
 	return w.take(ctx, d)
+}
+
+// call is a change from outside the handlers.
+type call struct {
+	f    func(Tx) error
+	done chan error // holds one
+}
+
+// answer makes a change, and says so when it is committed.
+func (w *worker) answer(ctx context.Context, c call) error {
+	w.tx.reset(nil)
+	err := w.guard(func() error { return c.f(w.tx) })
+	if err != nil {
+		c.done <- err
+		return nil
+	}
+	if err := w.keepEffects(ctx, w.tx, nil); err != nil {
+		return err
+	}
+	w.pendingMessages++
+	w.after = append(w.after, func(context.Context) { c.done <- nil })
+	return nil
+}
+
+// change has a change made, and waits until it is committed.
+func (w *worker) change(ctx context.Context, f func(Tx) error) error {
+	c := call{f, make(chan error, 1)}
+	gone := answer.Unavailable("%s is stopping", w.env.Spec.Name)
+	select {
+	case w.calls <- c:
+	case <-w.over:
+		return gone
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-c.done:
+		return err
+	case <-w.over:
+		select {
+		case err := <-c.done:
+			return err
+		default:
+			return gone
+		}
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (w *worker) handle(ctx context.Context, e event) error {
@@ -236,7 +292,7 @@ func (w *worker) handle(ctx context.Context, e event) error {
 func (w *worker) point(at place) *Checkpoint {
 	c := w.points[at]
 	if c == nil {
-		c = &Checkpoint{Consumer: w.env.Spec.Name, Log: at.log, Outcomes: map[string]Sum{}, Rows: map[string]Row{},
+		c = &Checkpoint{Consumer: w.env.Spec.consumer(w.env.Node), Log: at.log, Outcomes: map[string]Sum{}, Rows: map[string]Row{},
 			Position: bus.Position{Generation: at.gen, Partition: at.part}}
 		w.points[at] = c
 	}
@@ -676,7 +732,7 @@ func (w *worker) stand(at place, why string) {
 	w.faults[at] = why
 	r := w.reports[at]
 	if r.Log == "" {
-		r.Checkpoint = Checkpoint{Consumer: w.env.Spec.Name, Log: at.log, Position: bus.Position{Generation: at.gen, Partition: at.part}}
+		r.Checkpoint = Checkpoint{Consumer: w.env.Spec.consumer(w.env.Node), Log: at.log, Position: bus.Position{Generation: at.gen, Partition: at.part}}
 		r.Required, r.Node = w.env.Spec.Required, w.env.Node
 	}
 	r.Fault, r.At = why, w.env.Now()

@@ -99,6 +99,10 @@ func built(t testing.TB, c Case) {
 			t.Error("it opened a door while it was built")
 			return nil, bus.ErrClosed
 		},
+		Change: func(context.Context, func(component.Tx) error) error {
+			t.Error("it changed its store while it was built")
+			return bus.ErrClosed
+		},
 		View: func(func(component.View) error) error {
 			t.Error("it read its store while it was built")
 			return bus.ErrClosed
