@@ -15,9 +15,10 @@ const noAck = ^uint64(0)
 // acks holds what is owed to a client, in the order in which its messages came (MQTT 5 §4.6). A token is a place in the
 // row of all messages of the connection.
 type acks struct {
-	slots []slot // a ring whose length is a power of two
-	head  uint64 // the oldest that is owed
-	tail  uint64 // the next
+	slots []slot            // a ring whose length is a power of two
+	head  uint64            // the oldest that is owed
+	tail  uint64            // the next
+	why   map[uint64]string // what an MQTT 5 client is told with a refusal, by token
 }
 
 type slot struct {
@@ -42,6 +43,14 @@ func (a *acks) push(s slot) uint64 {
 	*a.at(a.tail) = s
 	a.tail++
 	return a.tail - 1
+}
+
+// explain keeps what the client is told with the refusal of a message.
+func (a *acks) explain(token uint64, err error) {
+	if a.why == nil {
+		a.why = map[uint64]string{}
+	}
+	a.why[token] = reasonString(err)
 }
 
 // shrink gives the room of an idle connection back.
@@ -116,7 +125,7 @@ func (c *conn) Settled() {
 		if s.code == 0 {
 			b = packet.AppendPuback(b, s.id)
 		} else {
-			b = (&packet.Ack{Type: packet.PUBACK, ID: s.id, Code: s.code}).Append(b, c.version)
+			b = c.no(s).Append(b, c.version)
 		}
 		if oldest.IsZero() {
 			oldest = s.at
@@ -133,6 +142,22 @@ func (c *conn) Settled() {
 	}
 	c.b.metrics.puback.Observe(c.b.env.Now().Sub(oldest).Seconds())
 	_, _ = c.src.Write(b) // a connection that is gone ends its reader
+}
+
+// no is the acknowledgement that refuses the oldest message, with the reason where the client takes one so long
+// (MQTT-3.4.2-2). c.mu is held.
+func (c *conn) no(s *slot) *packet.Ack {
+	a := &packet.Ack{Type: packet.PUBACK, ID: s.id, Code: s.code}
+	why, told := c.acks.why[c.acks.head]
+	if !told {
+		return a
+	}
+	delete(c.acks.why, c.acks.head)
+	a.Properties.SetString(packet.ReasonString, why)
+	if a.Size(c.version) > int(c.packetMax) {
+		a.Properties.Reset()
+	}
+	return a
 }
 
 // failed answers a message that was not stored: never with a good acknowledgement. An older client has no word for it,
@@ -162,7 +187,8 @@ func (c *conn) refuse(token uint64, p *packet.Publish, err error) error {
 	if token == noAck {
 		return nil
 	}
-	policy := reason == message.ACLDenied || reason == message.MessageTooLarge || reason == message.TopicInvalid || reason == message.Undeclared
+	policy := reason == message.ACLDenied || reason == message.MessageTooLarge || reason == message.TopicInvalid ||
+		reason == message.SchemaMismatch || reason == message.Undeclared
 	if c.version != packet.V5 && !policy {
 		return err
 	}
@@ -171,6 +197,9 @@ func (c *conn) refuse(token uint64, p *packet.Publish, err error) error {
 	s.done = true
 	if c.version == packet.V5 {
 		s.code = ackCode(reason)
+		if !c.terse {
+			c.acks.explain(token, err)
+		}
 	}
 	c.mu.Unlock()
 	c.Settled()
@@ -185,6 +214,8 @@ func ackCode(r message.Reason) packet.ReasonCode {
 		return packet.NotAuthorized
 	case message.TopicInvalid:
 		return packet.TopicNameInvalid
+	case message.SchemaMismatch:
+		return packet.PayloadFormatInvalid
 	case message.BusUnavailable, message.Fenced:
 		return packet.ServerBusy // not a code of PUBACK: the connection ends
 	}

@@ -72,6 +72,12 @@ type rig struct {
 
 func newRig(t *testing.T, change func(*Config)) *rig {
 	t.Helper()
+	return newRigOn(t, catalog.Default(), change)
+}
+
+// newRigOn is newRig with contracts of the test.
+func newRigOn(t *testing.T, contracts *message.Catalog, change func(*Config)) *rig {
+	t.Helper()
 	r := &rig{t: t, bus: mem.New(mem.Options{}), gate: &gate{pair: certificate(t, "localhost")}}
 	addr := func() string {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -91,7 +97,7 @@ func newRig(t *testing.T, change func(*Config)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.host = &component.Host{Bus: r.bus, Catalog: catalog.Default(), Dir: t.TempDir(), Node: "n1", Specs: []component.Spec{With(r.gate)},
+	r.host = &component.Host{Bus: r.bus, Catalog: contracts, Dir: t.TempDir(), Node: "n1", Specs: []component.Spec{With(r.gate)},
 		Config: map[string]json.RawMessage{"service_platform.broker": raw}, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -38,6 +38,7 @@ type conn struct {
 	keepAlive time.Duration
 	sendMax   int // QoS 1 messages the client takes at once
 	packetMax uint32
+	terse     bool // the client wants no reasons in words (Request Problem Information, MQTT 5 §3.1.2.11.7)
 	leaf      *x509.Certificate
 	chain     []*x509.Certificate
 	session   message.ID
@@ -299,10 +300,14 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	if c.version == packet.V5 {
 		c.sendMax = int(p.Properties.Num(packet.ReceiveMaximum, 65535))
 		c.packetMax = p.Properties.Num(packet.MaximumPacketSize, packet.LengthMax)
+		c.terse = p.Properties.Num(packet.RequestProblemInfo, 1) == 0
 	}
 	if p.Will != nil {
 		if err := c.keepWill(p.Will); err != nil {
 			code := packet.NotAuthorized
+			if c.version == packet.V5 {
+				code = ackCode(message.ReasonOf(err, message.ACLDenied))
+			}
 			var pe *packet.Error
 			if errors.As(err, &pe) {
 				code = pe.Code

@@ -201,6 +201,9 @@ func (c *conn) keepWill(w *packet.Will) error {
 	if err := c.fill(&m, &p, t); err != nil {
 		return err
 	}
+	if err := c.b.env.Check(&m); err != nil {
+		return err
+	}
 	c.will = m.Clone()
 	c.will.ID = message.ID{} // minted when it is said
 	return nil

@@ -141,3 +141,20 @@ func (r *refusals) serve(_ http.ResponseWriter, q *http.Request) (any, error) {
 	}
 	return out, nil
 }
+
+// reasonMax is how much of a refusal a client is told in words, bytes.
+const reasonMax = 512
+
+// reasonString is a refusal as an MQTT 5 Reason String: bounded, and text that every client may receive (§1.5.4).
+func reasonString(err error) string {
+	s := strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(err.Error(), "?"))
+	if len(s) > reasonMax {
+		s = strings.ToValidUTF8(s[:reasonMax], "") + "…"
+	}
+	return s
+}
