@@ -14,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/message/catalog"
 )
 
 // config is the whole configuration: the process's own settings, and each component's under its name.
@@ -23,7 +25,9 @@ type config struct {
 	ServerCert string    `json:"server_cert"` // PEM files of the listeners' certificate, where the CA runs elsewhere
 	ServerKey  string    `json:"server_key"`
 	Bus        busConfig `json:"bus"`
+	Channels   []channel `json:"channels"` // contracts of the user's own, the same in every process of the platform
 
+	Catalog    *message.Catalog           `json:"-"` // the platform's contracts and these
 	Components map[string]json.RawMessage `json:"-"`
 }
 
@@ -40,7 +44,7 @@ type busConfig struct {
 }
 
 func defaultConfig() *config {
-	return &config{HTTP: "127.0.0.1:8780", Bus: busConfig{Replicas: 1}, Components: map[string]json.RawMessage{}}
+	return &config{HTTP: "127.0.0.1:8780", Bus: busConfig{Replicas: 1}, Channels: []channel{}, Catalog: catalog.Default(), Components: map[string]json.RawMessage{}}
 }
 
 // mqtt is the address for devices.
@@ -64,6 +68,9 @@ func loadConfig(s *start) (*config, error) {
 		}
 		if err := c.merge(raw); err != nil {
 			return nil, fmt.Errorf("configuration %s: %w", s.config, err)
+		}
+		if err := c.join(s.config); err != nil {
+			return nil, err
 		}
 	}
 	if err := c.environment(os.Environ()); err != nil {
@@ -139,6 +146,12 @@ func (c *config) merge(raw []byte) error {
 			}
 		}
 	}
+	channels, err := readChannels(own["channels"])
+	if err != nil {
+		return err
+	}
+	c.Channels = channels
+	delete(own, "channels")
 	j, err := json.Marshal(own)
 	if err != nil {
 		return err

@@ -30,7 +30,6 @@ import (
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/device/simulator"
 	"github.com/naru-platform/naru/internal/answer"
-	"github.com/naru-platform/naru/message/catalog"
 	"github.com/naru-platform/naru/operator/journal"
 	"github.com/naru-platform/naru/operator/ledger"
 	"github.com/naru-platform/naru/operator/retention"
@@ -174,7 +173,7 @@ func (s *start) run(ctx context.Context, c *cobra.Command) error {
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	p.host = &component.Host{Bus: p.bus, Catalog: catalog.Default(), Log: p.log, Dir: p.data, Node: p.node, Metrics: registry,
+	p.host = &component.Host{Bus: p.bus, Catalog: conf.Catalog, Log: p.log, Dir: p.data, Node: p.node, Metrics: registry,
 		Config: conf.Components, Specs: chosen}
 
 	listener, err := p.listen(ctx, admission, contains(chosen, x509.Name))
