@@ -325,6 +325,8 @@ type Health struct {
 	Says     []message.Pattern `json:"says,omitempty"`
 	At       time.Time         `json:"at"`
 	HTTP     string            `json:"http,omitempty"` // where its process answers, if it does
+	// Contracts is the fingerprint of its process's catalog; all processes of a platform have the same.
+	Contracts string `json:"contracts,omitempty"`
 	// Holds is how many partitions this process owns, with State Derived.
 	Holds int `json:"holds,omitempty"`
 }

@@ -96,9 +96,10 @@ func (h *Host) init() {
 		h.metrics = newMetrics(h.Metrics)
 		h.mux = newRouter()
 		h.checker, h.broken = NewChecker(h.Catalog)
+		contracts := h.Catalog.Fingerprint()
 		for _, s := range h.Specs {
 			r := &run{h: h, spec: s, source: "//naru/" + h.Node + "/" + s.Name, doors: map[string]bus.Appender{}}
-			r.health = Health{Name: s.Name, Node: h.Node, Doc: s.Doc, Hears: s.Hears, Takes: s.Takes, Says: s.Says, HTTP: h.HTTP}
+			r.health = Health{Name: s.Name, Node: h.Node, Doc: s.Doc, Hears: s.Hears, Takes: s.Takes, Says: s.Says, HTTP: h.HTTP, Contracts: contracts}
 			h.runs = append(h.runs, r)
 		}
 	})

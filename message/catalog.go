@@ -2,6 +2,8 @@ package message
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -93,6 +95,15 @@ func NewCatalog(contracts ...Contract) (*Catalog, error) {
 
 // Contracts lists them by subject.
 func (c *Catalog) Contracts() []Contract { return slices.Clone(c.contracts) }
+
+// Fingerprint is a short text that two catalogs share if they hold the same contracts, to the last word.
+func (c *Catalog) Fingerprint() string {
+	h := sha256.New()
+	for _, k := range c.contracts {
+		fmt.Fprintf(h, "%q %q %q %q %q %q %q %q %q %q\n", k.Subjects, k.Type, k.Doc, k.Owner, k.Route, k.Says, k.Hears, k.ContentType, k.Schema, k.Example)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
 
 // Find is the most particular contract for the subject; nil where none covers it. The result must not be changed.
 func (c *Catalog) Find(s Subject) *Contract {

@@ -83,3 +83,31 @@ func BenchmarkCatalogFind(b *testing.B) {
 		})
 	}
 }
+
+func TestCatalogsFingerprintSeesEveryWord(t *testing.T) {
+	print := func(k Contract) string {
+		c, err := NewCatalog(free("a.b"), k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Fingerprint()
+	}
+	seen := map[string]int{}
+	for i, change := range []func(*Contract){
+		func(*Contract) {}, func(k *Contract) { k.Subjects = "a.*" }, func(k *Contract) { k.Type = "x" }, func(k *Contract) { k.Doc = "x" },
+		func(k *Contract) { k.Owner = "x" }, func(k *Contract) { k.Route = ByQueue }, func(k *Contract) { k.Says = []string{"x"} },
+		func(k *Contract) { k.Hears = []string{"x"} }, func(k *Contract) { k.Says = []string{"x y"} }, func(k *Contract) { k.Says = []string{"x", "y"} },
+		func(k *Contract) { k.ContentType = "x" }, func(k *Contract) { k.Schema = []byte("{}") }, func(k *Contract) { k.Example = []byte("{}") },
+	} {
+		k := free("c.d")
+		change(&k)
+		first, again := print(k), print(k)
+		if first != again {
+			t.Errorf("change %d is not the same twice", i)
+		}
+		if j, there := seen[first]; there {
+			t.Errorf("change %d looks like change %d", i, j)
+		}
+		seen[first] = i
+	}
+}

@@ -158,6 +158,7 @@ func (s *status) serveStatus(_ http.ResponseWriter, r *http.Request) (any, error
 	slices.SortFunc(st.Components, func(a, b Component) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Node, b.Node))
 	})
+	st.Faults = append(st.Faults, strangers(st.Components, s.env.Catalog.Fingerprint())...)
 	if !st.Bus.Up {
 		st.Faults = append(st.Faults, "the bus is down: "+st.Bus.Fault)
 	}
@@ -166,6 +167,19 @@ func (s *status) serveStatus(_ http.ResponseWriter, r *http.Request) (any, error
 	}
 	st.Healthy = len(st.Faults) == 0
 	return st, nil
+}
+
+// strangers tells of processes that hold messages to other contracts than this one does.
+func strangers(all []Component, own string) (faults []string) {
+	told := map[string]bool{}
+	for _, c := range all {
+		if c.Contracts == "" || c.Contracts == own || told[c.Node] || c.State == "stopped" {
+			continue
+		}
+		told[c.Node] = true
+		faults = append(faults, "node "+c.Node+" has other contracts than this one: give every process the same channels in its configuration file, and the same version")
+	}
+	return faults
 }
 
 func (s *status) serveGraph(http.ResponseWriter, *http.Request) (any, error) {
