@@ -145,9 +145,28 @@ func messageRow(p *printer, l journal.Line) {
 		data = fmt.Sprintf("(%d bytes)", l.Size)
 	}
 	if l.Reason != 0 {
-		data = l.Reason.String() + " " + data
+		data = complaint(l, data)
 	}
 	p.line("%-12s  %-8s  %-36s  %-40s  %s", l.Recorded.Local().Format("15:04:05.000"), l.Outcome, l.Trace, cut(string(l.Subject), 40), data)
+}
+
+// complaint is what a refusal or a dead letter says, in its own words; they begin with the reason.
+func complaint(l journal.Line, data string) string {
+	var said struct {
+		Detail string `json:"detail"`
+		Count  uint64 `json:"count"`
+	}
+	if json.Unmarshal([]byte(l.Data), &said) != nil || said.Detail == "" { // too long for a list; its beginning must do
+		return l.Reason.String() + " " + data
+	}
+	if !strings.HasPrefix(said.Detail, l.Reason.String()) {
+		said.Detail = l.Reason.String() + ": " + said.Detail
+	}
+	said.Detail = cut(said.Detail, 200)
+	if said.Count > 1 {
+		return fmt.Sprintf("%s (%d times)", said.Detail, said.Count)
+	}
+	return said.Detail
 }
 
 func showMessage(c *cobra.Command, o *options, cl *client, id string) error {
@@ -330,6 +349,12 @@ func topicInfo(o *options) *cobra.Command {
 					p.row("route", string(l.Route))
 					p.row("says", strings.Join(l.Says, " "))
 					p.row("hears", strings.Join(l.Hears, " "))
+					if l.Schema != nil {
+						p.row("schema", string(l.Schema))
+					}
+					if l.Example != nil {
+						p.row("example", string(l.Example))
+					}
 					p.row("messages", fmt.Sprintf("%d (%.1f/s), %s, last %s", l.Messages, l.PerSec, size(l.Bytes), ago(l.Last, time.Now())))
 					if l.Orphan {
 						p.row("note", "nobody that runs hears it")

@@ -52,7 +52,9 @@ type Line struct {
 	Doc      string          `json:"doc,omitempty"`
 	Owner    string          `json:"owner,omitempty"`
 	Says     []string        `json:"says,omitempty"`
-	Hears    []string        `json:"hears,omitempty"` // by contract, and by what is running
+	Hears    []string        `json:"hears,omitempty"`  // by contract, and by what is running
+	Schema   json.RawMessage `json:"schema,omitempty"` // JSON Schema that its data keeps
+	Example  json.RawMessage `json:"example,omitempty"`
 	Messages uint64          `json:"messages"`
 	Bytes    uint64          `json:"bytes"`
 	PerSec   float64         `json:"messages_per_second"` // over the last ten seconds
@@ -184,7 +186,7 @@ func (t *Topic) serveList(http.ResponseWriter, *http.Request) (any, error) {
 		}
 		l := &list[i]
 		l.Subjects, l.Route, l.Doc, l.Owner, l.Says = k.Subjects, k.Route, k.Doc, k.Owner, k.Says
-		l.Hears = slices.Clone(k.Hears)
+		l.Hears, l.Schema, l.Example = slices.Clone(k.Hears), k.Schema, k.Example
 	}
 	for i := range list {
 		l := &list[i]
