@@ -40,12 +40,14 @@ type Admission struct {
 	synced chan struct{} // closed when both tables have been read once
 	server serverCert
 
-	mu       sync.RWMutex // guards what follows
-	trust    *trust
-	devices  map[string]*admitted // by key in the table
-	certs    map[fingerprint]*admitted
-	registry bus.Table // nil until opened
-	onChange []func(device string)
+	mu        sync.RWMutex  // guards what follows
+	published chan struct{} // closed, and another put in its place, when a CA has published what is trusted
+	trust     *trust
+	cas       map[string]*registeredCA // by key in the table
+	devices   map[string]*admitted     // by key in the table
+	certs     map[fingerprint]*admitted
+	registry  bus.Table // nil until opened
+	onChange  []func(device string)
 }
 
 type fingerprint [sha256.Size]byte
@@ -65,8 +67,6 @@ type revocation struct {
 	reason string
 }
 
-type trust struct{ roots, issuing *stdx509.CertPool }
-
 // NewAdmission makes one that knows nothing until Run has read the tables.
 func NewAdmission(b bus.Bus, o AdmissionOptions) *Admission {
 	if o.Now == nil {
@@ -76,9 +76,9 @@ func NewAdmission(b bus.Bus, o AdmissionOptions) *Admission {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Admission{
-		bus: b, o: o, synced: make(chan struct{}),
-		server:  serverCert{cert: o.ServerCert, key: o.ServerKey, now: o.Now, log: o.Log},
-		devices: map[string]*admitted{}, certs: map[fingerprint]*admitted{},
+		bus: b, o: o, synced: make(chan struct{}), published: make(chan struct{}),
+		server: serverCert{cert: o.ServerCert, key: o.ServerKey, now: o.Now, log: o.Log},
+		cas:    map[string]*registeredCA{}, devices: map[string]*admitted{}, certs: map[fingerprint]*admitted{},
 	}
 }
 
@@ -94,8 +94,8 @@ func (a *Admission) OnChange(f func(device string)) {
 // Run follows both tables until ctx is done, through breaks of the bus. It calls ready once everything has been read.
 func (a *Admission) Run(ctx context.Context, ready func()) error {
 	var read sync.WaitGroup
-	read.Add(2)
-	var once [2]sync.Once
+	read.Add(3)
+	var once [3]sync.Once
 	done := make(chan struct{})
 	var all sync.WaitGroup
 	all.Go(func() {
@@ -103,6 +103,9 @@ func (a *Admission) Run(ctx context.Context, ready func()) error {
 	})
 	all.Go(func() {
 		a.follow(ctx, devicesTable, devicePrefix, a.applyDevice, func() { once[1].Do(read.Done) })
+	})
+	all.Go(func() {
+		a.follow(ctx, trustTable, casPrefix, a.applyCA, func() { once[2].Do(read.Done) })
 	})
 	go func() {
 		read.Wait()
@@ -119,6 +122,7 @@ func (a *Admission) Run(ctx context.Context, ready func()) error {
 	all.Wait()
 	once[0].Do(read.Done)
 	once[1].Do(read.Done)
+	once[2].Do(read.Done)
 	return nil
 }
 
@@ -168,7 +172,7 @@ func (a *Admission) Admit(ctx context.Context, leaf *stdx509.Certificate, interm
 		}
 	}
 	now := a.o.Now()
-	if err := a.verify(leaf, intermediates, now); err != nil {
+	if _, err := a.verify(leaf, intermediates, now); err != nil {
 		return "", message.Rejectf(message.CertUnknownCA, "certificate of %q by %q: %w", name(leaf), leaf.Issuer.CommonName, err)
 	}
 	if err := checkUsage(leaf); err != nil {
@@ -183,38 +187,6 @@ func (a *Admission) Admit(ctx context.Context, leaf *stdx509.Certificate, interm
 			name(leaf), stamp(leaf.NotAfter), stamp(now))
 	}
 	return a.registered(ctx, leaf)
-}
-
-// verify checks signatures up to a trusted root, at a time when the leaf was or will be valid: whether it is now gets
-// reasons of its own.
-func (a *Admission) verify(leaf *stdx509.Certificate, presented []*stdx509.Certificate, now time.Time) error {
-	a.mu.RLock()
-	t := a.trust
-	a.mu.RUnlock()
-	if t == nil {
-		return errors.New("this platform trusts no CA yet; start service_platform.x509")
-	}
-	at := now
-	if at.After(leaf.NotAfter) {
-		at = leaf.NotAfter
-	}
-	if at.Before(leaf.NotBefore) {
-		at = leaf.NotBefore
-	}
-	o := stdx509.VerifyOptions{
-		Roots: t.roots, Intermediates: t.issuing, CurrentTime: at,
-		KeyUsages: []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageAny},
-	}
-	_, err := leaf.Verify(o)
-	if errors.As(err, new(stdx509.UnknownAuthorityError)) && len(presented) > 0 && len(presented) <= intermediatesMax {
-		// An issuing CA so new that the bus has not brought it yet.
-		o.Intermediates = t.issuing.Clone()
-		for _, c := range presented {
-			o.Intermediates.AddCert(c)
-		}
-		_, err = leaf.Verify(o)
-	}
-	return err
 }
 
 // registered looks the certificate up. What is not known here may have been registered a moment ago, so the table is
@@ -267,29 +239,6 @@ func (a *Admission) ask(ctx context.Context, id string) {
 	case !errors.Is(err, bus.ErrNotFound):
 		a.o.Log.Warn("device cannot be looked up", "device", id, "error", err)
 	}
-}
-
-func (a *Admission) applyTrust(e bus.Entry) {
-	if e.Key != trustKey {
-		return
-	}
-	var b Bundle
-	if e.Deleted {
-		b = Bundle{}
-	} else if err := json.Unmarshal(e.Value, &b); err != nil {
-		a.o.Log.Error("the list of trusted CAs cannot be read; keeping the one before", "table", trustTable, "error", err)
-		return
-	}
-	t := &trust{stdx509.NewCertPool(), stdx509.NewCertPool()}
-	for _, c := range b.Roots {
-		t.roots.AddCert(c)
-	}
-	for _, c := range b.Issuing {
-		t.issuing.AddCert(c)
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.trust = t
 }
 
 // applyDevice takes an entry over, unless a newer one is here already, and tells what is no longer accepted. An entry
@@ -358,16 +307,6 @@ func admittedOf(e bus.Entry) (*admitted, error) {
 		a.certs[fp] = revocation{c.RevokedAt, c.Reason}
 	}
 	return a, nil
-}
-
-func checkUsage(c *stdx509.Certificate) error {
-	switch {
-	case c.IsCA:
-		return errors.New("it is a CA's")
-	case !slices.Contains(c.ExtKeyUsage, stdx509.ExtKeyUsageClientAuth):
-		return errors.New("it is not one for client authentication")
-	}
-	return nil
 }
 
 func name(c *stdx509.Certificate) string { return c.Subject.CommonName }

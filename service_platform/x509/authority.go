@@ -1,6 +1,7 @@
 package x509
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -45,17 +47,22 @@ type AuthorityOptions struct {
 	Hosts []string
 	// DeviceValidity is how long a device's certificate is valid where a request does not say; 365 days where zero.
 	DeviceValidity time.Duration
+	// Passphrase encrypts the CA's keys at rest; where empty, a machine key in the directory does (see keyring).
+	Passphrase string
 }
 
 // Authority is the CA: a root that signs issuing CAs, and an issuing CA that signs devices and servers. It exists only
 // where the keys are, in one directory of one process. All methods may be called by any number of goroutines.
 type Authority struct {
-	dir  string
-	o    AuthorityOptions
-	mu   sync.RWMutex // guards what follows, and the files
-	root pair
-	use  pair // the issuing CA in use
-	old  []*stdx509.Certificate
+	dir   string
+	o     AuthorityOptions
+	keys  *keyring
+	mu    sync.RWMutex // guards what follows, and the files
+	root  pair
+	use   pair                   // the issuing CA in use
+	old   []pair                 // issuing CAs that it took over from; their keys sign revocation lists only
+	roots []*stdx509.Certificate // roots that this one took over from
+	cross *stdx509.Certificate   // this root, signed by the one before, for those who trust only that one; or nil
 }
 
 // pair is a certificate and its key; the key of a root may be kept elsewhere, and is nil then.
@@ -81,7 +88,17 @@ func OpenAuthority(dir string, o AuthorityOptions) (*Authority, error) {
 	if err := errors.Join(sweep(dir), sweep(filepath.Join(dir, retiredDir))); err != nil {
 		return nil, err
 	}
-	if err := a.load(); err != nil {
+	err := a.finishRollover()
+	if err == nil {
+		a.keys, err = openKeyring(dir, o.Passphrase)
+	}
+	if err == nil {
+		err = a.load()
+	}
+	if err == nil {
+		err = a.keys.settle(dir)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("CA in %s: %w", dir, err)
 	}
 	if _, err := a.Renew(); err != nil {
@@ -94,10 +111,19 @@ func OpenAuthority(dir string, o AuthorityOptions) (*Authority, error) {
 func (a *Authority) Bundle() Bundle {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	return Bundle{
-		Roots:   []*stdx509.Certificate{a.root.cert},
-		Issuing: append([]*stdx509.Certificate{a.use.cert}, a.old...),
+	b := Bundle{
+		Roots:   append([]*stdx509.Certificate{a.root.cert}, a.roots...),
+		Issuing: []*stdx509.Certificate{a.use.cert},
 	}
+	for _, p := range a.old {
+		b.Issuing = append(b.Issuing, p.cert)
+	}
+	return b
+}
+
+// oldHolds says whether c is an issuing certificate that was taken over from.
+func (a *Authority) oldHolds(c *stdx509.Certificate) bool {
+	return slices.ContainsFunc(a.old, func(p pair) bool { return p.cert.Equal(c) })
 }
 
 // Renew makes a new issuing CA when two thirds of the present one's time have passed, and a new server certificate
@@ -182,7 +208,7 @@ func (a *Authority) load() (err error) {
 		return fmt.Errorf("issuing.crt is there, root.crt is not; restore it from a backup")
 	}
 	if a.root.cert == nil {
-		if a.root, err = a.make(rootName, a.root.key, rootValidity, 1, pair{}); err != nil {
+		if a.root, err = a.make(rootName, a.root.key, rootValidity, -1, pair{}); err != nil {
 			return err
 		}
 	}
@@ -201,14 +227,14 @@ func (a *Authority) load() (err error) {
 	case a.use.key == nil:
 		return errors.New("issuing.key is missing; restore it from a backup")
 	case a.use.key.PublicKey.Equal(a.use.cert.PublicKey):
-	case holds(a.old, a.use.cert): // stopped between the two files of a rotation: finish it
+	case a.oldHolds(a.use.cert): // stopped between the two files of a rotation: finish it
 		if a.use, err = a.make(issuingName, a.use.key, issuingValidity, 0, a.root); err != nil {
 			return err
 		}
 	default:
 		return errors.New("issuing.key does not belong to issuing.crt; restore both from one backup")
 	}
-	a.old = slices.DeleteFunc(a.old, func(c *stdx509.Certificate) bool { return c.Equal(a.use.cert) })
+	a.old = slices.DeleteFunc(a.old, func(p pair) bool { return p.cert.Equal(a.use.cert) })
 	if err := a.use.cert.CheckSignatureFrom(a.root.cert); err != nil {
 		return fmt.Errorf("issuing.crt is not signed by root.crt (%w); restore both from one backup", err)
 	}
@@ -224,11 +250,21 @@ func (a *Authority) read(name string) (p pair, err error) {
 	if len(certs) > 0 {
 		p.cert = certs[0]
 	}
-	p.key, err = readKey(a.path(name + ".key"))
+	if name == serverName {
+		p.key, err = readKey(a.path(name + ".key"))
+	} else {
+		p.key, err = a.keys.read(a.path(name + ".key"))
+	}
 	return p, err
 }
 
+// readRetired reads the roots and issuing certificates that were taken over from, and the keys of the latter.
 func (a *Authority) readRetired() error {
+	if certs, err := readCerts(a.path(crossName)); err != nil {
+		return err
+	} else if len(certs) > 0 {
+		a.cross = certs[0]
+	}
 	names, err := filepath.Glob(filepath.Join(a.dir, retiredDir, "*.crt"))
 	if err != nil {
 		return err
@@ -238,7 +274,15 @@ func (a *Authority) readRetired() error {
 		if err != nil {
 			return err
 		}
-		a.old = append(a.old, certs...)
+		if bytes.Equal(certs[0].RawSubject, certs[0].RawIssuer) {
+			a.roots = append(a.roots, certs[0])
+			continue
+		}
+		key, err := a.keys.read(strings.TrimSuffix(n, ".crt") + ".key")
+		if err != nil {
+			return err
+		}
+		a.old = append(a.old, pair{certs[0], key})
 	}
 	return nil
 }
@@ -254,17 +298,24 @@ func (a *Authority) make(name string, key *ecdsa.PrivateKey, validity time.Durat
 		if key, err = newKey(); err != nil {
 			return pair{}, err
 		}
-		text, err := keyPEM(key)
-		if err != nil {
-			return pair{}, err
-		}
-		if err := writeFile(a.path(name+".key"), text, 0o600); err != nil {
+		if err := a.keys.write(a.path(name+".key"), key); err != nil {
 			return pair{}, err
 		}
 	}
-	t, err := a.template(pkix.Name{Organization: []string{"naru"}}, validity, parent.cert)
+	cert, err := a.certify(name, key, validity, pathLen, parent)
 	if err != nil {
 		return pair{}, err
+	}
+	return pair{cert, key}, writeFile(a.path(name+".crt"), certPEM(cert), 0o644)
+}
+
+// certify signs a CA's certificate for a key; a zero parent is the new CA itself. pathLen is how many CAs may stand below,
+// -1 for any number. pathLen is how many CAs may stand below,
+// -1 for any number.
+func (a *Authority) certify(name string, key *ecdsa.PrivateKey, validity time.Duration, pathLen int, parent pair) (*stdx509.Certificate, error) {
+	t, err := a.template(pkix.Name{Organization: []string{"naru"}}, validity, parent.cert)
+	if err != nil {
+		return nil, err
 	}
 	// The serial makes the names of two CAs differ, so that a verifier never takes one for the other.
 	t.Subject.CommonName = fmt.Sprintf("naru %s %x", name, t.SerialNumber.Bytes()[:4])
@@ -273,11 +324,7 @@ func (a *Authority) make(name string, key *ecdsa.PrivateKey, validity time.Durat
 	if parent.cert == nil {
 		parent = pair{t, key}
 	}
-	cert, err := sign(t, parent, key.Public())
-	if err != nil {
-		return pair{}, err
-	}
-	return pair{cert, key}, writeFile(a.path(name+".crt"), certPEM(cert), 0o644)
+	return sign(t, parent, key.Public())
 }
 
 // rotateIssuing keeps the old certificate, writes the new key, then the new certificate. load finishes what a crash
@@ -287,17 +334,28 @@ func (a *Authority) rotateIssuing() error {
 		return fmt.Errorf("the issuing CA ends %s and must be renewed; put root.key back into %s for one start",
 			a.use.cert.NotAfter.Format(time.DateOnly), a.dir)
 	}
-	old := a.use.cert
-	name := fmt.Sprintf("%x.crt", old.SerialNumber)
-	if err := writeFile(filepath.Join(a.dir, retiredDir, name), certPEM(old), 0o644); err != nil {
+	old := a.use
+	if err := a.retire(old); err != nil {
 		return err
 	}
 	next, err := a.make(issuingName, nil, issuingValidity, 0, a.root)
 	if err != nil {
 		return fmt.Errorf("renew the issuing CA: %w", err)
 	}
-	a.use, a.old = next, append([]*stdx509.Certificate{old}, a.old...)
+	a.use, a.old = next, append([]pair{old}, a.old...)
 	return nil
+}
+
+// retire keeps an issuing CA beside the one in use: the key, which signs its revocation list from now on, before the
+// certificate, which makes it count.
+func (a *Authority) retire(p pair) error {
+	base := filepath.Join(a.dir, retiredDir, fmt.Sprintf("%x", p.cert.SerialNumber))
+	if p.key != nil {
+		if err := a.keys.write(base+".key", p.key); err != nil {
+			return err
+		}
+	}
+	return writeFile(base+".crt", certPEM(p.cert), 0o644)
 }
 
 // serverEnd is when the server certificate ends.
@@ -341,7 +399,11 @@ func (a *Authority) renewServer() error {
 	if err := writeFile(a.path(serverName+".key"), text, 0o600); err != nil {
 		return err
 	}
-	return writeFile(a.path(serverName+".crt"), certPEM(cert, a.use.cert), 0o644)
+	chain := []*stdx509.Certificate{cert, a.use.cert}
+	if a.cross != nil && a.o.Now().Before(a.cross.NotAfter) {
+		chain = append(chain, a.cross)
+	}
+	return writeFile(a.path(serverName+".crt"), certPEM(chain...), 0o644)
 }
 
 // hosts gives the server's names and addresses, each once, in a stable order.

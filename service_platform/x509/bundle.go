@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/naru-platform/naru/bus"
 )
@@ -71,7 +72,7 @@ func publishTrust(ctx context.Context, t bus.Table, mine Bundle, add bool) error
 				return fmt.Errorf("read the trusted CAs in table %s: %w", trustTable, err)
 			}
 		}
-		if len(have.Roots) > 0 && !holds(have.Roots, mine.Roots[0]) && !add {
+		if len(have.Roots) > 0 && !add && !slices.ContainsFunc(mine.Roots, func(c *stdx509.Certificate) bool { return holds(have.Roots, c) }) {
 			return fmt.Errorf("%w: trusted is the root %s, here is %s; restore the directory of service_platform.x509 from a backup, "+
 				"run the component where that CA's keys are, or set `add_root: true` to trust both", ErrOtherCA,
 				Fingerprint(have.Roots[0].Raw)[:16], Fingerprint(mine.Roots[0].Raw)[:16])
@@ -89,6 +90,43 @@ func publishTrust(ctx context.Context, t bus.Table, mine Bundle, add bool) error
 			return nil
 		case !errors.Is(err, bus.ErrConflict):
 			return fmt.Errorf("publish the trusted CAs: %w", err)
+		}
+	}
+}
+
+// unpublishTrust takes a root, and the issuing CAs that only it vouches for, out of what the platform trusts.
+func unpublishTrust(ctx context.Context, t bus.Table, fingerprint string) error {
+	for {
+		e, err := t.Get(ctx, trustKey)
+		if err != nil {
+			return fmt.Errorf("read the trusted CAs: %w", err)
+		}
+		var have, want Bundle
+		if err := json.Unmarshal(e.Value, &have); err != nil {
+			return fmt.Errorf("read the trusted CAs in table %s: %w", trustTable, err)
+		}
+		for _, c := range have.Roots {
+			if Fingerprint(c.Raw) != fingerprint {
+				want.Roots = append(want.Roots, c)
+			}
+		}
+		if len(want.Roots) == len(have.Roots) {
+			return fmt.Errorf("%w: no trusted root has the fingerprint %s", ErrUnknownCA, short(fingerprint))
+		}
+		for _, c := range have.Issuing {
+			if slices.ContainsFunc(want.Roots, func(r *stdx509.Certificate) bool { return c.CheckSignatureFrom(r) == nil }) {
+				want.Issuing = append(want.Issuing, c)
+			}
+		}
+		if len(want.Roots) == 0 || len(want.Issuing) == 0 {
+			return fmt.Errorf("%w: it is the last trusted root", ErrRefused)
+		}
+		raw, err := json.Marshal(want)
+		if err != nil {
+			return err
+		}
+		if _, err = t.Update(ctx, trustKey, raw, e.Revision); !errors.Is(err, bus.ErrConflict) {
+			return err
 		}
 	}
 }

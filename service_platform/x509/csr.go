@@ -46,15 +46,15 @@ func checkKey(key any) error {
 		case elliptic.P256(), elliptic.P384(), elliptic.P521():
 			return nil
 		}
-		return fmt.Errorf("the csr's key is on the curve %s, which is too weak; use P-256", k.Curve.Params().Name)
+		return fmt.Errorf("its key is on the curve %s, which is too weak; use P-256", k.Curve.Params().Name)
 	case ed25519.PublicKey:
 		return nil
 	case *rsa.PublicKey:
 		// NIST SP 800-57: 2048 bits is the least; beyond 8192 each verification costs more than it protects.
 		if n := k.N.BitLen(); n < 2048 || n > 8192 {
-			return fmt.Errorf("the csr's RSA key has %d bits; between 2048 and 8192 are wanted, or ECDSA P-256", n)
+			return fmt.Errorf("its RSA key has %d bits; between 2048 and 8192 are wanted, or ECDSA P-256", n)
 		}
 		return nil
 	}
-	return fmt.Errorf("the csr's key is a %T; use ECDSA P-256, Ed25519 or RSA of 2048 bits or more", key)
+	return fmt.Errorf("its key is a %T; use ECDSA P-256, Ed25519 or RSA of 2048 bits or more", key)
 }

@@ -98,7 +98,8 @@ func certPEM(certs ...*stdx509.Certificate) []byte {
 	return b
 }
 
-// readKey gives nil where there is no such file. Its errors never carry what is in the file.
+// readKey reads a key that lies in the clear: a server's. It gives nil where there is no such file, and its errors never
+// carry what is in the file.
 func readKey(path string) (*ecdsa.PrivateKey, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -111,15 +112,11 @@ func readKey(path string) (*ecdsa.PrivateKey, error) {
 	if block == nil {
 		return nil, fmt.Errorf("%s holds no PEM private key; restore it from a backup", path)
 	}
-	k, err := stdx509.ParsePKCS8PrivateKey(block.Bytes)
+	k, err := parseKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("%s is not a PKCS #8 private key; restore it from a backup", path)
+		return nil, fmt.Errorf("%s: %w; restore it from a backup", path, err)
 	}
-	ec, ok := k.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("%s holds a key of type %T; this CA uses ECDSA P-256", path, k)
-	}
-	return ec, nil
+	return k, nil
 }
 
 // readCerts gives nil where there is no such file.

@@ -44,6 +44,18 @@ func (s *service) routes() []component.Route {
 		{Pattern: "POST /api/v1/devices/{id}/disable", Handler: with(s.disable(true))},
 		{Pattern: "POST /api/v1/devices/{id}/enable", Handler: with(s.disable(false))},
 		{Pattern: "GET /api/v1/ca", Handler: with(s.ca), Public: true},
+		{Pattern: "GET /api/v1/ca/status", Handler: with(s.caStatus)},
+		{Pattern: "POST /api/v1/ca/root/export", Handler: with(s.exportRoot)},
+		{Pattern: "POST /api/v1/ca/root/remove", Handler: with(s.removeRoot)},
+		{Pattern: "POST /api/v1/ca/root/restore", Handler: with(s.restoreRoot)},
+		{Pattern: "POST /api/v1/ca/rollover", Handler: with(s.rollover)},
+		{Pattern: "POST /api/v1/ca/retire", Handler: with(s.retireRoot)},
+		{Pattern: "POST /api/v1/ca/registration-code", Handler: with(s.registrationCode)},
+		{Pattern: "GET /api/v1/ca/registered", Handler: with(s.registeredCAs)},
+		{Pattern: "POST /api/v1/ca/registered", Handler: with(s.registerCA)},
+		{Pattern: "POST /api/v1/ca/registered/{fingerprint}/disable", Handler: with(s.disableCA(true))},
+		{Pattern: "POST /api/v1/ca/registered/{fingerprint}/enable", Handler: with(s.disableCA(false))},
+		{Pattern: "DELETE /api/v1/ca/registered/{fingerprint}", Handler: with(s.removeCA)},
 	}
 }
 
@@ -280,9 +292,9 @@ func (s *service) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.As(err, new(badRequest)):
 		problem(w, http.StatusBadRequest, err.Error())
-	case errors.Is(err, ErrUnknownDevice):
+	case errors.Is(err, ErrUnknownDevice), errors.Is(err, ErrUnknownCA):
 		problem(w, http.StatusNotFound, err.Error())
-	case errors.Is(err, ErrRefused):
+	case errors.Is(err, ErrRefused), errors.Is(err, ErrRootKey):
 		problem(w, http.StatusConflict, err.Error())
 	default:
 		s.env.Log.Error("request about a device not done", "method", r.Method, "path", r.URL.Path, "error", err)

@@ -14,7 +14,6 @@ const (
 	reloadEvery = 10 * time.Second
 	// serverPatience is how long ServerTLS waits for the files: the CA of the same process may be making them.
 	serverPatience = 10 * time.Second
-	serverLook     = 10 * time.Millisecond
 )
 
 // ServerTLS is the configuration of a listener for devices: TLS 1.2 or newer, a certificate that is read anew when its
@@ -23,26 +22,41 @@ const (
 // TLS alert. For the same reason no list of acceptable CAs is sent (ClientCAs is nil): a client that finds its CA not
 // among them sends no certificate at all, and nobody learns whose it was.
 //
-// It is an error where the certificate is not there ten seconds later.
+// It waits for the certificate while the CA of this process makes it, and is an error where that is not there ten
+// seconds later.
 func (a *Admission) ServerTLS() (*tls.Config, error) {
 	if a.o.ServerCert == "" || a.o.ServerKey == "" {
 		return nil, fmt.Errorf("no server certificate: run service_platform.x509 in this process, or set server_cert and server_key")
 	}
-	for waited := time.Duration(0); ; waited += serverLook {
-		_, err := a.server.get()
-		if err == nil {
-			break
-		}
-		if waited >= serverPatience {
-			return nil, fmt.Errorf("%w; run service_platform.x509 in this process, or set server_cert and server_key", err)
-		}
-		time.Sleep(serverLook)
+	if err := a.awaitServerCert(); err != nil {
+		return nil, fmt.Errorf("%w; run service_platform.x509 in this process, or set server_cert and server_key", err)
 	}
 	return &tls.Config{
 		MinVersion:     tls.VersionTLS12,
 		ClientAuth:     tls.RequireAnyClientCert,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return a.server.get() },
 	}, nil
+}
+
+// awaitServerCert waits until the files are there: a CA publishes what it trusts once it has written them, and that is
+// heard.
+func (a *Admission) awaitServerCert() error {
+	patience := time.NewTimer(serverPatience)
+	defer patience.Stop()
+	for {
+		a.mu.RLock()
+		published := a.published
+		a.mu.RUnlock()
+		_, err := a.server.get()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-published:
+		case <-patience.C:
+			return err
+		}
+	}
 }
 
 // serverCert is a key pair in two files that another may replace at any time. A pair that cannot be read, or is half

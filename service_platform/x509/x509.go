@@ -1,7 +1,7 @@
 // Package x509 is the platform's certificate authority and the one that decides which certificate admits which device.
 //
 // The CA ([Authority]) is a root and an issuing CA of ECDSA P-256, made at the first start in the component's own
-// directory; its keys never leave that directory. It runs in one process. The devices and their certificates
+// directory; its keys are encrypted there, and never leave that directory but for the root's, which may be exported. It runs in one process. The devices and their certificates
 // ([Registry]) and the public trust bundle are tables on the bus, so that [Admission] decides in every process that has
 // a door for devices.
 //
@@ -14,6 +14,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -36,6 +38,11 @@ type Config struct {
 	Hosts []string `json:"hosts"`
 	// AddRoot has this directory's root trusted beside another one that the platform already has.
 	AddRoot bool `json:"add_root"`
+	// PassphraseFile holds the passphrase that the CA's keys are encrypted with; where it is empty, the environment
+	// variable NARU_CA_PASSPHRASE does, and without either a machine key in the component's directory.
+	PassphraseFile string `json:"passphrase_file"`
+	// Templates decide what becomes of devices that register themselves, by name.
+	Templates map[string]Template `json:"templates"`
 }
 
 // renewEvery is how often the CA looks whether something is due; what is due has weeks left.
@@ -46,11 +53,16 @@ var Spec = component.Define(component.Spec{
 	Name: Name,
 	Doc:  "Certificate authority and device registry: issues, revokes and disables, and says so.",
 	Says: []message.Pattern{"service_platform.x509.device.*"},
-}, Config{DeviceValidity: Duration(365 * 24 * time.Hour), Hosts: []string{}}, build)
+}, Config{DeviceValidity: Duration(365 * 24 * time.Hour), Hosts: []string{}, Templates: map[string]Template{}}, build)
 
 func build(env component.Env, c Config) (*component.Part, error) {
 	if time.Duration(c.DeviceValidity) < time.Minute {
 		return nil, fmt.Errorf("device_validity %s is too short; a minute is the least", time.Duration(c.DeviceValidity))
+	}
+	for name, t := range c.Templates {
+		if err := t.check(name); err != nil {
+			return nil, err
+		}
 	}
 	s := &service{env: env, config: c}
 	s.metrics.register(env.Metrics)
@@ -69,6 +81,8 @@ type opened struct {
 	authority *Authority
 	registry  *Registry
 	trust     bus.Table
+	cas       *CAs
+	templates map[string]Template
 }
 
 func (s *service) run(ctx context.Context, ready func()) error {
@@ -76,9 +90,13 @@ func (s *service) run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	o := &opened{}
+	passphrase, err := s.config.passphrase()
+	if err != nil {
+		return err
+	}
+	o := &opened{templates: s.config.Templates}
 	if o.authority, err = OpenAuthority(dir, AuthorityOptions{
-		Now: s.env.Now, Hosts: s.config.Hosts, DeviceValidity: time.Duration(s.config.DeviceValidity),
+		Now: s.env.Now, Hosts: s.config.Hosts, DeviceValidity: time.Duration(s.config.DeviceValidity), Passphrase: passphrase,
 	}); err != nil {
 		return err
 	}
@@ -88,6 +106,10 @@ func (s *service) run(ctx context.Context, ready func()) error {
 	if err := publishTrust(ctx, o.trust, o.authority.Bundle(), s.config.AddRoot); err != nil {
 		return err
 	}
+	if err := publishTemplates(ctx, o.trust, o.templates); err != nil {
+		return err
+	}
+	o.cas = &CAs{o.trust, s.env.Now}
 	if o.registry, err = OpenRegistry(ctx, s.env.Bus, s.env.Now); err != nil {
 		return err
 	}
@@ -108,6 +130,22 @@ func (s *service) run(ctx context.Context, ready func()) error {
 			}
 		}
 	}
+}
+
+// passphrase gives an empty one where none is configured.
+func (c Config) passphrase() (string, error) {
+	if c.PassphraseFile == "" {
+		return os.Getenv(PassphraseEnv), nil
+	}
+	raw, err := os.ReadFile(c.PassphraseFile)
+	if err != nil {
+		return "", fmt.Errorf("passphrase_file: %w", err)
+	}
+	p := strings.TrimRight(string(raw), "\r\n")
+	if p == "" {
+		return "", fmt.Errorf("passphrase_file %s is empty", c.PassphraseFile)
+	}
+	return p, nil
 }
 
 // renew publishes every time, not only when something was renewed: a try before may have stopped between the two.

@@ -1,0 +1,266 @@
+package x509
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	stdx509 "crypto/x509"
+	"encoding/base32"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/naru-platform/naru/bus"
+)
+
+const (
+	casPrefix    = "ca/"
+	codePrefix   = "code/"
+	codeValidity = time.Hour
+	casMax       = 64 // each is looked at for every stranger's certificate
+)
+
+// RegisteredCA is a CA of somebody else whose certificates may admit devices: those that are registered, and with a
+// Template also new ones, which are registered when they first come (just in time).
+type RegisteredCA struct {
+	Fingerprint  string    `json:"fingerprint"`
+	Name         string    `json:"name"`        // its common name
+	Certificate  string    `json:"certificate"` // PEM
+	NotAfter     time.Time `json:"not_after"`
+	Template     string    `json:"template,omitempty"`
+	Disabled     bool      `json:"disabled,omitempty"`
+	RegisteredAt time.Time `json:"registered_at"`
+	By           string    `json:"by"`
+}
+
+// registrationCode is what a CA's owner proves its key with.
+type registrationCode struct {
+	Expires time.Time `json:"expires"`
+}
+
+// CAs is the list of registered CAs, in a table on the bus.
+type CAs struct {
+	table bus.Table
+	now   func() time.Time
+}
+
+// Code gives a registration code, good for one registration within an hour.
+func (c *CAs) Code(ctx context.Context) (code string, expires time.Time, err error) {
+	raw := make([]byte, 20)
+	if _, err := rand.Read(raw); err != nil {
+		return "", expires, fmt.Errorf("make a registration code: %w", err)
+	}
+	code = strings.ToLower(base32.StdEncoding.EncodeToString(raw))
+	expires = c.now().Add(codeValidity).UTC()
+	value, err := json.Marshal(registrationCode{expires})
+	if err != nil {
+		return "", expires, err
+	}
+	if _, err := c.table.Update(ctx, codePrefix+code, value, 0); err != nil {
+		return "", expires, fmt.Errorf("keep a registration code: %w", err)
+	}
+	return code, expires, nil
+}
+
+// Register takes a CA in whose owner has proved to hold its key: proof is a certificate, signed by the CA, whose common
+// name is a registration code. ErrRefused says what is wrong with either. Registering a CA again replaces its template.
+func (c *CAs) Register(ctx context.Context, certificate, proof []byte, template, by string) (RegisteredCA, error) {
+	none := RegisteredCA{}
+	ca, err := oneCert("certificate", certificate)
+	if err != nil {
+		return none, err
+	}
+	evidence, err := oneCert("proof", proof)
+	if err != nil {
+		return none, err
+	}
+	now := c.now()
+	if err := checkCA(ca, now); err != nil {
+		return none, fmt.Errorf("%w: the CA %q: %w", ErrRefused, ca.Subject.CommonName, err)
+	}
+	if err := evidence.CheckSignatureFrom(ca); err != nil {
+		return none, fmt.Errorf("%w: the proof is not signed by the CA: %w", ErrRefused, err)
+	}
+	if now.Before(evidence.NotBefore.Add(-backdate)) || now.After(evidence.NotAfter) {
+		return none, fmt.Errorf("%w: the proof is valid from %s to %s, here it is %s", ErrRefused, stamp(evidence.NotBefore), stamp(evidence.NotAfter), stamp(now))
+	}
+	if err := c.spend(ctx, evidence.Subject.CommonName); err != nil {
+		return none, err
+	}
+	r := RegisteredCA{Fingerprint: Fingerprint(ca.Raw), Name: short(ca.Subject.CommonName), Certificate: string(certPEM(ca)), NotAfter: ca.NotAfter,
+		Template: template, RegisteredAt: now.UTC(), By: by}
+	have, err := c.List(ctx)
+	if err != nil {
+		return none, err
+	}
+	if len(have) >= casMax && !slices.ContainsFunc(have, func(h RegisteredCA) bool { return h.Fingerprint == r.Fingerprint }) {
+		return none, fmt.Errorf("%w: %d CAs are registered, which is the most; remove one", ErrRefused, len(have))
+	}
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return none, err
+	}
+	if len(raw) > recordMax {
+		return none, fmt.Errorf("%w: the CA's certificate takes %d bytes; %d is the most", ErrRefused, len(raw), recordMax)
+	}
+	if _, err := c.table.Put(ctx, casPrefix+r.Fingerprint, raw); err != nil {
+		return none, fmt.Errorf("register the CA %q: %w", r.Name, err)
+	}
+	return r, nil
+}
+
+// spend uses up a registration code.
+func (c *CAs) spend(ctx context.Context, code string) error {
+	wrong := fmt.Errorf("%w: the proof's common name %q is no registration code of the last hour; get one, and sign a certificate with it", ErrRefused, short(code))
+	if len(code) != 32 || strings.Trim(code, "abcdefghijklmnopqrstuvwxyz234567") != "" {
+		return wrong
+	}
+	e, err := c.table.Get(ctx, codePrefix+code)
+	switch {
+	case errors.Is(err, bus.ErrNotFound):
+		return wrong
+	case err != nil:
+		return fmt.Errorf("look up a registration code: %w", err)
+	}
+	var rc registrationCode
+	if json.Unmarshal(e.Value, &rc) != nil || c.now().After(rc.Expires) {
+		return wrong
+	}
+	switch err := c.table.Delete(ctx, codePrefix+code, e.Revision); {
+	case errors.Is(err, bus.ErrConflict), errors.Is(err, bus.ErrNotFound):
+		return wrong
+	case err != nil:
+		return fmt.Errorf("use a registration code: %w", err)
+	}
+	return nil
+}
+
+// List gives the registered CAs by fingerprint.
+func (c *CAs) List(ctx context.Context) ([]RegisteredCA, error) {
+	entries, err := scan(ctx, c.table, casPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("list the registered CAs: %w", err)
+	}
+	list := []RegisteredCA{}
+	for _, e := range entries {
+		var r RegisteredCA
+		if err := json.Unmarshal(e.Value, &r); err != nil {
+			return nil, fmt.Errorf("the registered CA %s cannot be read: %w", e.Key, err)
+		}
+		list = append(list, r)
+	}
+	return list, nil
+}
+
+// ErrUnknownCA says that no such CA is registered.
+var ErrUnknownCA = errors.New("no such CA is registered")
+
+// Disable switches a CA off or on: the certificates of one that is off admit nobody.
+func (c *CAs) Disable(ctx context.Context, fingerprint string, off bool) (r RegisteredCA, err error) {
+	for {
+		e, err := c.get(ctx, fingerprint)
+		if err != nil {
+			return r, err
+		}
+		if err := json.Unmarshal(e.Value, &r); err != nil {
+			return r, fmt.Errorf("read the registered CA %s: %w", fingerprint, err)
+		}
+		r.Disabled = off
+		raw, err := json.Marshal(r)
+		if err != nil {
+			return r, err
+		}
+		if _, err = c.table.Update(ctx, e.Key, raw, e.Revision); !errors.Is(err, bus.ErrConflict) {
+			return r, err
+		}
+	}
+}
+
+// Remove ends the trust in a CA; its devices' certificates admit nobody any more.
+func (c *CAs) Remove(ctx context.Context, fingerprint string) error {
+	e, err := c.get(ctx, fingerprint)
+	if err != nil {
+		return err
+	}
+	return c.table.Delete(ctx, e.Key, 0)
+}
+
+func (c *CAs) get(ctx context.Context, fingerprint string) (e bus.Entry, err error) {
+	if len(fingerprint) != 64 || strings.Trim(fingerprint, "0123456789abcdef") != "" {
+		return e, fmt.Errorf("%w: %q is no fingerprint", ErrUnknownCA, short(fingerprint))
+	}
+	e, err = c.table.Get(ctx, casPrefix+fingerprint)
+	if errors.Is(err, bus.ErrNotFound) {
+		return e, fmt.Errorf("%w: %s", ErrUnknownCA, fingerprint)
+	}
+	return e, err
+}
+
+// checkCA says why a certificate is none that others may be trusted by.
+func checkCA(c *stdx509.Certificate, now time.Time) error {
+	switch {
+	case !c.BasicConstraintsValid || !c.IsCA:
+		return errors.New("is not a CA's (basic constraints)")
+	case c.KeyUsage != 0 && c.KeyUsage&stdx509.KeyUsageCertSign == 0:
+		return errors.New("may not sign certificates (key usage)")
+	case now.After(c.NotAfter):
+		return fmt.Errorf("ended %s", stamp(c.NotAfter))
+	case now.Before(c.NotBefore):
+		return fmt.Errorf("begins %s", stamp(c.NotBefore))
+	case len(c.UnhandledCriticalExtensions) > 0:
+		return fmt.Errorf("has the critical extension %s, which nobody here understands", c.UnhandledCriticalExtensions[0])
+	}
+	if err := checkKey(c.PublicKey); err != nil {
+		return err
+	}
+	if bytes.Equal(c.RawSubject, c.RawIssuer) {
+		if err := c.CheckSignatureFrom(c); err != nil {
+			return fmt.Errorf("does not carry its own signature: %w", err)
+		}
+	}
+	return nil
+}
+
+// oneCert reads one PEM certificate.
+func oneCert(what string, text []byte) (*stdx509.Certificate, error) {
+	certs, err := parseCerts(text)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrRefused, what, err)
+	}
+	if len(certs) != 1 {
+		return nil, fmt.Errorf("%w: %s: one certificate is wanted, there are %d", ErrRefused, what, len(certs))
+	}
+	return certs[0], nil
+}
+
+// scan reads what is under a prefix now, by key.
+func scan(ctx context.Context, t bus.Table, prefix string) ([]bus.Entry, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	found := map[string]bus.Entry{}
+	synced := false
+	err := t.Watch(ctx, prefix, func(e bus.Entry) {
+		switch {
+		case synced:
+		case e.Deleted:
+			delete(found, e.Key)
+		default:
+			found[e.Key] = e
+		}
+	}, func() { synced = true; cancel() })
+	if !synced {
+		if err == nil {
+			err = ctx.Err()
+		}
+		return nil, err
+	}
+	list := make([]bus.Entry, 0, len(found))
+	for _, e := range found {
+		list = append(list, e)
+	}
+	slices.SortFunc(list, func(a, b bus.Entry) int { return strings.Compare(a.Key, b.Key) })
+	return list, nil
+}

@@ -1,0 +1,167 @@
+package x509
+
+import (
+	"crypto/rand"
+	stdx509 "crypto/x509"
+	"errors"
+	"math/big"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/message"
+)
+
+const time5 = backdate
+
+func serial(t *testing.T) *big.Int {
+	t.Helper()
+	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n.Add(n, big.NewInt(1))
+}
+
+func (h *house) cas() *CAs {
+	t, _ := h.bus.Table(h.Context(), trustTable, bus.TableOptions{})
+	return &CAs{t, h.clock.Now}
+}
+
+// register has a CA of somebody else registered, with its proof.
+func (h *house) register(ca pair, template string) RegisteredCA {
+	h.Helper()
+	code, _, err := h.cas().Code(h.Context())
+	if err != nil {
+		h.Fatal(err)
+	}
+	r, err := h.cas().Register(h.Context(), certPEM(ca.cert), certPEM(leafBy(h.T, h.clock, ca, code, nil)), template, "mina")
+	if err != nil {
+		h.Fatal(err)
+	}
+	return r
+}
+
+func TestRegisteredCAAdmitsRegisteredDevices(t *testing.T) {
+	h := newHouse(t)
+	factory := foreignCA(t, h.clock, nil)
+	c := leafBy(t, h.clock, factory, "d-17", nil)
+	if _, _, err := h.reg.Add(t.Context(), "d-17", (&Issued{Certificate: c}).record(h.clock.Now()), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	h.refused(c, message.CertUnknownCA)
+	r := h.register(factory, "")
+	h.door = h.openDoor()
+	h.admitted(c, "d-17")
+	h.refused(leafBy(t, h.clock, factory, "d-18", nil), message.CertUnregistered)
+	told := make(chan string, 1)
+	h.door.OnChange(func(d string) { told <- d })
+	if _, err := h.cas().Disable(t.Context(), r.Fingerprint, true); err != nil {
+		t.Fatal(err)
+	}
+	if d := <-told; d != "d-17" {
+		t.Errorf("told of %q", d)
+	}
+	h.refused(c, message.CertUnknownCA)
+	if err := h.cas().Remove(t.Context(), r.Fingerprint); err != nil {
+		t.Fatal(err)
+	}
+	h.door = h.openDoor()
+	h.refused(c, message.CertUnknownCA)
+}
+
+// A CA is registered only by somebody who holds its key, with a code that was asked for here and is used once.
+func TestCAWithoutProofOfPossession(t *testing.T) {
+	h := newHouse(t)
+	factory, other := foreignCA(t, h.clock, nil), foreignCA(t, h.clock, nil)
+	code := func() string {
+		c, _, err := h.cas().Code(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	spent := code()
+	if _, err := h.cas().Register(t.Context(), certPEM(other.cert), certPEM(leafBy(t, h.clock, other, spent, nil)), "", ""); err != nil {
+		t.Fatal(err)
+	}
+	late := code()
+	h.clock.move(2 * codeValidity)
+	with := func(ca pair, change func(*stdx509.Certificate)) []byte {
+		return certPEM(leafBy(t, h.clock, ca, code(), change))
+	}
+	child := foreignCA(t, h.clock, func(c *stdx509.Certificate) { c.IsCA, c.KeyUsage = false, stdx509.KeyUsageDigitalSignature })
+	noSign := foreignCA(t, h.clock, func(c *stdx509.Certificate) { c.KeyUsage = stdx509.KeyUsageCRLSign })
+	ended := foreignCA(t, h.clock, func(c *stdx509.Certificate) { c.NotAfter = h.clock.Now().Add(-1) })
+	for name, c := range map[string]struct{ ca, proof []byte }{
+		"no certificate":         {[]byte("x"), with(factory, nil)},
+		"no proof":               {certPEM(factory.cert), nil},
+		"two certificates":       {certPEM(factory.cert, other.cert), with(factory, nil)},
+		"proof by another CA":    {certPEM(factory.cert), with(other, nil)},
+		"the CA itself as proof": {certPEM(factory.cert), certPEM(factory.cert)},
+		"a code of nobody":       {certPEM(factory.cert), certPEM(leafBy(t, h.clock, factory, strings.Repeat("a", 32), nil))},
+		"a code with a path":     {certPEM(factory.cert), certPEM(leafBy(t, h.clock, factory, "../trust", nil))},
+		"a code that was used":   {certPEM(factory.cert), certPEM(leafBy(t, h.clock, factory, spent, nil))},
+		"a code that is too old": {certPEM(factory.cert), certPEM(leafBy(t, h.clock, factory, late, nil))},
+		"an expired proof":       {certPEM(factory.cert), with(factory, func(c *stdx509.Certificate) { c.NotAfter = h.clock.Now().Add(-1) })},
+		"not a CA":               {certPEM(child.cert), with(child, nil)},
+		"a CA that may not sign": {certPEM(noSign.cert), with(noSign, nil)},
+		"a CA that ended":        {certPEM(ended.cert), with(ended, nil)},
+	} {
+		if _, err := h.cas().Register(t.Context(), c.ca, c.proof, "", ""); !errors.Is(err, ErrRefused) {
+			t.Errorf("%s: got %v; want it refused", name, err)
+		}
+	}
+	list, err := h.cas().List(t.Context())
+	if err != nil || len(list) != 1 || list[0].Fingerprint != Fingerprint(other.cert.Raw) {
+		t.Errorf("registered: %v, %v", slices.Collect(func(yield func(string) bool) {
+			for _, c := range list {
+				yield(c.Name)
+			}
+		}), err)
+	}
+}
+
+func TestTemplateTricks(t *testing.T) {
+	tmpl := Template{Name: "pump-${Serial}", Parameters: []string{"Serial", "Hall"}, Groups: []string{"hall-${Hall}"}, Policy: "device",
+		Attributes: map[string]string{"by": "${Certificate.CommonName}"}}
+	if err := tmpl.check("factory"); err != nil {
+		t.Fatal(err)
+	}
+	cert := map[string]string{"Certificate.CommonName": "claim"}
+	good := map[string]string{"Serial": "7", "Hall": "${Certificate.CommonName}"}
+	p, err := tmpl.plan(good, cert)
+	if err != nil || p.device != "pump-7" || p.groups[0] != "hall-${Certificate.CommonName}" || p.attributes["by"] != "claim" {
+		t.Errorf("got %+v, %v; what is put in must not be read again", p, err)
+	}
+	for name, sent := range map[string]map[string]string{
+		"missing":                  {"Serial": "7"},
+		"empty":                    {"Serial": "", "Hall": "2"},
+		"unknown":                  {"Serial": "7", "Hall": "2", "Policy": "admin"},
+		"speaks for a certificate": {"Serial": "7", "Hall": "2", "Certificate.CommonName": "d-1"},
+		"path in the name":         {"Serial": "../7", "Hall": "2"},
+		"wildcard in the name":     {"Serial": "+", "Hall": "2"},
+		"control character":        {"Serial": "7\n", "Hall": "2"},
+		"not UTF-8":                {"Serial": "7", "Hall": "\xff"},
+		"too long":                 {"Serial": "7", "Hall": strings.Repeat("x", valueMax+1)},
+		"name too long":            {"Serial": strings.Repeat("7", 128), "Hall": "2"},
+	} {
+		if p, err := tmpl.plan(sent, cert); err == nil {
+			t.Errorf("%s: planned %+v", name, p)
+		}
+	}
+	for name, bad := range map[string]Template{
+		"no name":         {},
+		"unknown in name": {Name: "${Serial}"},
+		"open brace":      {Name: "${Serial", Parameters: []string{"Serial"}},
+		"chosen policy":   {Name: "${S}", Parameters: []string{"S"}, Policy: "${S}"},
+		"hook in clear":   {Name: "x", Hook: "http://approve.example/"},
+		"hook with user":  {Name: "x", Hook: "https://a:b@approve.example/"},
+		"parameter name":  {Name: "x", Parameters: []string{"Certificate.Id"}},
+	} {
+		if bad.check("t") == nil {
+			t.Errorf("%s: the template is taken", name)
+		}
+	}
+}
