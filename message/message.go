@@ -49,6 +49,11 @@ type Message struct {
 	Text bool
 	// ReplyTo is the subject an answer is wanted at; may be empty.
 	ReplyTo Subject
+	// Client names the MQTT session the message came by, where the broker has to know it again: of QoS 2, where the
+	// session outlives its connection, and where the session does not want to hear itself. It goes to no client.
+	Client string
+	// Packet is the MQTT packet identifier it came with, where Client is set and QoS is 2.
+	Packet uint16
 	// Correlation is the publisher's correlation data, returned unaltered with an answer; may be nil.
 	Correlation []byte
 	// Properties are the publisher's own, in order and unaltered.
@@ -90,6 +95,7 @@ func (m *Message) Clone() *Message {
 	c.Source, c.Type, c.Device = clone(m.Source), clone(m.Type), clone(m.Device)
 	c.ContentType, c.Schema = clone(m.ContentType), clone(m.Schema)
 	c.ReplyTo = Subject(clone(string(m.ReplyTo)))
+	c.Client = clone(m.Client)
 	c.Correlation = cloneBytes(m.Correlation)
 	c.Properties = Properties(cloneBytes(m.Properties))
 	c.Data = cloneBytes(m.Data)

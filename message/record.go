@@ -38,6 +38,7 @@ const (
 	fieldReplyTo
 	fieldCorrelation
 	fieldProperties
+	fieldClient // 2 bytes packet identifier, then the session's name
 )
 
 const (
@@ -82,6 +83,7 @@ func AppendRecord(dst []byte, m *Message) []byte {
 	set(fieldReplyTo, m.ReplyTo != "")
 	set(fieldCorrelation, m.Correlation != nil)
 	set(fieldProperties, len(m.Properties) > 0)
+	set(fieldClient, m.Client != "")
 	dst = binary.AppendUvarint(dst, presence)
 
 	for rest := presence; rest != 0; rest &= rest - 1 {
@@ -110,6 +112,9 @@ func AppendRecord(dst []byte, m *Message) []byte {
 			dst = appendField(dst, alias(m.Correlation))
 		case fieldProperties:
 			dst = appendField(dst, alias(m.Properties))
+		case fieldClient:
+			dst = binary.AppendUvarint(dst, uint64(2+len(m.Client)))
+			dst = append(binary.LittleEndian.AppendUint16(dst, m.Packet), m.Client...)
 		}
 	}
 	dst = append(dst, m.Data...)
@@ -194,6 +199,11 @@ func DecodeRecord(b []byte, m *Message) (int, error) {
 			if m.Properties = Properties(f); !m.Properties.wellFormed() {
 				return 0, fmt.Errorf("record's properties are cut off")
 			}
+		case fieldClient:
+			if len(f) < 3 {
+				return 0, fmt.Errorf("record's client has %d bytes", len(f))
+			}
+			m.Packet, m.Client = binary.LittleEndian.Uint16(f), alias(f[2:])
 		}
 	}
 	m.Data = b

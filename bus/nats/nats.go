@@ -255,7 +255,7 @@ const recordMost = 160
 // sizeOf is the size of a message's record, or a little more; it refuses one that is too large.
 func (b *Bus) sizeOf(m *message.Message) (int, error) {
 	n := recordMost + len(m.Data) + len(m.Properties) + len(m.Subject) + len(m.Source) + len(m.Type) + len(m.Device) +
-		len(m.ContentType) + len(m.Schema) + len(m.ReplyTo) + len(m.Correlation)
+		len(m.ContentType) + len(m.Schema) + len(m.ReplyTo) + len(m.Client) + len(m.Correlation)
 	if most := b.MaxMessage(); n > most {
 		if n = len(message.AppendRecord(nil, m)); n > most {
 			return 0, message.Rejectf(message.MessageTooLarge, "message %s on %s takes %d bytes; the bus takes up to %d", m.ID, m.Subject, n, most)

@@ -1,0 +1,490 @@
+// Package session keeps what a broker owes to its clients beyond their connections: sessions with their subscriptions,
+// the messages that wait for them, the handshakes of QoS 2, retained messages and wills.
+//
+// A message's payload is stored once, in the log. A session's queue holds references, with the subscription's options as
+// they were when the message came; so what a client is owed is on disk, in the same commit as the position up to which
+// the logs were heard, and a client that is slow or away slows nobody. A session pushes back to no door: beyond its
+// limits its oldest messages die as session_limit.
+//
+// A queue's numbers only grow, and a packet identifier is its message's number modulo 65,535, plus one. So the identifiers
+// of what is in flight outlive a crash without being written down (MQTT-4.4.0-1).
+package session
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/message"
+)
+
+// Never is an expiry that never comes (MQTT 5 §3.1.2.11.2).
+const Never = 1<<32 - 1
+
+// Limits bound what clients can make a broker remember.
+type Limits struct {
+	Expiry        time.Duration // the longest a session outlives its connection; also of MQTT 3.1.1
+	Messages      int           // that wait for one session
+	Bytes         int64         // of them
+	Subscriptions int           // of one session
+	Sessions      int           // that outlive their connections
+	Retained      int           // messages
+}
+
+// Client is a session's connection. Its methods are called by any goroutine, and do not block.
+type Client interface {
+	// Deliver hands over a message that is owed to nobody: QoS 0, or of a session that ends with its connection.
+	Deliver(m *message.Message, o Options)
+	// Wake says that the queue has more.
+	Wake()
+	// TakenOver says that the session has another connection now.
+	TakenOver()
+}
+
+// Options are how a message goes to a client, from the subscriptions it matched.
+type Options struct {
+	QoS    byte
+	Retain bool
+	IDs    []uint32 // subscription identifiers
+}
+
+// Subscription is what a session hears.
+type Subscription struct {
+	Filter  string            `json:"filter"` // as the client gave it
+	Share   string            `json:"share,omitempty"`
+	Select  []message.Pattern `json:"select"`
+	QoS     byte              `json:"qos"`
+	NoLocal bool              `json:"no_local,omitempty"`
+	// AsPublished keeps the retain flag (MQTT 5 §3.8.3.1).
+	AsPublished bool `json:"retain_as_published,omitempty"`
+	// Retained is the retain handling: 0 sends retained messages, 1 only for a new subscription, 2 never.
+	Retained byte   `json:"retain_handling,omitempty"`
+	ID       uint32 `json:"id,omitempty"` // zero for none
+	// Hidden is how many tokens a mount point puts in front; a `$` behind them is not seen by wildcards.
+	Hidden int `json:"hidden,omitempty"`
+
+	of *Session
+}
+
+// Who names a session: nobody takes over another identity's.
+type Who struct {
+	Mount    string `json:"mount,omitempty"`
+	Identity string `json:"identity,omitempty"`
+	ClientID string `json:"client_id"`
+}
+
+// Key is the name in one word.
+func (w Who) Key() string { return w.Mount + "\x00" + w.Identity + "\x00" + w.ClientID }
+
+// record is what the store keeps of a session.
+type record struct {
+	ID     message.ID               `json:"id"`
+	Who    Who                      `json:"who"`
+	Expiry uint32                   `json:"expiry"` // seconds
+	Gone   time.Time                `json:"gone"`   // when its connection ended; zero while it is there
+	Sent   uint64                   `json:"sent"`   // up to which number all may have been sent
+	Subs   map[string]*Subscription `json:"subscriptions,omitempty"`
+}
+
+// Session is one client's, whether it outlives the connection or not.
+type Session struct {
+	store *Store
+	kept  atomic.Bool // it outlives its connection
+	rec   record
+
+	// Guarded by the store's mutex.
+	client   Client
+	epoch    uint64 // of the connection
+	head     uint64 // the oldest number that may be owed
+	next     uint64
+	count    int
+	bytes    int64
+	received map[uint16]message.ID // inbound QoS 2 messages whose PUBREL has not come
+	released map[uint16]message.ID // whose PUBREL came before the log was heard so far
+	ended    bool
+}
+
+// Store is a broker's sessions. Hear is for the component's handlers; everything else is for any goroutine.
+type Store struct {
+	env    component.Env
+	limits Limits
+	tell   func(Who, message.Reason, error)
+	cache  *cache
+
+	mu       sync.RWMutex
+	loaded   bool
+	sessions map[string]*Session // by key
+	kept     int                 // of them, those that outlive their connections
+	subs     trie
+	groups   map[string]*group
+	retained int
+	epochs   uint64
+}
+
+// New makes a store. tell is told of what died before it could be delivered; it must not block.
+func New(env component.Env, l Limits, tell func(Who, message.Reason, error)) *Store {
+	return &Store{env: env, limits: l, tell: tell, cache: newCache(64 << 20), sessions: map[string]*Session{}, groups: map[string]*group{}}
+}
+
+// The keys of the store.
+const (
+	kindSession  = 's' // session id
+	kindQueue    = 'q' // session id, number
+	kindReceived = 'r' // session id, packet id
+	kindReleased = 'd' // session id, packet id
+	kindRetained = 'R' // subject
+	kindWill     = 'w' // session id
+)
+
+func key(kind byte, id message.ID, rest ...byte) []byte {
+	return append(append(append(make([]byte, 0, 1+16+len(rest)), kind), id[:]...), rest...)
+}
+
+func queueKey(id message.ID, n uint64) []byte {
+	return binary.BigEndian.AppendUint64(key(kindQueue, id), n)
+}
+
+func packetKey(kind byte, id message.ID, packet uint16) []byte {
+	return binary.BigEndian.AppendUint16(key(kind, id), packet)
+}
+
+// load reads the store, once, in the handlers' goroutine.
+func (s *Store) load(tx component.Tx) error {
+	if s.loaded {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	byID := map[message.ID]*Session{}
+	var bad error
+	err := tx.Scan([]byte{kindSession}, func(_, v []byte) bool {
+		x := &Session{store: s, received: map[uint16]message.ID{}, released: map[uint16]message.ID{}, head: 1, next: 1}
+		if bad = json.Unmarshal(v, &x.rec); bad != nil {
+			return false
+		}
+		if x.rec.Subs == nil {
+			x.rec.Subs = map[string]*Subscription{}
+		}
+		x.kept.Store(true)
+		byID[x.rec.ID] = x
+		s.sessions[x.rec.Who.Key()] = x
+		s.kept++
+		for _, sub := range x.rec.Subs {
+			sub.of = x
+			s.insert(sub)
+		}
+		return true
+	})
+	if err = errors.Join(err, bad); err != nil {
+		return fmt.Errorf("read the sessions: %w", err)
+	}
+	err = tx.Scan([]byte{kindQueue}, func(k, v []byte) bool {
+		x := byID[message.ID(k[1:17])]
+		if x == nil || len(k) != 25 {
+			return true
+		}
+		n := binary.BigEndian.Uint64(k[17:])
+		if x.count == 0 {
+			x.head = n
+		}
+		x.next = n + 1
+		x.count++
+		x.bytes += int64(itemSize(v))
+		return true
+	})
+	for kind, to := range map[byte]func(*Session) map[uint16]message.ID{
+		kindReceived: func(x *Session) map[uint16]message.ID { return x.received },
+		kindReleased: func(x *Session) map[uint16]message.ID { return x.released },
+	} {
+		err = errors.Join(err, tx.Scan([]byte{kind}, func(k, v []byte) bool {
+			if x := byID[message.ID(k[1:17])]; x != nil && len(k) == 19 && len(v) == 16 {
+				to(x)[binary.BigEndian.Uint16(k[17:])] = message.ID(v)
+			}
+			return true
+		}))
+	}
+	err = errors.Join(err, tx.Scan([]byte{kindRetained}, func(_, _ []byte) bool { s.retained++; return true }))
+	if err != nil {
+		return fmt.Errorf("read the sessions: %w", err)
+	}
+	now := s.env.Now()
+	for _, x := range byID {
+		x.next = max(x.next, x.rec.Sent+1)
+		if x.count == 0 {
+			x.head = x.next
+		}
+		if x.rec.Gone.IsZero() { // it was connected when the process ended
+			x.rec.Gone = now
+			if err := x.save(tx); err != nil {
+				return err
+			}
+		}
+	}
+	s.loaded = true
+	return nil
+}
+
+// change changes the store, when it has been read.
+func (s *Store) change(ctx context.Context, f func(tx component.Tx) error) error {
+	return s.env.Change(ctx, func(tx component.Tx) error {
+		if err := s.load(tx); err != nil {
+			return err
+		}
+		return f(tx)
+	})
+}
+
+// save writes the session down. The store's mutex is held.
+func (x *Session) save(tx component.Tx) error {
+	v, err := json.Marshal(&x.rec)
+	if err == nil {
+		tx.Set(key(kindSession, x.rec.ID), v)
+	}
+	return err
+}
+
+// Kept says whether the session outlives its connection.
+func (x *Session) Kept() bool { return x.kept.Load() }
+
+// Key is its name in one word.
+func (x *Session) Key() string { return x.rec.Who.Key() }
+
+// Expiry is for how many seconds it does.
+func (x *Session) Expiry() uint32 {
+	x.store.mu.RLock()
+	defer x.store.mu.RUnlock()
+	return x.rec.Expiry
+}
+
+// Connect gives a client its session: the one it had, or a new one where clean is set or it had none. The connection it
+// had is told. expiry is in seconds; the limit cuts it.
+func (s *Store) Connect(ctx context.Context, who Who, clean bool, expiry uint32, c Client) (x *Session, epoch uint64, present bool, err error) {
+	if most := s.limits.Expiry / time.Second; uint64(expiry) > uint64(most) {
+		expiry = uint32(most)
+	}
+	k := who.Key()
+	s.mu.Lock()
+	old := s.sessions[k]
+	if s.loaded && expiry == 0 && (old == nil || !old.Kept()) { // nothing is written
+		x = s.begin(who, 0)
+		epoch = s.attach(x, c)
+		former := s.replace(old, x)
+		s.mu.Unlock()
+		former()
+		return x, epoch, false, nil
+	}
+	s.mu.Unlock()
+	former := func() {}
+	err = s.change(ctx, func(tx component.Tx) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		old := s.sessions[k]
+		if old != nil && old.Kept() && !clean && !s.expired(old) {
+			x, present = old, true
+			x.rec.Expiry, x.rec.Gone = expiry, time.Time{}
+			client := x.client
+			epoch = s.attach(x, c)
+			if client != nil {
+				former = client.TakenOver
+			}
+			if expiry == 0 { // it lives as long as this connection, and its debts with it
+				x.rec.Expiry = 1
+			}
+			return x.save(tx)
+		}
+		if expiry > 0 && s.kept >= s.limits.Sessions && (old == nil || !old.Kept()) {
+			return message.Rejectf(message.SessionLimit, "%d sessions are kept, which is the limit; this one would outlive its connection", s.kept)
+		}
+		if old != nil && old.Kept() {
+			if err := s.erase(tx, old); err != nil {
+				return err
+			}
+		}
+		x = s.begin(who, expiry)
+		epoch = s.attach(x, c)
+		former = s.replace(old, x)
+		if expiry == 0 {
+			return nil
+		}
+		s.kept++
+		return x.save(tx)
+	})
+	if err != nil {
+		return nil, 0, false, err
+	}
+	former()
+	return x, epoch, present, nil
+}
+
+func (s *Store) begin(who Who, expiry uint32) *Session {
+	x := &Session{store: s, head: 1, next: 1, received: map[uint16]message.ID{}, released: map[uint16]message.ID{},
+		rec: record{ID: message.NewID(s.env.Now()), Who: who, Expiry: expiry, Subs: map[string]*Subscription{}}}
+	x.kept.Store(expiry > 0)
+	return x
+}
+
+func (s *Store) attach(x *Session, c Client) uint64 {
+	s.epochs++
+	x.client, x.epoch = c, s.epochs
+	return x.epoch
+}
+
+// replace puts a new session in the place of the old one, which ends; its connection is to be told.
+func (s *Store) replace(old, x *Session) (former func()) {
+	former = func() {}
+	if old != nil {
+		if old.client != nil {
+			former = old.client.TakenOver
+		}
+		s.forget(old)
+	}
+	s.sessions[x.rec.Who.Key()] = x
+	return former
+}
+
+// forget takes a session out of memory.
+func (s *Store) forget(x *Session) {
+	for _, sub := range x.rec.Subs {
+		s.withdraw(sub)
+	}
+	x.client, x.ended = nil, true
+	if s.sessions[x.rec.Who.Key()] == x {
+		delete(s.sessions, x.rec.Who.Key())
+	}
+}
+
+// erase deletes all that is stored of a session.
+func (s *Store) erase(tx component.Tx, x *Session) error {
+	if !x.Kept() {
+		return nil
+	}
+	s.kept--
+	tx.Delete(key(kindSession, x.rec.ID))
+	for _, kind := range []byte{kindQueue, kindReceived, kindReleased} {
+		var keys [][]byte
+		if err := tx.Scan(key(kind, x.rec.ID), func(k, _ []byte) bool { keys = append(keys, slices.Clone(k)); return true }); err != nil {
+			return err
+		}
+		for _, k := range keys {
+			tx.Delete(k)
+		}
+	}
+	return nil
+}
+
+func (s *Store) expired(x *Session) bool {
+	return x.client == nil && x.rec.Expiry != Never && !x.rec.Gone.IsZero() &&
+		s.env.Now().Sub(x.rec.Gone) >= time.Duration(x.rec.Expiry)*time.Second
+}
+
+// Disconnect says that a connection has ended. epoch is the connection's: where the session has another one by now,
+// nothing happens. expiry, where not nil, is what the client said last (MQTT 5 §3.14.2.2.2). ends says that the
+// session is over.
+func (x *Session) Disconnect(ctx context.Context, epoch uint64, expiry *uint32) (ends bool, err error) {
+	s := x.store
+	s.mu.Lock()
+	if x.epoch != epoch || x.ended {
+		s.mu.Unlock()
+		return false, nil
+	}
+	x.client = nil
+	if !x.Kept() {
+		s.forget(x)
+		s.mu.Unlock()
+		return true, nil
+	}
+	s.mu.Unlock()
+	err = s.change(ctx, func(tx component.Tx) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if x.epoch != epoch || x.ended || x.client != nil {
+			return nil
+		}
+		if expiry != nil {
+			x.rec.Expiry = min(*expiry, uint32(min(s.limits.Expiry/time.Second, Never)))
+			if x.rec.Expiry == 0 {
+				x.rec.Expiry = 1 // so that it is erased as one that was kept
+				ends = true
+				err := s.erase(tx, x)
+				s.forget(x)
+				return err
+			}
+		}
+		x.rec.Gone = s.env.Now()
+		return x.save(tx)
+	})
+	return ends, err
+}
+
+// Expire ends the sessions whose time has passed, and gives their names.
+func (s *Store) Expire(ctx context.Context) (gone []Who, err error) {
+	s.mu.RLock()
+	any := false
+	for _, x := range s.sessions {
+		any = any || x.Kept() && s.expired(x)
+	}
+	s.mu.RUnlock()
+	if !any {
+		return nil, nil
+	}
+	err = s.change(ctx, func(tx component.Tx) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		gone = nil
+		for _, x := range slices.Collect(maps.Values(s.sessions)) {
+			if x.Kept() && s.expired(x) {
+				if x.count > 0 {
+					s.tell(x.rec.Who, message.SessionLimit, fmt.Errorf("its session ended %d s after its connection, with %d messages waiting", x.rec.Expiry, x.count))
+				}
+				if err := s.erase(tx, x); err != nil {
+					return err
+				}
+				s.forget(x)
+				gone = append(gone, x.rec.Who)
+			}
+		}
+		return nil
+	})
+	return gone, err
+}
+
+// Show is a session as operators see it.
+type Show struct {
+	Who
+	ID            message.ID      `json:"id"`
+	Connected     bool            `json:"connected"`
+	ExpirySeconds uint32          `json:"expiry_seconds"`
+	Gone          *time.Time      `json:"disconnected_at,omitempty"`
+	Waiting       int             `json:"waiting"`
+	Bytes         int64           `json:"bytes"`
+	Subscriptions []*Subscription `json:"subscriptions"`
+}
+
+// List shows all sessions, by name.
+func (s *Store) List() []Show {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	list := make([]Show, 0, len(s.sessions))
+	for _, k := range slices.Sorted(maps.Keys(s.sessions)) {
+		x := s.sessions[k]
+		show := Show{Who: x.rec.Who, ID: x.rec.ID, Connected: x.client != nil, ExpirySeconds: x.rec.Expiry, Waiting: x.count, Bytes: x.bytes}
+		if !x.rec.Gone.IsZero() {
+			gone := x.rec.Gone
+			show.Gone = &gone
+		}
+		for _, f := range slices.Sorted(maps.Keys(x.rec.Subs)) {
+			sub := *x.rec.Subs[f]
+			show.Subscriptions = append(show.Subscriptions, &sub)
+		}
+		list = append(list, show)
+	}
+	return list
+}

@@ -1,0 +1,242 @@
+package session
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/message"
+)
+
+// group is the members of a shared subscription: each message goes to one of them.
+type group struct {
+	members []*Subscription
+	turn    int
+}
+
+func (s *Subscription) groupKey() string {
+	return s.of.rec.Who.Mount + "\x00" + s.Share + "\x00" + s.Filter
+}
+
+// insert has a subscription heard. Where it is a member of a group, only the first member stands for the group in the
+// trie. The store's mutex is held.
+func (s *Store) insert(sub *Subscription) {
+	if sub.Share != "" {
+		g := s.groups[sub.groupKey()]
+		if g == nil {
+			g = new(group)
+			s.groups[sub.groupKey()] = g
+		}
+		g.members = append(g.members, sub)
+		if len(g.members) > 1 {
+			return
+		}
+	}
+	for _, p := range sub.Select {
+		s.subs.add(p, sub)
+	}
+}
+
+// withdraw is the opposite.
+func (s *Store) withdraw(sub *Subscription) {
+	if sub.Share != "" {
+		g := s.groups[sub.groupKey()]
+		if g == nil {
+			return
+		}
+		first := len(g.members) > 0 && g.members[0] == sub
+		g.members = slices.DeleteFunc(g.members, func(m *Subscription) bool { return m == sub })
+		if len(g.members) == 0 {
+			delete(s.groups, sub.groupKey())
+		}
+		if !first {
+			return
+		}
+		for _, p := range sub.Select {
+			s.subs.remove(p, sub)
+			if len(g.members) > 0 {
+				s.subs.add(p, g.members[0])
+			}
+		}
+		return
+	}
+	for _, p := range sub.Select {
+		s.subs.remove(p, sub)
+	}
+}
+
+// choose gives the member of a group that a message goes to: in turn one that is connected; where none is, in turn one
+// whose session keeps it.
+func (s *Store) choose(sub *Subscription) *Subscription {
+	g := s.groups[sub.groupKey()]
+	if g == nil {
+		return nil
+	}
+	var kept *Subscription
+	for i := range g.members {
+		m := g.members[(g.turn+i)%len(g.members)]
+		if m.of.client != nil {
+			g.turn = (g.turn + i + 1) % len(g.members)
+			return m
+		}
+		if kept == nil && m.of.Kept() {
+			kept = m
+		}
+	}
+	g.turn++
+	return kept
+}
+
+// Subscribe adds subscriptions, or replaces those of the same filter, and returns when that is on disk where the session
+// is kept. failed holds an error for each that cannot be had. Retained messages follow by Deliver or Wake.
+func (x *Session) Subscribe(ctx context.Context, list []*Subscription) (failed []error, err error) {
+	s := x.store
+	failed = make([]error, len(list))
+	fresh := make([]bool, len(list))
+	put := func() {
+		for i, sub := range list {
+			old := x.rec.Subs[sub.Filter]
+			if old == nil && len(x.rec.Subs) >= s.limits.Subscriptions {
+				failed[i] = message.Rejectf(message.SessionLimit, "more than %d subscriptions", s.limits.Subscriptions)
+				continue
+			}
+			if old != nil {
+				s.withdraw(old)
+			}
+			sub.of, fresh[i] = x, old == nil
+			x.rec.Subs[sub.Filter] = sub
+			s.insert(sub)
+		}
+	}
+	wanted := func(i int) bool {
+		return failed[i] == nil && list[i].Share == "" && (list[i].Retained == 0 || list[i].Retained == 1 && fresh[i])
+	}
+	if !x.Kept() {
+		s.mu.Lock()
+		put()
+		s.mu.Unlock()
+		return failed, s.env.View(func(v component.View) error {
+			for i, sub := range list {
+				if wanted(i) {
+					if err := s.matchRetained(scanView(v), sub, func(_ []byte, m *message.Message) { x.deliverRetained(sub, m) }); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+	}
+	err = s.change(ctx, func(tx component.Tx) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		put()
+		for i, sub := range list {
+			if !wanted(i) {
+				continue
+			}
+			if err := s.matchRetained(tx.Scan, sub, func(raw []byte, m *message.Message) {
+				if qos := min(sub.QoS, m.QoS); qos > 0 {
+					x.enqueue(tx, item{kind: itemInline, o: Options{QoS: qos, Retain: true, IDs: sub.ids()}, record: slices.Clone(raw), expires: m.Expires})
+				} else {
+					kept := m.Clone()
+					tx.After(func() { x.deliverRetained(sub, kept) })
+				}
+			}); err != nil {
+				return err
+			}
+		}
+		tx.After(x.wake)
+		return x.save(tx)
+	})
+	return failed, err
+}
+
+func (s *Subscription) ids() []uint32 {
+	if s.ID == 0 {
+		return nil
+	}
+	return []uint32{s.ID}
+}
+
+func (x *Session) deliverRetained(sub *Subscription, m *message.Message) {
+	x.store.mu.RLock()
+	c := x.client
+	x.store.mu.RUnlock()
+	if c != nil {
+		c.Deliver(m, Options{QoS: min(sub.QoS, m.QoS), Retain: true, IDs: sub.ids()})
+	}
+}
+
+func (x *Session) wake() {
+	x.store.mu.RLock()
+	c := x.client
+	x.store.mu.RUnlock()
+	if c != nil {
+		c.Wake()
+	}
+}
+
+// Unsubscribe removes subscriptions, and says which there were.
+func (x *Session) Unsubscribe(ctx context.Context, filters []string) (existed []bool, err error) {
+	s := x.store
+	existed = make([]bool, len(filters))
+	take := func() {
+		for i, f := range filters {
+			if sub := x.rec.Subs[f]; sub != nil {
+				existed[i] = true
+				s.withdraw(sub)
+				delete(x.rec.Subs, f)
+			}
+		}
+	}
+	if !x.Kept() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		take()
+		return existed, nil
+	}
+	err = s.change(ctx, func(tx component.Tx) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		take()
+		return x.save(tx)
+	})
+	return existed, err
+}
+
+// Subscriptions are the session's, by filter.
+func (x *Session) Subscriptions() []Subscription {
+	x.store.mu.RLock()
+	defer x.store.mu.RUnlock()
+	list := make([]Subscription, 0, len(x.rec.Subs))
+	for _, f := range slices.Sorted(maps.Keys(x.rec.Subs)) {
+		list = append(list, *x.rec.Subs[f])
+	}
+	return list
+}
+
+// HasNoLocal says whether the session does not want to hear itself somewhere, so that its messages must name it.
+func (x *Session) HasNoLocal() bool {
+	x.store.mu.RLock()
+	defer x.store.mu.RUnlock()
+	for _, sub := range x.rec.Subs {
+		if sub.NoLocal {
+			return true
+		}
+	}
+	return false
+}
+
+// sees says whether a wildcard of the filter would see a `$` that a mount point has moved away from the front.
+func (s *Subscription) sees(subject message.Subject) bool {
+	if s.Hidden == 0 || s.Filter == "" || s.Filter[0] != '#' && s.Filter[0] != '+' {
+		return true
+	}
+	rest := string(subject)
+	for range s.Hidden {
+		_, rest, _ = strings.Cut(rest, ".")
+	}
+	return !strings.HasPrefix(rest, "$")
+}
