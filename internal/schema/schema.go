@@ -21,7 +21,10 @@ const base = "naru:///"
 
 // Schema is a compiled schema. A nil Schema takes everything, also what is not JSON. It does not change; any number of
 // goroutines may check with it.
-type Schema struct{ compiled *jsonschema.Schema }
+type Schema struct {
+	compiled *jsonschema.Schema
+	plain    *plain
+}
 
 // Compile reads a schema. What it refers to must be inside itself (`$defs`), or be the dialect's own metaschema. The
 // error names the place in the schema.
@@ -44,7 +47,7 @@ func Compile(raw []byte) (*Schema, error) {
 	if err != nil {
 		return nil, explain(err, doc)
 	}
-	return &Schema{compiled}, nil
+	return &Schema{compiled, plainOf(compiled)}, nil
 }
 
 // spoken says whether a document is a schema of the dialect at all.
@@ -106,6 +109,9 @@ func (s *Schema) Check(data []byte) (err error) {
 			err = fmt.Errorf("the data cannot be checked: %s", clip(fmt.Sprint(p), sentenceMax))
 		}
 	}()
+	if s.plain.takes(doc) {
+		return nil
+	}
 	err = s.compiled.Validate(doc)
 	var broken *jsonschema.ValidationError
 	if errors.As(err, &broken) {

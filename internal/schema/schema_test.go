@@ -206,6 +206,9 @@ func BenchmarkCheck(b *testing.B) {
 	}{
 		{"none", "", telemetry},
 		{"types", `{"type":"object","required":["ts","celsius"],"properties":{"ts":{"type":"string"},"celsius":{"type":"number"},"rpm":{"type":"integer"}}}`, telemetry},
+		{"limits", `{"type":"object","required":["ts","celsius"],"additionalProperties":false,"properties":{"ts":{"type":"string","format":"date-time"},
+			"celsius":{"type":"number","minimum":-60,"maximum":1200},"rpm":{"type":"integer","minimum":0},"mode":{"enum":["idle","drive"]},
+			"name":{"type":"string","maxLength":9},"unit":{"type":"string","pattern":"^[A-Z]$"}}}`, telemetry},
 		{"all", engine, telemetry},
 		{"broken", engine, []byte(strings.Replace(string(telemetry), "22.29", `"22.29"`, 1))},
 	} {
