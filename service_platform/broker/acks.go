@@ -2,6 +2,7 @@ package broker
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/naru-platform/naru/bus"
@@ -22,10 +23,13 @@ type acks struct {
 }
 
 type slot struct {
-	id   uint16
-	done bool
-	code packet.ReasonCode
-	at   time.Time
+	id     uint16
+	rec    bool // QoS 2, answered by PUBREC
+	retain bool
+	mid    message.ID // of it
+	done   bool
+	code   packet.ReasonCode
+	at     time.Time
 }
 
 func (a *acks) len() int { return int(a.tail - a.head) }
@@ -43,6 +47,17 @@ func (a *acks) push(s slot) uint64 {
 	*a.at(a.tail) = s
 	a.tail++
 	return a.tail - 1
+}
+
+// underway says whether a message with the identifier waits for its acknowledgement. A client rarely has many under way
+// when it repeats one, so the last ones are looked at.
+func (a *acks) underway(id uint16) bool {
+	for t := a.tail; t != a.head && a.tail-t < 8; t-- {
+		if a.at(t-1).id == id {
+			return true
+		}
+	}
+	return false
 }
 
 // explain keeps what the client is told with the refusal of a message.
@@ -72,6 +87,9 @@ func (c *conn) admit(p *packet.Publish) (uint64, error) {
 	if p.QoS == 0 {
 		return noAck, nil
 	}
+	if c.acks.underway(p.ID) {
+		return 0, &packet.Error{Code: packet.PacketIDInUse, Detail: fmt.Sprintf("packet identifier %d is under way already", p.ID), Statement: "MQTT-2.2.1-3"}
+	}
 	limit := c.b.conf.ReceiveMaximum
 	if c.version == packet.V5 && c.acks.len() >= limit {
 		return 0, &packet.Error{Code: packet.ReceiveMaximumExceeded, Detail: "more QoS 1 messages under way than Receive Maximum", Statement: "MQTT-3.3.4-7"}
@@ -82,13 +100,13 @@ func (c *conn) admit(p *packet.Publish) (uint64, error) {
 	if c.ended {
 		return 0, errEnded
 	}
-	return c.acks.push(slot{id: p.ID, at: c.now}), nil
+	return c.acks.push(slot{id: p.ID, rec: p.QoS == 2, retain: p.Retain, at: c.now}), nil
 }
 
 var errEnded = errors.New("the connection was ended")
 
 // Appended is told by the appender what became of a message.
-func (c *conn) Appended(token uint64, _ bus.Position, err error) {
+func (c *conn) Appended(token uint64, at bus.Position, err error) {
 	if token == noAck {
 		if err != nil {
 			c.b.refusals.add(refusal{reason: message.QoS0NotStored, detail: err, device: c.device, client: c.clientID, address: c.addr})
@@ -100,8 +118,16 @@ func (c *conn) Appended(token uint64, _ bus.Position, err error) {
 		return
 	}
 	c.mu.Lock()
-	c.acks.at(token).done = true
+	s := c.acks.at(token)
+	s.done = true
+	rec, retain, id, packet := s.rec, s.retain, s.mid, s.id
 	c.mu.Unlock()
+	if retain {
+		c.b.store.Stored(at)
+	}
+	if rec {
+		c.kept.Stored(packet, id)
+	}
 }
 
 // Settled writes the acknowledgements that are due, in one piece.
@@ -122,9 +148,12 @@ func (c *conn) Settled() {
 		if !s.done {
 			break
 		}
-		if s.code == 0 {
+		switch {
+		case s.code == 0 && !s.rec:
 			b = packet.AppendPuback(b, s.id)
-		} else {
+		case s.code == 0:
+			b = (&packet.Ack{Type: packet.PUBREC, ID: s.id}).Append(b, c.version)
+		default:
 			b = c.no(s).Append(b, c.version)
 		}
 		if oldest.IsZero() {
@@ -148,6 +177,9 @@ func (c *conn) Settled() {
 // (MQTT-3.4.2-2). c.mu is held.
 func (c *conn) no(s *slot) *packet.Ack {
 	a := &packet.Ack{Type: packet.PUBACK, ID: s.id, Code: s.code}
+	if s.rec {
+		a.Type = packet.PUBREC
+	}
 	why, told := c.acks.why[c.acks.head]
 	if !told {
 		return a
@@ -164,6 +196,7 @@ func (c *conn) no(s *slot) *packet.Ack {
 // so its connection ends, and it sends the message again.
 func (c *conn) failed(token uint64, err error) {
 	reason := message.ReasonOf(err, message.BusUnavailable)
+	c.notReceived(token)
 	c.b.refusals.add(refusal{reason: reason, detail: err, device: c.device, client: c.clientID, address: c.addr})
 	code := ackCode(reason)
 	if c.version != packet.V5 || code == packet.ServerBusy {
@@ -174,6 +207,16 @@ func (c *conn) failed(token uint64, err error) {
 	s := c.acks.at(token)
 	s.done, s.code = true, code
 	c.mu.Unlock()
+}
+
+// notReceived forgets a QoS 2 message that did not get in, so that its identifier means nothing.
+func (c *conn) notReceived(token uint64) {
+	c.mu.Lock()
+	s := *c.acks.at(token)
+	c.mu.Unlock()
+	if s.rec && !s.mid.IsZero() {
+		c.kept.Forget(s.id, s.mid)
+	}
 }
 
 // refuse answers a message that is not taken. Policy is answered with an acknowledgement even where the version has no
@@ -187,6 +230,7 @@ func (c *conn) refuse(token uint64, p *packet.Publish, err error) error {
 	if token == noAck {
 		return nil
 	}
+	c.notReceived(token)
 	policy := reason == message.ACLDenied || reason == message.MessageTooLarge || reason == message.TopicInvalid ||
 		reason == message.SchemaMismatch || reason == message.Undeclared
 	if c.version != packet.V5 && !policy {

@@ -1,9 +1,10 @@
-// Package broker is the door for devices: MQTT 3.1.1 and 5 over mutual TLS. It says PUBACK only when the log has the
-// message on disk, and hands messages to live subscribers after that.
+// Package broker is the door for devices and other clients: MQTT 3.1.1 and 5 over mutual TLS, TLS with passwords, plain
+// TCP on loopback, and WebSocket. It says PUBACK and PUBREC only when the log has the message on disk, and hands messages
+// on after that.
 //
-// There is one goroutine per connection, which reads; it never waits for the disk. Acknowledgements are written by
-// whoever settles an append, in the order in which the messages came. What is not here yet is refused by name: QoS 2,
-// retained messages, sessions that outlive their connection, shared subscriptions.
+// There is one goroutine per connection, which reads; it never waits for the disk on behalf of a PUBLISH.
+// Acknowledgements are written by whoever settles an append, in the order in which the messages came. What is owed to
+// clients beyond their connections is kept by package session, which hears the logs as the component's handler.
 package broker
 
 import (
@@ -15,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +27,7 @@ import (
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/internal/answer"
 	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/service_platform/broker/session"
 )
 
 // Admission decides who may come in. service_platform/x509 has one.
@@ -44,6 +47,8 @@ type Config struct {
 	// Plain is an address without TLS, where the client id is taken for the device's name. It must be a loopback
 	// address; it is for benchmarks and for a local proxy that has checked who comes.
 	Plain string `json:"plain"`
+	// Listeners are further addresses, each with its own ways and policy.
+	Listeners []Listener `json:"listeners"`
 	// MaxMessageBytes is the largest payload.
 	MaxMessageBytes int `json:"max_message_bytes"`
 	// ConnectTimeout is how long a client may take from its first byte to the last of its CONNECT.
@@ -54,18 +59,33 @@ type Config struct {
 	MaxConnections int `json:"max_connections"`
 	// RefusalsKept is how many refusals are remembered for the operator.
 	RefusalsKept int `json:"refusals_kept"`
+	// SessionExpiryMax is the longest a session outlives its connection; also how long one of MQTT 3.1.1 does.
+	SessionExpiryMax string `json:"session_expiry_max"`
+	// SessionMessagesMax and SessionBytesMax bound what waits for one session; beyond them its oldest messages die.
+	SessionMessagesMax int   `json:"session_messages_max"`
+	SessionBytesMax    int64 `json:"session_bytes_max"`
+	// SubscriptionsMax is how many subscriptions a session may have.
+	SubscriptionsMax int `json:"subscriptions_max"`
+	// SessionsMax is how many sessions that outlive their connections are kept.
+	SessionsMax int `json:"sessions_max"`
+	// RetainedMax is how many retained messages are kept.
+	RetainedMax int `json:"retained_max"`
 }
 
 // Defaults is the configuration where nothing is said.
 var Defaults = Config{Listen: "127.0.0.1:8883", MaxMessageBytes: 256 << 10, ConnectTimeout: "10s", ReceiveMaximum: 1024,
-	MaxConnections: 200_000, RefusalsKept: 1000}
+	MaxConnections: 200_000, RefusalsKept: 1000, SessionExpiryMax: "168h", SessionMessagesMax: 100_000, SessionBytesMax: 256 << 20,
+	SubscriptionsMax: 256, SessionsMax: 200_000, RetainedMax: 100_000}
 
 // With declares the broker with the one that admits.
 func With(a Admission) component.Spec {
 	return component.Define(component.Spec{
 		Name: "service_platform.broker",
-		Doc:  "the door for devices: MQTT 3.1.1 and 5 over mutual TLS, acknowledged when on disk",
-		Says: []message.Pattern{"device.>", "operator.refused.*.*"},
+		Doc:  "the door for devices and other clients: MQTT 3.1.1 and 5, acknowledged when on disk",
+		Says: []message.Pattern{"device.>", "3rd_party.>", "operator.refused.*.*"},
+		// What clients can subscribe to. Each node hears all of it for the sessions that are its own.
+		Hears: []message.Pattern{"device.>", "service_platform.>", "data_platform.>", "3rd_party.>"},
+		State: component.Local, PerNode: true, Lazy: true,
 	}, Defaults, func(env component.Env, c Config) (*component.Part, error) { return New(env, c, a) })
 }
 
@@ -77,12 +97,15 @@ type Broker struct {
 	timeout   time.Duration
 	metrics   *metrics
 	refusals  *refusals
-	fan       *fan
+	entrances []*entrance
+	store     *session.Store
+	online    online
 
 	doors   sync.Map // log name -> bus.Appender
 	stop    atomic.Bool
 	mu      sync.Mutex
-	clients map[string]*conn              // by client id
+	clients map[string]*conn              // by their sessions' names
+	wills   map[message.ID]pending        // that wait for their delay; nil where none is said any more
 	all     map[*conn]struct{}            // every connection, also before its CONNECT
 	devices map[string]map[*conn]struct{} // by device
 	group   sync.WaitGroup
@@ -99,81 +122,161 @@ func New(env component.Env, c Config, a Admission) (*component.Part, error) {
 		return nil, fmt.Errorf("receive_maximum is %d; want 1 to 65535", c.ReceiveMaximum)
 	case c.MaxMessageBytes < 1:
 		return nil, fmt.Errorf("max_message_bytes is %d; want at least 1", c.MaxMessageBytes)
-	case c.Listen == "" && c.Plain == "":
-		return nil, errors.New("neither listen nor plain is set: nobody could connect")
+	case c.SessionMessagesMax < 1 || c.SessionBytesMax < 1 || c.SubscriptionsMax < 1 || c.SessionsMax < 0 || c.RetainedMax < 0:
+		return nil, errors.New("session_messages_max, session_bytes_max and subscriptions_max want at least 1, sessions_max and retained_max at least 0")
+	}
+	expiry, err := time.ParseDuration(c.SessionExpiryMax)
+	if err != nil || expiry < 0 || expiry/time.Second >= session.Never {
+		return nil, fmt.Errorf("session_expiry_max %q: want a duration such as 168h, of less than 136 years", c.SessionExpiryMax)
 	}
 	if c.Plain != "" {
-		host, _, err := net.SplitHostPort(c.Plain)
-		if err != nil {
-			return nil, fmt.Errorf("plain %q: %w", c.Plain, err)
-		}
-		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-			return nil, fmt.Errorf("plain %q is not a loopback address, and without TLS nobody's name can be trusted from elsewhere; use listen", c.Plain)
+		if err := loopback(c.Plain); err != nil {
+			return nil, fmt.Errorf("plain %q %w", c.Plain, err)
 		}
 	}
-	b := &Broker{env: env, conf: c, admission: a, timeout: timeout, clients: map[string]*conn{}, all: map[*conn]struct{}{},
+	entrances, err := c.entrances()
+	if err != nil {
+		return nil, err
+	}
+	b := &Broker{env: env, conf: c, admission: a, timeout: timeout, entrances: entrances, wills: map[message.ID]pending{}, clients: map[string]*conn{}, all: map[*conn]struct{}{},
 		devices: map[string]map[*conn]struct{}{}, metrics: newMetrics(env.Metrics)}
 	b.refusals = newRefusals(b, c.RefusalsKept)
-	b.fan = newFan(b)
-	return &component.Part{Run: b.run, Routes: []component.Route{
+	b.online.b = b
+	b.store = session.New(env, session.Limits{Expiry: expiry, Messages: c.SessionMessagesMax, Bytes: c.SessionBytesMax,
+		Subscriptions: c.SubscriptionsMax, Sessions: c.SessionsMax, Retained: c.RetainedMax}, b.lost)
+	return &component.Part{HandleBatch: b.store.Hear, Run: b.run, Routes: []component.Route{
+		{Pattern: "GET /api/v1/broker/sessions", Handler: answer.Func(b.serveSessions)},
 		{Pattern: "GET /api/v1/broker/connections", Handler: answer.Func(b.serveConnections)},
 		{Pattern: "GET /api/v1/broker/refusals", Handler: answer.Func(b.refusals.serve)},
 	}}, nil
 }
 
 func (b *Broker) run(ctx context.Context, ready func()) error {
-	// The door is opened before anybody comes.
-	for _, ns := range []string{message.Device} {
+	// The doors are open before anybody comes.
+	for _, ns := range []string{message.Device, message.ThirdParty} {
 		if _, err := b.door(ctx, ns); err != nil {
 			return err
 		}
 	}
-	var listeners []net.Listener
-	serve := func(addr string, tc *tls.Config) error {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
-		if err != nil {
-			return fmt.Errorf("listen for devices: %w", err)
-		}
-		listeners = append(listeners, l)
-		b.mu.Lock()
-		b.addrs = append(b.addrs, l.Addr())
-		b.mu.Unlock()
-		b.env.Log.Info("listening for devices", "address", l.Addr().String(), "tls", tc != nil)
-		b.group.Go(func() { b.accept(l, tc) })
-		return nil
+	if err := b.catchUp(ctx); err != nil {
+		return err
 	}
+	if err := b.leftBehind(ctx); err != nil {
+		return err
+	}
+	var stops []func()
 	defer func() {
 		b.stop.Store(true)
-		for _, l := range listeners {
-			_ = l.Close() // ends accept
+		for _, stop := range stops {
+			stop()
 		}
 		b.goodbye()
+		b.mu.Lock()
+		for _, p := range b.wills {
+			p.timer.Stop() // the next start says them
+		}
+		b.wills = nil
+		b.mu.Unlock()
 		b.group.Wait()
 	}()
-	if b.conf.Plain != "" {
-		if err := serve(b.conf.Plain, nil); err != nil {
-			return err
-		}
-	}
-	if b.conf.Listen != "" {
-		if b.admission == nil {
-			return errors.New("listen is set and nobody decides who may come in")
-		}
-		tc, err := b.admission.ServerTLS()
+	for _, e := range b.entrances {
+		stop, err := b.listen(ctx, e)
 		if err != nil {
 			return err
 		}
-		tc = tc.Clone()
-		tc.NextProtos = []string{"mqtt", "x-amzn-mqtt-ca"}
-		if err := serve(b.conf.Listen, tc); err != nil {
-			return err
-		}
+		stops = append(stops, stop)
+	}
+	if b.admission != nil {
 		b.admission.OnChange(b.recheck)
 	}
 	b.group.Go(func() { b.refusals.run(ctx) })
-	b.group.Go(func() { b.fan.run(ctx) })
+	b.group.Go(func() { b.expire(ctx) })
 	ready()
 	<-ctx.Done()
+	return nil
+}
+
+// catchUp waits until all is heard that was in the logs when the broker started: before that a session does not know
+// what it is owed, nor which QoS 2 messages it has sent.
+func (b *Broker) catchUp(ctx context.Context) error {
+	consumer := b.env.Spec.Name + "/" + b.env.Node
+	type place struct {
+		log       string
+		gen, part uint32
+	}
+	ends := map[place]uint64{}
+	for _, name := range []string{message.Device, message.ServicePlatform, message.DataPlatform, message.ThirdParty} {
+		log, err := b.env.Bus.Log(ctx, name, bus.LogOptions{})
+		if err != nil {
+			return err
+		}
+		info, err := log.Info(ctx)
+		if err != nil {
+			return err
+		}
+		for _, g := range info.Generations {
+			for _, p := range g.Partitions {
+				if p.Last >= p.First {
+					ends[place{name, g.Number, p.Number}] = p.Last
+				}
+			}
+		}
+	}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	began := time.Now()
+	for told := began; ; {
+		for _, r := range b.env.Peers.Reports() {
+			at := place{r.Log, r.Position.Generation, r.Position.Partition}
+			if r.Consumer == consumer && r.Position.Sequence >= ends[at] {
+				delete(ends, at)
+			}
+		}
+		if len(ends) == 0 {
+			return nil
+		}
+		if time.Since(told) > 5*time.Second {
+			told = time.Now()
+			b.env.Log.Info("hearing what was said while the broker was away; clients are let in after that", "partitions", len(ends), "for", time.Since(began))
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// expire ends sessions whose time has passed.
+func (b *Broker) expire(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if _, err := b.store.Expire(ctx); err != nil && ctx.Err() == nil {
+				b.env.Log.Warn("end sessions whose time has passed", "error", err)
+			}
+		}
+	}
+}
+
+// lost tells of a message that died before its session's client had it.
+func (b *Broker) lost(w session.Who, why message.Reason, err error) {
+	b.refusals.add(refusal{reason: why, detail: err, device: w.Identity, client: w.ClientID})
+}
+
+// loopback says that an address is not this machine's own.
+func loopback(addr string) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return err
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return errors.New("is not a loopback address, and without TLS nobody's name can be trusted from elsewhere; use listen")
+	}
 	return nil
 }
 
@@ -189,71 +292,28 @@ func (b *Broker) door(ctx context.Context, log string) (bus.Appender, error) {
 	return a, err
 }
 
-func (b *Broker) accept(l net.Listener, tc *tls.Config) {
-	for {
-		nc, err := l.Accept()
-		if err != nil {
-			if b.stop.Load() {
-				return
-			}
-			b.env.Log.Warn("accept", "error", err) // out of descriptors, most likely
-			time.Sleep(100 * time.Millisecond)
-			continue
-		}
-		c := b.newConn(nc)
-		if c == nil {
-			_ = nc.Close()
-			continue
-		}
-		b.group.Go(func() { c.serve(tc) })
-	}
-}
-
-// newConn takes a connection in, unless there are too many.
-func (b *Broker) newConn(nc net.Conn) *conn {
-	tcp, ok := nc.(*net.TCPConn)
-	if !ok {
-		return nil
-	}
-	s, err := newSock(tcp)
-	if err != nil {
-		return nil
-	}
-	c := &conn{b: b, sock: s, since: b.env.Now(), addr: nc.RemoteAddr().String()}
-	c.free = sync.NewCond(&c.mu)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.stop.Load() || len(b.all) >= b.conf.MaxConnections {
-		return nil
-	}
-	b.all[c] = struct{}{}
-	b.metrics.connections.Set(float64(len(b.all)))
-	return c
-}
-
-// enter makes a connection its client id's; the one before goes.
+// enter makes a connection its session's.
 func (b *Broker) enter(c *conn) {
 	b.mu.Lock()
-	old := b.clients[c.clientID]
-	b.clients[c.clientID] = c
+	defer b.mu.Unlock()
+	b.clients[c.kept.Key()] = c
+	if c.device == "" {
+		return
+	}
 	if b.devices[c.device] == nil {
 		b.devices[c.device] = map[*conn]struct{}{}
 	}
 	b.devices[c.device][c] = struct{}{}
-	b.mu.Unlock()
-	if old != nil {
-		old.end(message.TakenOver, nil)
-	}
 }
 
-// leave forgets a connection; last says that the client id is nobody's now.
+// leave forgets a connection; last says that its session has no other.
 func (b *Broker) leave(c *conn) (last bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.all, c)
 	b.metrics.connections.Set(float64(len(b.all)))
-	if c.clientID != "" && b.clients[c.clientID] == c {
-		delete(b.clients, c.clientID)
+	if c.kept != nil && b.clients[c.kept.Key()] == c {
+		delete(b.clients, c.kept.Key())
 		last = true
 	}
 	if d := b.devices[c.device]; d != nil {
@@ -285,7 +345,8 @@ func (b *Broker) recheck(device string) {
 	}
 }
 
-// goodbye ends all connections, after what was received has been acknowledged or a few seconds have passed.
+// goodbye ends all connections: nothing more is read of them, and what was received is acknowledged, unless that takes
+// more than a few seconds.
 func (b *Broker) goodbye() {
 	b.mu.Lock()
 	var list []*conn
@@ -294,10 +355,17 @@ func (b *Broker) goodbye() {
 	}
 	b.mu.Unlock()
 	until := time.Now().Add(5 * time.Second)
+	var group sync.WaitGroup
 	for _, c := range list {
-		c.drain(until)
-		c.end(message.ServerStopping, nil)
+		c.stopReading()
 	}
+	for _, c := range list {
+		group.Go(func() {
+			c.drain(until)
+			c.end(message.ServerStopping, nil)
+		})
+	}
+	group.Wait()
 }
 
 // Connection is a client as operators see it.
@@ -310,6 +378,7 @@ type Connection struct {
 	TLS           bool      `json:"tls"`
 	KeepAlive     int       `json:"keep_alive_seconds"`
 	InFlight      int       `json:"in_flight"`
+	Listener      string    `json:"listener"`
 	Subscriptions []string  `json:"subscriptions,omitempty"`
 	Received      uint64    `json:"received"`
 	Sent          uint64    `json:"sent"`
@@ -332,13 +401,21 @@ func (b *Broker) serveConnections(_ http.ResponseWriter, r *http.Request) (any, 
 	return out, nil
 }
 
+func (b *Broker) serveSessions(_ http.ResponseWriter, r *http.Request) (any, error) {
+	list := b.store.List()
+	if id := r.URL.Query().Get("client"); id != "" {
+		list = slices.DeleteFunc(list, func(s session.Show) bool { return !strings.EqualFold(s.ClientID, id) })
+	}
+	return list, nil
+}
+
 type metrics struct {
 	connections prometheus.Gauge
 	messages    *prometheus.CounterVec
 	puback      prometheus.Histogram
 	refused     *prometheus.CounterVec
 	badTrace    prometheus.Counter
-	in0, in1    prometheus.Counter
+	in, out     [3]prometheus.Counter // by QoS
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -349,7 +426,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		refused:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "naru_refused_total", Help: "What the door did not let in."}, []string{"component", "reason"}),
 		badTrace:    prometheus.NewCounter(prometheus.CounterOpts{Name: "naru_bad_traceparent_total", Help: "Messages whose traceparent could not be read; they got a new one."}),
 	}
-	m.in0, m.in1 = m.messages.WithLabelValues("in", "0"), m.messages.WithLabelValues("in", "1")
+	for qos := range m.in {
+		m.in[qos], m.out[qos] = m.messages.WithLabelValues("in", string('0'+byte(qos))), m.messages.WithLabelValues("out", string('0'+byte(qos)))
+	}
 	if r != nil {
 		r.MustRegister(m.connections, m.messages, m.puback, m.refused, m.badTrace)
 	}

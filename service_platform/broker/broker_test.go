@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -68,6 +69,9 @@ type rig struct {
 	host  *component.Host
 	plain string
 	tls   string
+	conf  json.RawMessage
+	dir   string
+	stop  func()
 }
 
 func newRig(t *testing.T, change func(*Config)) *rig {
@@ -97,18 +101,28 @@ func newRigOn(t *testing.T, contracts *message.Catalog, change func(*Config)) *r
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.host = &component.Host{Bus: r.bus, Catalog: contracts, Dir: t.TempDir(), Node: "n1", Specs: []component.Spec{With(r.gate)},
-		Config: map[string]json.RawMessage{"service_platform.broker": raw}, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))}
+	r.conf, r.dir = raw, t.TempDir()
+	t.Cleanup(func() { r.bus.SetDown(false); r.stop(); r.bus.Close() })
+	r.start(contracts)
+	return r
+}
+
+// start runs the broker, again where it has been stopped.
+func (r *rig) start(contracts *message.Catalog) {
+	r.t.Helper()
+	r.host = &component.Host{Bus: r.bus, Catalog: contracts, Dir: r.dir, Node: "n1", Specs: []component.Spec{With(r.gate)},
+		Config: map[string]json.RawMessage{"service_platform.broker": r.conf}, Log: slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- r.host.Run(ctx) }()
-	t.Cleanup(func() { r.bus.SetDown(false); cancel(); <-done; r.bus.Close() })
+	host := r.host
+	go func() { done <- host.Run(ctx) }()
+	r.stop = sync.OnceFunc(func() { cancel(); <-done })
 	for until := time.Now().Add(10 * time.Second); ; {
 		if h := r.host.Health(); h[0].State == "running" {
-			return r
+			return
 		}
 		if time.Now().After(until) {
-			t.Fatal("the broker does not start")
+			r.t.Fatal("the broker does not start")
 		}
 	}
 }
@@ -299,8 +313,10 @@ func TestBrokerRefusesBadInputWithItsReason(t *testing.T) {
 		{"wildcard in the topic", pub(packet.Publish{QoS: 1, ID: 1, Topic: "device/d-1/+"}), message.TopicInvalid},
 		{"malformed UTF-8 in the topic", pub(packet.Publish{QoS: 1, ID: 1, Topic: "device/d-1/\xff"}), message.MalformedPacket},
 		{"NUL in the topic", pub(packet.Publish{QoS: 1, ID: 1, Topic: "device/d-1/\x00"}), message.MalformedPacket},
-		{"QoS 2", pub(packet.Publish{QoS: 2, ID: 1, Topic: "device/d-1/telemetry"}), message.Unsupported},
-		{"retained", pub(packet.Publish{QoS: 1, ID: 1, Retain: true, Topic: "device/d-1/telemetry"}), message.Unsupported},
+		{"a topic alias beyond the limit", pub(packet.Publish{QoS: 1, ID: 1, Topic: "device/d-1/telemetry", Properties: alias(aliasMax + 1)}), message.ProtocolError},
+		{"a topic alias without a topic", pub(packet.Publish{QoS: 1, ID: 1, Properties: alias(1)}), message.ProtocolError},
+		{"enhanced authentication", hello(packet.Connect{Version: packet.V5, CleanStart: true, ClientID: "d-1", Properties: method("SCRAM")}), message.Unsupported},
+		{"no client id and a session to keep", hello(packet.Connect{Version: packet.V311}), message.ClientIDMismatch},
 		{"packet far beyond the limit", append(append([]byte{}, ok...), 0x32, 0xff, 0xff, 0xff, 0x7f), message.MessageTooLarge},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -315,6 +331,13 @@ func TestBrokerRefusesBadInputWithItsReason(t *testing.T) {
 			r.stored(1)
 		})
 	}
+}
+
+func alias(n uint32) (p packet.Properties) { p.Set(packet.TopicAlias, n); return p }
+
+func method(name string) (p packet.Properties) {
+	p.SetString(packet.AuthenticationMethod, name)
+	return p
 }
 
 func TestBrokerClosesWhoIsSlowToSayConnect(t *testing.T) {
@@ -395,7 +418,7 @@ func TestBrokerHoldsADeviceToItsSubtree(t *testing.T) {
 	if code := five.acked(101); code != packet.ImplementationSpecific {
 		t.Errorf("too large has code %s", code)
 	}
-	for i, f := range []string{"device/d-6/#", "#", "device/+/telemetry", "$share/g/device/d-5/#"} {
+	for i, f := range []string{"device/d-6/#", "#", "device/+/telemetry", "$share/g/device/d-6/#"} {
 		s := packet.Subscribe{ID: uint16(i + 1), Subscriptions: []packet.Subscription{{Filter: f}}}
 		five.write(s.Append(nil, packet.V5))
 		h, body := five.next()

@@ -11,20 +11,23 @@ import (
 	"time"
 
 	"github.com/naru-platform/naru/message"
-	"github.com/naru-platform/naru/message/device"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
+	"github.com/naru-platform/naru/service_platform/broker/session"
 )
 
 const (
 	connectMax    = 64 << 10         // bytes of a CONNECT
 	headroom      = 64 << 10         // of a PUBLISH beyond its payload: topic, properties
+	aliasMax      = 64               // topic aliases of a client, each way
+	stopPatience  = 10 * time.Second // for what is written down of a client that goes
 	packetTimeout = 30 * time.Second // for the rest of a packet that has begun
 )
 
 // conn is one client's connection. Its goroutine reads and decides; what is sent goes out under out.
 type conn struct {
 	b     *Broker
-	sock  *sock
+	in    *entrance
+	sock  wire
 	src   source
 	addr  string
 	since time.Time
@@ -42,28 +45,46 @@ type conn struct {
 	leaf      *x509.Certificate
 	chain     []*x509.Certificate
 	session   message.ID
+	kept      *session.Session
+	epoch     uint64
 	will      *message.Message
+	willID    message.ID
+	willDelay time.Duration
+	willLife  time.Duration
+	expiry    uint32 // of the session, as CONNECT asked
+	aliasMax  uint32 // topic aliases that the client takes
 	joined    bool
 
 	// The reading goroutine's own.
-	pub   packet.Publish
-	msg   message.Message
-	now   time.Time
-	topic topicInfo
-	bye   bool // DISCONNECT came
+	pub       packet.Publish
+	msg       message.Message
+	now       time.Time
+	topic     topicInfo
+	bye       bool    // DISCONNECT came
+	final     *uint32 // the session's expiry that came with it
+	aliasesIn []string
+	noLocal   bool // the session does not want to hear itself somewhere
 
-	mu       sync.Mutex // guards what follows
-	free     *sync.Cond
-	acks     acks
-	received uint64
-	sent     uint64
-	ended    bool
-	endWhy   message.Reason
-	endErr   error
-	subs     []subscription
-	outID    uint16
-	inflight map[uint16]struct{}
-	waiting  []delivery
+	mu         sync.Mutex // guards what follows
+	free       *sync.Cond
+	acks       acks
+	received   uint64
+	sent       uint64
+	ended      bool
+	endWhy     message.Reason
+	endErr     error
+	outID      uint16
+	inflight   map[uint16]flight
+	waiting    []waiting
+	aliasesOut map[string]uint16
+	more       bool // the queue may have more
+	pumping    bool
+	pumped     uint64 // up to which number of the queue all was looked at
+	settling   bool
+	done, recs []uint64 // numbers that were acknowledged, and of which PUBREC came
+	releases   []uint16
+	deaf       bool      // the broker stops: nothing more is read
+	held       *[]func() // keeps deliveries back, while SUBACK is on its way
 
 	out sync.Mutex // one writer at a time
 }
@@ -71,7 +92,7 @@ type conn struct {
 // serve is the connection's life.
 func (c *conn) serve(tc *tls.Config) {
 	err := c.live(tc)
-	_ = c.sock.TCPConn.SetReadDeadline(noDeadline)
+	_ = c.sock.SetReadDeadline(noDeadline)
 	c.leave(err)
 }
 
@@ -81,9 +102,20 @@ func (c *conn) live(tc *tls.Config) error {
 		return err
 	}
 	var admitted error
-	if tc == nil {
-		c.src = plainSource{c.sock}
-	} else {
+	switch tcp, _ := c.sock.(*sock); {
+	case tcp == nil:
+		c.src = webSource{c.sock}
+		if c.in.Auth == byCertificate {
+			if c.leaf == nil {
+				return message.Rejectf(message.CertMissing, "no client certificate")
+			}
+			ctx, cancel := context.WithDeadline(context.Background(), c.since.Add(c.b.timeout))
+			defer cancel()
+			c.device, admitted = c.b.admission.Admit(ctx, c.leaf, c.chain)
+		}
+	case tc == nil:
+		c.src = plainSource{tcp}
+	default:
 		t := tls.Server(c.sock, tc)
 		ctx, cancel := context.WithDeadline(context.Background(), c.since.Add(c.b.timeout))
 		defer cancel()
@@ -96,13 +128,16 @@ func (c *conn) live(tc *tls.Config) error {
 			}
 			return message.Reject(handshakeReason(err), err)
 		}
+		c.src = tlsSource{t}
+		if c.in.Auth != byCertificate {
+			break
+		}
 		certs := t.ConnectionState().PeerCertificates
 		if len(certs) == 0 {
 			return message.Rejectf(message.CertMissing, "no client certificate")
 		}
 		c.leaf, c.chain = certs[0], certs[1:]
 		c.device, admitted = c.b.admission.Admit(ctx, c.leaf, c.chain)
-		c.src = tlsSource{t}
 	}
 	return c.read(admitted)
 }
@@ -190,6 +225,9 @@ func (c *conn) read(admitted error) error {
 func (c *conn) over() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for c.deaf && !c.ended { // what was received is still to be acknowledged
+		c.free.Wait()
+	}
 	return c.ended
 }
 
@@ -202,9 +240,7 @@ func (c *conn) parkDeadline() error {
 }
 
 func (c *conn) readError(err error) error {
-	c.mu.Lock()
-	ended := c.ended
-	c.mu.Unlock()
+	ended := c.over()
 	switch {
 	case ended, errors.Is(err, io.EOF):
 		return io.EOF
@@ -228,8 +264,16 @@ func (c *conn) packet(h packet.Header, body []byte, admitted error) error {
 			return err
 		}
 		return c.send(packet.AppendPingresp(nil))
-	case packet.PUBACK:
-		return c.puback(h, body)
+	case packet.PUBACK, packet.PUBREC, packet.PUBCOMP, packet.PUBREL:
+		var a packet.Ack
+		if err := a.Decode(h, body, c.version); err != nil {
+			return err
+		}
+		if h.Type == packet.PUBREL {
+			c.release(&a)
+			return nil
+		}
+		return c.acknowledged(&a)
 	case packet.SUBSCRIBE:
 		return c.subscribe(h, body)
 	case packet.UNSUBSCRIBE:
@@ -239,8 +283,17 @@ func (c *conn) packet(h packet.Header, body []byte, admitted error) error {
 		if err := d.Decode(h, body, c.version); err != nil {
 			return err
 		}
-		if d.Code != packet.DisconnectWithWill {
+		if d.Properties.Has(packet.SessionExpiry) {
+			e := d.Properties.Num(packet.SessionExpiry, 0)
+			if e > 0 && c.expiry == 0 {
+				return &packet.Error{Code: packet.ProtocolError, Detail: "DISCONNECT with a session expiry, and CONNECT had none", Statement: "MQTT-3.14.2-2"}
+			}
+			c.final = &e
+		}
+		if d.Code != packet.DisconnectWithWill && c.will != nil {
 			c.will = nil
+			id := c.willID
+			c.b.group.Go(func() { c.b.dropWill(id) })
 		}
 		c.bye = true
 		return nil
@@ -276,34 +329,44 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	if admitted != nil {
 		return refuse(packet.NotAuthorized, admitted)
 	}
-	if c.leaf == nil {
-		c.device = p.ClientID // of a plain listener; see Config.Plain
+	if p.Properties.Has(packet.AuthenticationMethod) {
+		return refuse(packet.BadAuthenticationMethod, message.Rejectf(message.Unsupported, "authentication method %q; there is no enhanced authentication here", readable(p.Properties.AuthMethod)))
 	}
-	id := p.ClientID
-	if id == "" {
-		id = c.device
+	if c.version != packet.V5 && p.ClientID == "" && !p.CleanStart {
+		return refuse(packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "no client id, and a session that is to be kept")) // MQTT-3.1.3-8 of 3.1.1
 	}
-	own := message.NewSubject(message.Device, c.device)
-	switch {
-	case c.device == "" || own.Valid() != nil:
-		return refuse(packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "client id %q is no device name", p.ClientID))
-	case id != c.device:
-		return refuse(packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "client id %q, and the certificate is %q's", id, c.device))
-	case p.Properties.Has(packet.AuthenticationMethod):
-		return refuse(packet.BadAuthenticationMethod, message.Rejectf(message.Unsupported, "authentication method %q; the certificate is enough", p.Properties.AuthMethod))
+	who, code, err := c.identify(&p)
+	if err != nil {
+		return refuse(code, err)
 	}
-	c.device = string([]byte(c.device)) // it may lie in the read buffer
-	c.own = message.Pattern(own) + ".>"
-	c.uri = "//naru/device/" + c.device
-	c.keepAlive = time.Duration(p.KeepAlive) * time.Second
+	c.uri = "//naru/device/" + who.Identity
+	if c.in.Policy == policyOpen {
+		c.uri = "//naru/client/" + message.Escape(who.ClientID)
+	}
+	keepAlive := int(p.KeepAlive)
+	if most := c.in.KeepAliveMax; most > 0 && (keepAlive == 0 || keepAlive > most) {
+		if c.version != packet.V5 {
+			return refuse(packet.ClientIDNotValid, message.Rejectf(message.Unsupported, "keep alive of %d s; listener %s allows 1 to %d", keepAlive, c.in.Name, most))
+		}
+		keepAlive = most
+	}
+	c.keepAlive = time.Duration(keepAlive) * time.Second
 	c.sendMax, c.packetMax = 65535, packet.LengthMax
+	c.expiry = session.Never
+	if p.CleanStart {
+		c.expiry = 0
+	}
 	if c.version == packet.V5 {
+		c.expiry = p.Properties.Num(packet.SessionExpiry, 0)
 		c.sendMax = int(p.Properties.Num(packet.ReceiveMaximum, 65535))
 		c.packetMax = p.Properties.Num(packet.MaximumPacketSize, packet.LengthMax)
+		c.aliasMax = min(p.Properties.Num(packet.TopicAliasMaximum, 0), aliasMax)
 		c.terse = p.Properties.Num(packet.RequestProblemInfo, 1) == 0
 	}
+	name := who.ClientID
+	c.clientID = name // for what is told of a refusal
 	if p.Will != nil {
-		if err := c.keepWill(p.Will); err != nil {
+		if err := c.readWill(p.Will); err != nil {
 			code := packet.NotAuthorized
 			if c.version == packet.V5 {
 				code = ackCode(message.ReasonOf(err, message.ACLDenied))
@@ -315,33 +378,55 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 			return refuse(code, err)
 		}
 	}
-	c.session = message.NewID(c.now)
-	c.clientID = c.device
-	c.mu.Lock()
-	c.joined = true // for end, which another goroutine calls
-	c.mu.Unlock()
-	ack := packet.Connack{}
+	ctx, cancel := context.WithDeadline(context.Background(), c.since.Add(c.b.timeout))
+	defer cancel()
+	kept, epoch, present, err := c.b.store.Connect(ctx, who, p.CleanStart, c.expiry, c)
+	if err != nil {
+		code := packet.ServerUnavailable
+		if message.ReasonOf(err, 0) == message.SessionLimit {
+			code = packet.QuotaExceeded
+		}
+		return refuse(code, err)
+	}
+	c.kept, c.epoch, c.session = kept, epoch, kept.ID()
+	c.b.keepQuiet(c.session)
+	if c.will != nil {
+		c.willID = message.NewID(c.now)
+		w := session.Will{ID: c.willID, Session: c.session, Delay: c.willDelay, Message: c.will}
+		if err := c.b.store.KeepWill(ctx, w); err != nil {
+			c.will = nil
+			c.joined = false
+			_, _ = kept.Disconnect(context.WithoutCancel(ctx), epoch, nil) // it was not said to be there
+			return refuse(packet.ServerUnavailable, err)
+		}
+	}
+	c.noLocal = kept.HasNoLocal()
+	ack := packet.Connack{SessionPresent: present}
 	if c.version == packet.V5 {
 		q := &ack.Properties
 		q.Set(packet.ReceiveMaximum, uint32(c.b.conf.ReceiveMaximum))
-		q.Set(packet.MaximumQoS, 1)
-		q.Set(packet.RetainAvailable, 0)
-		q.Set(packet.SharedAvailable, 0)
-		q.Set(packet.SubIDAvailable, 0)
 		q.Set(packet.MaximumPacketSize, uint32(c.b.conf.MaxMessageBytes)+headroom)
-		if p.Properties.Num(packet.SessionExpiry, 0) > 0 {
-			q.Set(packet.SessionExpiry, 0) // a session ends with its connection, and the client is told
+		q.Set(packet.TopicAliasMaximum, aliasMax)
+		if e := kept.Expiry(); e != c.expiry && c.expiry > 0 {
+			q.Set(packet.SessionExpiry, e) // the client is told what it has
 		}
 		if p.ClientID == "" {
-			q.SetString(packet.AssignedClientID, c.clientID)
+			q.SetString(packet.AssignedClientID, name)
+		}
+		if keepAlive != int(p.KeepAlive) {
+			q.Set(packet.ServerKeepAlive, uint32(keepAlive))
 		}
 	}
 	c.b.enter(c)
 	if err := c.send(ack.Append(nil, c.version)); err != nil {
 		return err
 	}
+	c.mu.Lock()
+	c.joined = true // for end, which another goroutine calls
+	c.mu.Unlock()
 	c.presence(true, 0)
-	c.b.env.Log.Debug("connected", "device", c.device, "address", c.addr, "version", c.version)
+	c.Wake()
+	c.b.env.Log.Debug("connected", "client_id", name, "listener", c.in.Name, "address", c.addr, "version", c.version, "session_present", present)
 	return nil
 }
 
@@ -381,6 +466,14 @@ func (c *conn) end(why message.Reason, err error) {
 	_ = c.sock.SetReadDeadline(time.Now()) // wakes the reader
 }
 
+// stopReading has the reader take nothing more, so that what was received can be brought to its end.
+func (c *conn) stopReading() {
+	c.mu.Lock()
+	c.deaf = true
+	c.mu.Unlock()
+	_ = c.sock.SetReadDeadline(time.Now())
+}
+
 func disconnectCode(why message.Reason) packet.ReasonCode {
 	switch why {
 	case message.TakenOver:
@@ -416,17 +509,16 @@ func (c *conn) leave(err error) {
 	c.b.env.Log.Debug("left", "device", c.device, "address", c.addr, "reason", why, "error", err)
 	_ = c.sock.Close()
 	last := c.b.leave(c)
-	c.b.fan.leave(c)
 	if !c.joined {
+		if c.kept != nil { // CONNACK could not be sent
+			c.leaveSession(why)
+		}
 		if why != 0 && why != message.ServerStopping {
 			c.b.refusals.add(refusal{reason: why, detail: detail, device: c.device, client: c.clientID, address: c.addr})
 		}
 		return
 	}
-	if c.will != nil {
-		c.b.env.Mint(c.will)
-		c.append(c.will)
-	}
+	c.leaveSession(why)
 	if last {
 		if why == 0 && !c.bye {
 			why = message.ConnectionLost
@@ -436,6 +528,31 @@ func (c *conn) leave(err error) {
 	if why != 0 && why != message.ConnectionLost && why != message.ServerStopping {
 		c.b.refusals.add(refusal{reason: why, detail: detail, device: c.device, client: c.clientID, address: c.addr})
 	}
+}
+
+// leaveSession ends the connection's hold on its session, and has its will said, unless it said good-bye. When the broker
+// stops, the client is expected to come back: its session waits, and so does its will, for as long as it delays.
+func (c *conn) leaveSession(why message.Reason) {
+	ctx, cancel := context.WithTimeout(context.Background(), stopPatience)
+	defer cancel()
+	ends, err := c.kept.Disconnect(ctx, c.epoch, c.final)
+	if err != nil && !c.b.stop.Load() {
+		c.b.env.Log.Warn("write down that a client has gone", "client_id", c.clientID, "error", err)
+	}
+	if c.will == nil {
+		return
+	}
+	w := session.Will{ID: c.willID, Session: c.session, Delay: c.willDelay, Message: c.will}
+	switch e := time.Duration(c.kept.Expiry()) * time.Second; {
+	case ends || c.kept.Ended():
+		w.Delay = 0
+	case w.Delay > e:
+		w.Delay = e
+	}
+	if why == message.TakenOver && c.b.connected(c.kept, c) && w.Delay > 0 {
+		return // the same session goes on (MQTT-3.1.3-9); its new connection has its own will
+	}
+	c.b.sayWill(w, c.willLife)
 }
 
 // judge finds the reason in what ended the reading, and tells an MQTT 5 client.
@@ -481,10 +598,11 @@ func (c *conn) judge(err error) (message.Reason, error) {
 
 // presence tells whether the device is there.
 func (c *conn) presence(online bool, why message.Reason) {
-	p := device.Presence{Online: online, Since: c.b.env.Now(), Reason: why, Session: c.session, Node: c.b.env.Node}
-	p.Version = uint64(p.Since.UnixNano())
-	m := &message.Message{Subject: device.PresenceSubject(c.device), Device: c.device, ContentType: "application/json", Data: mustJSON(p)}
-	c.b.env.Mint(m)
+	if c.device == "" {
+		return // no device of the fleet
+	}
+	c.b.online.mark(c.device, online)
+	m := c.b.presence(c.device, online, why, c.session)
 	c.append(m)
 }
 
@@ -503,12 +621,13 @@ func (c *conn) append(m *message.Message) {
 
 // show is the connection as operators see it.
 func (c *conn) show() Connection {
+	var subs []string
+	for _, s := range c.kept.Subscriptions() { // before c.mu: the store's lock comes first
+		subs = append(subs, fmt.Sprintf("%s (QoS %d)", s.Filter, s.QoS))
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	out := Connection{ClientID: c.clientID, Device: c.device, Address: c.addr, Since: c.since, Version: c.version.String(), TLS: c.leaf != nil,
-		KeepAlive: int(c.keepAlive / time.Second), InFlight: c.acks.len(), Received: c.received, Sent: c.sent}
-	for _, s := range c.subs {
-		out.Subscriptions = append(out.Subscriptions, fmt.Sprintf("%s (QoS %d)", s.filter, s.qos))
-	}
+		Listener: c.in.Name, KeepAlive: int(c.keepAlive / time.Second), InFlight: c.acks.len(), Received: c.received, Sent: c.sent, Subscriptions: subs}
 	return out
 }

@@ -3,13 +3,14 @@ package broker
 import (
 	"context"
 	"encoding/json"
-	"errors"
+	"fmt"
 	"strings"
 	"time"
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
+	"github.com/naru-platform/naru/service_platform/broker/session"
 )
 
 // topicInfo is what was found out about a topic; a device mostly repeats its last one.
@@ -28,9 +29,9 @@ func (c *conn) look(topic string) *topicInfo {
 		return &c.topic
 	}
 	t := topicInfo{topic: strings.Clone(topic)}
-	t.subject, t.invalid = message.FromTopic(t.topic)
+	t.subject, t.invalid = c.in.subject(t.topic)
 	if t.invalid == nil {
-		t.denied = mayPublish(c.device, c.own, t.subject)
+		t.denied = c.mayPublish(t.subject)
 		if k := c.b.env.Catalog.Find(t.subject); k != nil {
 			t.typ = k.Type
 		}
@@ -42,12 +43,19 @@ func (c *conn) look(topic string) *topicInfo {
 	return &c.topic
 }
 
-// mayPublish is the policy: a device speaks on its own subtree, and there not what only the platform says.
-func mayPublish(device string, own message.Pattern, s message.Subject) error {
-	if !own.Matches(s) {
-		return message.Rejectf(message.ACLDenied, "%s may publish on %s only, not on %s", device, own, s)
+// mayPublish is the policy: a device speaks on its own subtree, and there not what only the platform says; in an open
+// listener a client speaks on all below the mount point.
+func (c *conn) mayPublish(s message.Subject) error {
+	switch {
+	case c.in.refused(message.Pattern(s)):
+		return message.Rejectf(message.ACLDenied, "listener %s refuses %s", c.in.Name, s)
+	case !c.own.Matches(s):
+		return message.Rejectf(message.ACLDenied, "%s may publish on %s only, not on %s", c.clientID, c.own, s)
+	case c.in.Policy == policyOpen:
+		return nil
 	}
-	rest := strings.Split(string(s), ".")[2:]
+	device := c.device
+	rest := strings.Split(string(s), ".")[2+c.in.depth:]
 	last := rest[len(rest)-1]
 	switch {
 	case rest[0] == "presence":
@@ -60,16 +68,6 @@ func mayPublish(device string, own message.Pattern, s message.Subject) error {
 	return nil
 }
 
-// maySubscribe is the policy for filters: a device hears its own subtree.
-func (c *conn) maySubscribe(patterns []message.Pattern) error {
-	for _, p := range patterns {
-		if !c.own.Covers(p) && p+".>" != c.own {
-			return message.Rejectf(message.ACLDenied, "%s may subscribe to %s only, not to %s", c.device, c.own, p)
-		}
-	}
-	return nil
-}
-
 // publish handles a PUBLISH. The message is copied into a batch that is being gathered; nothing here waits for the disk.
 func (c *conn) publish(h packet.Header, body []byte) error {
 	p := &c.pub
@@ -77,12 +75,10 @@ func (c *conn) publish(h packet.Header, body []byte) error {
 		return err
 	}
 	switch {
-	case p.QoS == 2:
-		return &packet.Error{Code: packet.QoSNotSupported, Detail: "QoS 2 is not supported; CONNACK says so", Statement: "MQTT-3.2.2-11"}
-	case p.Retain && c.version == packet.V5:
-		return &packet.Error{Code: packet.RetainNotSupported, Detail: "retained messages are not supported; CONNACK says so", Statement: "MQTT-3.2.2-14"}
 	case p.Properties.Has(packet.TopicAlias):
-		return &packet.Error{Code: packet.TopicAliasInvalid, Detail: "topic aliases are not supported; CONNACK says so", Statement: "MQTT-3.3.2-9"}
+		if err := c.aliasIn(p); err != nil {
+			return err
+		}
 	case len(p.Properties.SubscriptionIDs) > 0:
 		return &packet.Error{Code: packet.ProtocolError, Detail: "PUBLISH from a client with a subscription identifier", Statement: "MQTT-3.3.4-6"}
 	}
@@ -90,10 +86,11 @@ func (c *conn) publish(h packet.Header, body []byte) error {
 	if err != nil {
 		return err
 	}
-	if p.QoS == 0 {
-		c.b.metrics.in0.Inc()
-	} else {
-		c.b.metrics.in1.Inc()
+	c.b.metrics.in[p.QoS].Inc()
+	if p.QoS == 2 {
+		if again, err := c.again(token, p); again || err != nil {
+			return err
+		}
 	}
 	if len(p.Payload) > c.b.conf.MaxMessageBytes {
 		return c.refuse(token, p, message.Rejectf(message.MessageTooLarge, "payload of %d bytes on %s; the limit is %d", len(p.Payload), p.Topic, c.b.conf.MaxMessageBytes))
@@ -108,10 +105,62 @@ func (c *conn) publish(h packet.Header, body []byte) error {
 	if err := c.fill(&c.msg, p, t); err != nil {
 		return c.refuse(token, p, err)
 	}
+	if p.QoS == 2 || c.noLocal {
+		c.name(token, p)
+	}
 	if err := t.door.Append(context.Background(), &c.msg, c, token); err != nil {
 		return c.refuse(token, p, err)
 	}
 	return nil
+}
+
+// aliasIn resolves or sets a topic alias (MQTT 5 §3.3.2.3.4).
+func (c *conn) aliasIn(p *packet.Publish) error {
+	a := int(p.Properties.Num(packet.TopicAlias, 0))
+	switch {
+	case a == 0 || a > aliasMax:
+		return &packet.Error{Code: packet.TopicAliasInvalid, Detail: fmt.Sprintf("topic alias %d; CONNACK allows 1 to %d", a, aliasMax), Statement: "MQTT-3.3.2-9"}
+	case p.Topic != "":
+		if c.aliasesIn == nil {
+			c.aliasesIn = make([]string, aliasMax+1)
+		}
+		c.aliasesIn[a] = strings.Clone(p.Topic)
+	case c.aliasesIn == nil || c.aliasesIn[a] == "":
+		return &packet.Error{Code: packet.TopicAliasInvalid, Detail: fmt.Sprintf("topic alias %d has no topic yet", a), Statement: "MQTT-3.3.2-7"}
+	default:
+		p.Topic = c.aliasesIn[a]
+	}
+	return nil
+}
+
+// again answers a QoS 2 message that came before and whose PUBREL did not: it is acknowledged, and goes nowhere
+// (MQTT-4.3.3-10).
+func (c *conn) again(token uint64, p *packet.Publish) (bool, error) {
+	state := c.kept.Received(p.ID)
+	switch state {
+	case session.Unknown:
+		return false, nil
+	case session.Pending:
+		return true, message.Rejectf(message.BusUnavailable, "packet identifier %d of an earlier connection is not stored yet; send it again", p.ID)
+	}
+	c.mu.Lock()
+	c.acks.at(token).done = true
+	c.mu.Unlock()
+	c.Settled()
+	return true, nil
+}
+
+// name has the message name its session, where the session must know it again.
+func (c *conn) name(token uint64, p *packet.Publish) {
+	c.msg.Client = c.kept.Key()
+	if p.QoS != 2 {
+		return
+	}
+	c.msg.Packet = p.ID
+	c.mu.Lock()
+	c.acks.at(token).mid = c.msg.ID
+	c.mu.Unlock()
+	c.kept.Receive(p.ID, c.msg.ID)
 }
 
 // fill makes a message of a PUBLISH. It aliases the read buffer, since the appender copies.
@@ -140,7 +189,7 @@ func (c *conn) fillProperties(m *message.Message, p *packet.Properties) error {
 		m.Expires = c.now.Add(time.Duration(p.Num(packet.MessageExpiry, 0)) * time.Second)
 	}
 	if p.ResponseTopic != "" {
-		s, err := message.FromTopic(p.ResponseTopic)
+		s, err := c.in.subject(p.ResponseTopic)
 		if err != nil {
 			return message.Reject(message.TopicInvalid, err)
 		}
@@ -179,33 +228,6 @@ func (c *conn) fillProperties(m *message.Message, p *packet.Properties) error {
 			}
 		}
 	}
-	return nil
-}
-
-// keepWill takes a will, under the same policy as a PUBLISH.
-func (c *conn) keepWill(w *packet.Will) error {
-	switch {
-	case w.QoS == 2:
-		return &packet.Error{Code: packet.QoSNotSupported, Detail: "will with QoS 2, which is not supported"}
-	case w.Retain:
-		return &packet.Error{Code: packet.RetainNotSupported, Detail: "retained will, which is not supported"}
-	case len(w.Payload) > c.b.conf.MaxMessageBytes:
-		return message.Rejectf(message.MessageTooLarge, "will of %d bytes; the limit is %d", len(w.Payload), c.b.conf.MaxMessageBytes)
-	}
-	p := packet.Publish{QoS: w.QoS, Topic: w.Topic, Payload: w.Payload, Properties: w.Properties}
-	t := c.look(w.Topic)
-	if err := errors.Join(t.invalid, t.denied); err != nil {
-		return err
-	}
-	var m message.Message
-	if err := c.fill(&m, &p, t); err != nil {
-		return err
-	}
-	if err := c.b.env.Check(&m); err != nil {
-		return err
-	}
-	c.will = m.Clone()
-	c.will.ID = message.ID{} // minted when it is said
 	return nil
 }
 

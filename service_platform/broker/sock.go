@@ -13,6 +13,19 @@ import (
 // spillMax is how much a client that does not read may leave unsent before its connection is closed.
 const spillMax = 1 << 20
 
+// wire is what a connection's bytes go over. Write never blocks.
+type wire interface {
+	net.Conn
+	// CloseWrite says that nothing more comes, once what was written has gone out.
+	CloseWrite() error
+	// fault is why writing has failed.
+	fault() error
+	// backlog is how many bytes the client has not taken.
+	backlog() int
+	// whenDrained has f called each time that a backlog is gone; it is set before anything is written.
+	whenDrained(f func())
+}
+
 var errSlow = errors.New("the client does not read what is sent to it")
 
 // sock is a TCP connection whose Write never blocks, so that one slow client holds up nobody: what the kernel does not
@@ -27,11 +40,12 @@ type sock struct {
 	draining bool // a goroutine writes what was spilled; until it ends, all goes behind that
 	unsent   int  // bytes that it has in hand
 	err      error
+	drained  func()
 }
 
 func newSock(c *net.TCPConn) (*sock, error) {
 	raw, err := c.SyscallConn()
-	return &sock{TCPConn: c, raw: raw}, err
+	return &sock{TCPConn: c, raw: raw, drained: func() {}}, err
 }
 
 // Write takes all of b, or fails for good.
@@ -92,6 +106,7 @@ func (s *sock) drain() {
 		if len(b) == 0 || s.err != nil {
 			s.draining = false
 			s.mu.Unlock()
+			s.drained()
 			return
 		}
 		s.mu.Unlock()
@@ -110,6 +125,14 @@ func (s *sock) fault() error {
 	defer s.mu.Unlock()
 	return s.err
 }
+
+func (s *sock) backlog() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unsent + len(s.spill)
+}
+
+func (s *sock) whenDrained(f func()) { s.drained = f }
 
 // source is where a connection's bytes come from. A connection that waits holds no buffer.
 type source interface {

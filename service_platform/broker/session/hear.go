@@ -2,8 +2,10 @@ package session
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
@@ -30,8 +32,11 @@ func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Store
 	if err := s.load(tx); err != nil {
 		return err
 	}
-	if b.Err != nil || b.Batch.Count == 0 {
-		return nil // what cannot be read is counted by the runner
+	if b.Err != nil || b.Batch.Count == 0 { // what cannot be read is counted by the runner
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.heardUpTo(b.Position)
+		return nil
 	}
 	var now []delivery
 	var m message.Message
@@ -62,6 +67,7 @@ func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Store
 			queued[h.x] = true
 		}
 	}
+	s.heardUpTo(b.Position)
 	s.mu.Unlock()
 	if len(queued) > 0 {
 		s.cache.put(log, b)
@@ -75,6 +81,64 @@ func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Store
 		now[i].to.Deliver(&now[i].m, now[i].o)
 	}
 	return cursor.Err()
+}
+
+// catchUpMost is how long a subscription waits at most: it is answered then, and may find a retained message late.
+const catchUpMost = 5 * time.Second
+
+// part is a partition.
+type part struct {
+	log       message.ID
+	gen, part uint32
+}
+
+// heardUpTo notes how far a partition was heard. The store's mutex is held.
+func (s *Store) heardUpTo(p bus.Position) {
+	k := part{p.Log, p.Generation, p.Partition}
+	s.heard[k] = p.Sequence
+	if n, ok := s.awaited[k]; ok && p.Sequence >= n {
+		delete(s.awaited, k)
+		if len(s.awaited) == 0 {
+			close(s.caughtUp)
+			s.caughtUp = nil
+		}
+	}
+}
+
+// Stored says that a message that is to be retained is in the log: who subscribes from now on must find it.
+func (s *Store) Stored(p bus.Position) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := part{p.Log, p.Generation, p.Partition}
+	if s.heard[k] >= p.Sequence {
+		return
+	}
+	s.awaited[k] = max(s.awaited[k], p.Sequence)
+	if s.caughtUp == nil {
+		s.caughtUp = make(chan struct{})
+	}
+}
+
+// catchUp waits until what was said to be stored has been heard.
+func (s *Store) catchUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, catchUpMost)
+	defer cancel()
+	for {
+		s.mu.RLock()
+		wait := s.caughtUp
+		s.mu.RUnlock()
+		if wait == nil {
+			return nil
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return nil
+			}
+			return ctx.Err()
+		}
+	}
 }
 
 // matches lists the sessions that hear a message. The store's mutex is held.
@@ -117,22 +181,53 @@ func (s *Store) arrived(tx component.Tx, m *message.Message) {
 		return
 	}
 	x.received[m.Packet] = m.ID
+	delete(x.pending, m.Packet)
 	tx.Set(packetKey(kindReceived, x.rec.ID, m.Packet), m.ID[:])
 }
 
-// Received is the message that a session sent with a packet identifier, and whose PUBREL has not come.
-func (x *Session) Received(packet uint16) (message.ID, bool) {
+// Arrival is what is known of an inbound packet identifier of QoS 2.
+type Arrival int
+
+const (
+	// Unknown was not received, or released since.
+	Unknown Arrival = iota
+	// Pending is on its way into the log, which may refuse it.
+	Pending
+	// Known is in the log, and its PUBREL has not come.
+	Known
+)
+
+// Received says what came with a packet identifier.
+func (x *Session) Received(packet uint16) Arrival {
 	x.store.mu.RLock()
 	defer x.store.mu.RUnlock()
-	id, ok := x.received[packet]
-	return id, ok
+	switch _, ok := x.received[packet]; {
+	case !ok:
+		return Unknown
+	case x.pending[packet]:
+		return Pending
+	}
+	return Known
 }
 
-// Receive notes that a message is on its way into the log, or in it.
+// Receive notes that a message is on its way into the log.
 func (x *Session) Receive(packet uint16, id message.ID) {
 	x.store.mu.Lock()
 	defer x.store.mu.Unlock()
 	x.received[packet] = id
+	if x.pending == nil {
+		x.pending = map[uint16]bool{}
+	}
+	x.pending[packet] = true
+}
+
+// Stored says that it is there.
+func (x *Session) Stored(packet uint16, id message.ID) {
+	x.store.mu.Lock()
+	defer x.store.mu.Unlock()
+	if x.received[packet] == id {
+		delete(x.pending, packet)
+	}
 }
 
 // Forget takes Receive back, since the message did not get into the log.
@@ -141,43 +236,47 @@ func (x *Session) Forget(packet uint16, id message.ID) {
 	defer x.store.mu.Unlock()
 	if x.received[packet] == id {
 		delete(x.received, packet)
+		delete(x.pending, packet)
 	}
 }
 
-// Release ends a packet identifier: PUBREL came. It returns when that is on disk, where the session is kept; PUBCOMP may
-// be sent then. known is false where nothing was received with it.
-func (x *Session) Release(ctx context.Context, packet uint16) (known bool, err error) {
+// Release ends packet identifiers: PUBREL came. It returns when that is on disk, where the session is kept; PUBCOMP may
+// be sent then. known is false for those with which nothing was received.
+func (x *Session) Release(ctx context.Context, packets []uint16) (known []bool, err error) {
 	s := x.store
+	known = make([]bool, len(packets))
 	if !x.Kept() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		_, known = x.received[packet]
-		delete(x.received, packet)
+		for i, p := range packets {
+			_, known[i] = x.received[p]
+			delete(x.received, p)
+		}
 		return known, nil
 	}
-	if _, known = x.Received(packet); !known {
-		return false, nil
-	}
-	return true, s.change(ctx, func(tx component.Tx) error {
+	return known, s.change(ctx, func(tx component.Tx) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		id, ok := x.received[packet]
-		if !ok {
-			return nil
+		for i, p := range packets {
+			id, ok := x.received[p]
+			known[i] = ok
+			if !ok {
+				continue
+			}
+			delete(x.received, p)
+			k := packetKey(kindReceived, x.rec.ID, p)
+			v, err := tx.Get(k)
+			if err != nil {
+				return err
+			}
+			if v != nil {
+				tx.Delete(k)
+				continue
+			}
+			// The log has not been heard so far: when it is, the message must not be noted again.
+			x.released[p] = id
+			tx.Set(packetKey(kindReleased, x.rec.ID, p), id[:])
 		}
-		delete(x.received, packet)
-		k := packetKey(kindReceived, x.rec.ID, packet)
-		v, err := tx.Get(k)
-		if err != nil {
-			return err
-		}
-		if v != nil {
-			tx.Delete(k)
-			return nil
-		}
-		// The log has not been heard so far: when it is, the message must not be noted again.
-		x.released[packet] = id
-		tx.Set(packetKey(kindReleased, x.rec.ID, packet), id[:])
 		return nil
 	})
 }
@@ -214,14 +313,6 @@ func retainedKey(subject message.Subject) []byte {
 
 // scan walks the keys with a prefix.
 type scan = func(prefix []byte, f func(key, value []byte) bool) error
-
-func scanView(v component.View) scan {
-	return func(prefix []byte, f func(key, value []byte) bool) error {
-		end := append([]byte{}, prefix...)
-		end[len(end)-1]++ // no key of ours ends in 0xFF: subjects are UTF-8
-		return v.Range(prefix, end, false, f)
-	}
-}
 
 // matchRetained calls f for the retained messages that a subscription selects. They are found by what the pattern has
 // before its first wildcard.

@@ -108,6 +108,7 @@ type Session struct {
 	count    int
 	bytes    int64
 	received map[uint16]message.ID // inbound QoS 2 messages whose PUBREL has not come
+	pending  map[uint16]bool       // of them, those that are not known to be in the log
 	released map[uint16]message.ID // whose PUBREL came before the log was heard so far
 	ended    bool
 }
@@ -127,11 +128,14 @@ type Store struct {
 	groups   map[string]*group
 	retained int
 	epochs   uint64
+	heard    map[part]uint64 // how far
+	awaited  map[part]uint64 // what is in the log, and must be heard before a subscription is answered
+	caughtUp chan struct{}   // closed when all of it is; nil where nothing is awaited
 }
 
 // New makes a store. tell is told of what died before it could be delivered; it must not block.
 func New(env component.Env, l Limits, tell func(Who, message.Reason, error)) *Store {
-	return &Store{env: env, limits: l, tell: tell, cache: newCache(64 << 20), sessions: map[string]*Session{}, groups: map[string]*group{}}
+	return &Store{env: env, limits: l, tell: tell, cache: newCache(64 << 20), sessions: map[string]*Session{}, groups: map[string]*group{}, heard: map[part]uint64{}, awaited: map[part]uint64{}}
 }
 
 // The keys of the store.
@@ -141,7 +145,8 @@ const (
 	kindReceived = 'r' // session id, packet id
 	kindReleased = 'd' // session id, packet id
 	kindRetained = 'R' // subject
-	kindWill     = 'w' // session id
+	kindWill     = 'w' // will id
+	kindOnline   = 'o' // device
 )
 
 func key(kind byte, id message.ID, rest ...byte) []byte {
@@ -256,6 +261,16 @@ func (x *Session) Kept() bool { return x.kept.Load() }
 
 // Key is its name in one word.
 func (x *Session) Key() string { return x.rec.Who.Key() }
+
+// ID is the session's own, which one that follows under the same name does not share.
+func (x *Session) ID() message.ID { return x.rec.ID }
+
+// Ended says that the session is over, and another one may have its name.
+func (x *Session) Ended() bool {
+	x.store.mu.RLock()
+	defer x.store.mu.RUnlock()
+	return x.ended
+}
 
 // Expiry is for how many seconds it does.
 func (x *Session) Expiry() uint32 {

@@ -257,27 +257,27 @@ func TestAQoS2MessageIsKnownUntilItsReleaseAlsoAfterACrash(t *testing.T) {
 	first := r.publish("device/d/x", "1", 2, from(7))
 	r = r.again(wide)
 	x, _, _, _ = r.connect("a", false, 60)
-	if id, ok := x.Received(7); !ok || id != first.ID {
-		t.Errorf("after a crash packet 7 is %v %t", id, ok)
+	if x.Received(7) != Known || x.received[7] != first.ID {
+		t.Errorf("after a crash packet 7 is %v", x.Received(7))
 	}
-	if known, err := x.Release(t.Context(), 7); !known || err != nil {
+	if known, err := x.Release(t.Context(), []uint16{7}); !known[0] || err != nil {
 		t.Fatal(known, err)
 	}
-	if known, err := x.Release(t.Context(), 7); known || err != nil {
+	if known, err := x.Release(t.Context(), []uint16{7}); known[0] || err != nil {
 		t.Error("a second release finds something", err)
 	}
 	// The release overtakes the log: the message is heard after it.
 	m := componenttest.Message("device.d.x", "d", "2")
 	m.QoS, m.Client, m.Packet = 2, x.rec.Who.Key(), 8
 	x.Receive(8, m.ID)
-	if known, err := x.Release(t.Context(), 8); !known || err != nil {
+	if known, err := x.Release(t.Context(), []uint16{8}); !known[0] || err != nil {
 		t.Fatal(known, err)
 	}
 	r = r.again(wide)
 	r.Say(m)
 	r.Settled(name+"/n1", "device")
 	x, _, _, _ = r.connect("a", false, 60)
-	if _, ok := x.Received(8); ok {
+	if x.Received(8) != Unknown {
 		t.Error("a message that was released before the log was heard is known again")
 	}
 }
@@ -329,7 +329,7 @@ func TestBeyondItsLimitsTheOldestOfASessionDie(t *testing.T) {
 
 func TestWillsAreThereAfterACrash(t *testing.T) {
 	r := start(t, componenttest.New(t), wide)
-	w := Will{Session: message.NewID(time.Now()), Delay: time.Minute, Message: componenttest.Message("device.d.x", "d", "bye")}
+	w := Will{ID: message.NewID(time.Now()), Session: message.NewID(time.Now()), Delay: time.Minute, Message: componenttest.Message("device.d.x", "d", "bye")}
 	if err := r.store.KeepWill(t.Context(), w); err != nil {
 		t.Fatal(err)
 	}
@@ -338,7 +338,18 @@ func TestWillsAreThereAfterACrash(t *testing.T) {
 	if err != nil || len(list) != 1 || list[0].Delay != time.Minute || string(list[0].Message.Data) != "bye" || list[0].Session != w.Session {
 		t.Errorf("wills are %+v %v", list, err)
 	}
-	if err := r.store.DropWill(t.Context(), w.Session); err != nil {
+	if err := r.store.MarkOnline(t.Context(), map[string]bool{"a": true, "b": true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.store.MarkOnline(t.Context(), map[string]bool{"a": false}); err != nil {
+		t.Fatal(err)
+	}
+	online, err := r.store.Online()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "online", online, "b")
+	if err := r.store.DropWill(t.Context(), w.ID); err != nil {
 		t.Fatal(err)
 	}
 	if list, err := r.store.Wills(); err != nil || len(list) != 0 {

@@ -113,14 +113,25 @@ func (x *Session) Subscribe(ctx context.Context, list []*Subscription) (failed [
 	wanted := func(i int) bool {
 		return failed[i] == nil && list[i].Share == "" && (list[i].Retained == 0 || list[i].Retained == 1 && fresh[i])
 	}
+	if err := s.catchUp(ctx); err != nil {
+		return nil, err
+	}
 	if !x.Kept() {
 		s.mu.Lock()
 		put()
+		any := s.retained > 0 || !s.loaded
 		s.mu.Unlock()
-		return failed, s.env.View(func(v component.View) error {
+		if !any || !slices.ContainsFunc(list, func(sub *Subscription) bool { return sub.Share == "" && sub.Retained < 2 }) {
+			return failed, nil
+		}
+		// Where the handlers run: a message is either retained by now, or will find the subscription.
+		return failed, s.change(ctx, func(tx component.Tx) error {
 			for i, sub := range list {
 				if wanted(i) {
-					if err := s.matchRetained(scanView(v), sub, func(_ []byte, m *message.Message) { x.deliverRetained(sub, m) }); err != nil {
+					if err := s.matchRetained(tx.Scan, sub, func(_ []byte, m *message.Message) {
+						kept := m.Clone()
+						tx.After(func() { x.deliverRetained(sub, kept) })
+					}); err != nil {
 						return err
 					}
 				}

@@ -13,9 +13,8 @@ import (
 
 // Will is what is said when a client is gone without a good-bye.
 type Will struct {
+	ID      message.ID
 	Session message.ID
-	// Due is when it is to be said; zero while its connection lives.
-	Due     time.Time
 	Delay   time.Duration
 	Message *message.Message
 }
@@ -23,15 +22,15 @@ type Will struct {
 // KeepWill writes a will down before its connection is answered, so that it outlives the node.
 func (s *Store) KeepWill(ctx context.Context, w Will) error {
 	return s.change(ctx, func(tx component.Tx) error {
-		tx.Set(key(kindWill, w.Session), w.encode())
+		tx.Set(key(kindWill, w.ID), w.encode())
 		return nil
 	})
 }
 
 // DropWill forgets a will.
-func (s *Store) DropWill(ctx context.Context, session message.ID) error {
+func (s *Store) DropWill(ctx context.Context, id message.ID) error {
 	return s.change(ctx, func(tx component.Tx) error {
-		tx.Delete(key(kindWill, session))
+		tx.Delete(key(kindWill, id))
 		return nil
 	})
 }
@@ -45,7 +44,7 @@ func (s *Store) Wills() (list []Will, err error) {
 			if w, bad = parseWill(val); bad != nil || len(k) != 17 {
 				return false
 			}
-			w.Session = message.ID(k[1:])
+			w.ID = message.ID(k[1:])
 			list = append(list, w)
 			return true
 		})
@@ -53,29 +52,49 @@ func (s *Store) Wills() (list []Will, err error) {
 	return list, errors.Join(err, bad)
 }
 
-// encode writes when it is due (8 bytes, Unix milliseconds, 0 for not yet), its delay (8, ms) and its record.
+// encode writes its session (16 bytes), its delay (8, ms) and its record.
 func (w *Will) encode() []byte {
-	var due uint64
-	if !w.Due.IsZero() {
-		due = uint64(w.Due.UnixMilli())
-	}
-	b := binary.BigEndian.AppendUint64(nil, due)
+	b := append([]byte{}, w.Session[:]...)
 	b = binary.BigEndian.AppendUint64(b, uint64(w.Delay/time.Millisecond))
 	return message.AppendRecord(b, w.Message)
 }
 
 func parseWill(v []byte) (w Will, err error) {
-	if len(v) < 16 {
+	if len(v) < 24 {
 		return w, errors.New("a will in the store is cut short")
 	}
-	if due := binary.BigEndian.Uint64(v); due > 0 {
-		w.Due = time.UnixMilli(int64(due))
-	}
-	w.Delay = time.Duration(binary.BigEndian.Uint64(v[8:])) * time.Millisecond
+	w.Session = message.ID(v[:16])
+	w.Delay = time.Duration(binary.BigEndian.Uint64(v[16:])) * time.Millisecond
 	var m message.Message
-	if _, err = message.DecodeRecord(v[16:], &m); err != nil {
+	if _, err = message.DecodeRecord(v[24:], &m); err != nil {
 		return w, fmt.Errorf("a will in the store: %w", err)
 	}
 	w.Message = m.Clone()
 	return w, nil
+}
+
+// MarkOnline writes down which devices are connected, and which are not any more.
+func (s *Store) MarkOnline(ctx context.Context, marks map[string]bool) error {
+	return s.change(ctx, func(tx component.Tx) error {
+		for device, on := range marks {
+			k := append([]byte{kindOnline}, device...)
+			if on {
+				tx.Set(k, []byte{1})
+			} else {
+				tx.Delete(k)
+			}
+		}
+		return nil
+	})
+}
+
+// Online are the devices that are written down as connected.
+func (s *Store) Online() (list []string, err error) {
+	err = s.env.View(func(v component.View) error {
+		return v.Range([]byte{kindOnline}, []byte{kindOnline + 1}, false, func(k, _ []byte) bool {
+			list = append(list, string(k[1:]))
+			return true
+		})
+	})
+	return list, err
 }

@@ -1,0 +1,335 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/service_platform/broker/packet"
+	"github.com/naru-platform/naru/service_platform/broker/session"
+)
+
+const (
+	waitingMax = 1000      // messages for a client that does not acknowledge, of a session that keeps none; beyond, they are dropped
+	sendAhead  = 256 << 10 // bytes that a client may leave unread before nothing more is taken from its queue
+	pumpAtOnce = 64        // messages taken from a queue at once
+)
+
+// flight is a message that was sent and is not settled.
+type flight struct {
+	number   uint64 // in the session's queue; zero where it keeps none
+	qos      byte
+	released bool // PUBREL was sent, or is to be
+}
+
+// waiting is a message that waits for the client to acknowledge others.
+type waiting struct {
+	m *message.Message
+	o session.Options
+}
+
+// Deliver sends a message that is owed to nobody. It does not block: what a client does not take is dropped, and counted.
+func (c *conn) Deliver(m *message.Message, o session.Options) {
+	c.out.Lock()
+	defer c.out.Unlock()
+	c.mu.Lock()
+	if c.ended || !c.joined {
+		c.mu.Unlock()
+		return
+	}
+	if c.held != nil {
+		kept := m.Clone()
+		*c.held = append(*c.held, func() { c.Deliver(kept, o) })
+		c.mu.Unlock()
+		return
+	}
+	full := o.QoS > 0 && len(c.inflight) >= c.sendMax
+	switch {
+	case full && len(c.waiting) >= waitingMax, !full && c.sock.backlog() > sendAhead:
+		c.mu.Unlock()
+		c.b.refusals.add(refusal{reason: message.SlowConsumer, device: c.device, client: c.clientID, address: c.addr,
+			detail: errors.New("a live message was dropped: the client reads or acknowledges too slowly"), topic: m.Subject.Topic()})
+		return
+	case full:
+		c.waiting = append(c.waiting, waiting{m.Clone(), o})
+		c.mu.Unlock()
+		return
+	}
+	b := c.outgoing(nil, m, o)
+	c.mu.Unlock()
+	c.write(b)
+}
+
+// write sends what there is; c.out is held. A connection that is gone ends its reader.
+func (c *conn) write(b []byte) {
+	if len(b) > 0 {
+		_, _ = c.src.Write(b)
+	}
+}
+
+// outgoing writes the PUBLISH of a message that no queue holds. c.mu is held. Packet ids for what goes out are a space
+// of their own.
+func (c *conn) outgoing(b []byte, m *message.Message, o session.Options) []byte {
+	p := packet.Publish{QoS: o.QoS}
+	if o.QoS > 0 {
+		for {
+			c.outID++
+			if _, used := c.inflight[c.outID]; c.outID != 0 && !used {
+				break
+			}
+		}
+		p.ID = c.outID
+	}
+	n := len(b)
+	b = c.appendPublish(b, &p, m, o)
+	if len(b) > n && o.QoS > 0 {
+		c.fly(p.ID, flight{qos: o.QoS})
+	}
+	return b
+}
+
+func (c *conn) fly(id uint16, f flight) {
+	if c.inflight == nil {
+		c.inflight = map[uint16]flight{}
+	}
+	c.inflight[id] = f
+}
+
+// appendPublish completes and writes a PUBLISH; nothing where the client cannot or need not have it. c.mu is held.
+func (c *conn) appendPublish(b []byte, p *packet.Publish, m *message.Message, o session.Options) []byte {
+	topic := c.in.topic(m.Subject)
+	p.Topic, p.Payload, p.Retain = topic, m.Data, o.Retain
+	if c.version == packet.V5 {
+		q := &p.Properties
+		q.SubscriptionIDs = o.IDs
+		if m.ContentType != "" {
+			q.SetString(packet.ContentType, m.ContentType)
+		}
+		if m.ReplyTo != "" {
+			q.SetString(packet.ResponseTopic, c.in.topic(m.ReplyTo))
+		}
+		q.CorrelationData = m.Correlation
+		if m.Text {
+			q.Set(packet.PayloadFormat, 1)
+		}
+		if !m.Expires.IsZero() {
+			left := m.Expires.Sub(c.b.env.Now())
+			if left <= 0 && !p.Dup {
+				return b
+			}
+			q.Set(packet.MessageExpiry, uint32(max(0, (left+time.Second-1)/time.Second)))
+		}
+		for k, v := range m.Properties.All() {
+			q.User = append(q.User, packet.UserProperty{Key: k, Value: v})
+		}
+		c.aliasOut(p, topic)
+	}
+	if uint64(p.Size(c.version)) > uint64(c.packetMax) {
+		return b // the client said that it takes nothing so large (MQTT-3.1.2-25)
+	}
+	c.sent++
+	c.b.metrics.out[o.QoS&3].Inc()
+	return p.Append(b, c.version)
+}
+
+// aliasOut replaces a topic by its alias, as far as the client takes any (MQTT 5 §3.3.2.3.4). The first topics get them.
+func (c *conn) aliasOut(p *packet.Publish, topic string) {
+	if c.aliasMax == 0 {
+		return
+	}
+	if a, ok := c.aliasesOut[topic]; ok {
+		p.Topic = ""
+		p.Properties.Set(packet.TopicAlias, uint32(a))
+		return
+	}
+	if len(c.aliasesOut) >= int(c.aliasMax) {
+		return
+	}
+	if c.aliasesOut == nil {
+		c.aliasesOut = map[string]uint16{}
+	}
+	a := uint16(len(c.aliasesOut) + 1)
+	c.aliasesOut[string([]byte(topic))] = a
+	p.Properties.Set(packet.TopicAlias, uint32(a))
+}
+
+// Wake says that the session's queue may have something for the client.
+func (c *conn) Wake() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.more = true
+	if c.pumping || c.ended || !c.joined || !c.kept.Kept() {
+		return
+	}
+	c.pumping = true
+	go c.pump()
+}
+
+// TakenOver says that the session has another connection.
+func (c *conn) TakenOver() { c.end(message.TakenOver, nil) }
+
+// pump sends from the session's queue until it is empty, or the client has enough for now.
+func (c *conn) pump() {
+	wait := 100 * time.Millisecond
+	for {
+		c.mu.Lock()
+		room := min(c.sendMax-len(c.inflight), pumpAtOnce)
+		if !c.more || c.ended || room <= 0 || c.sock.backlog() > sendAhead {
+			c.pumping = false
+			c.mu.Unlock()
+			return
+		}
+		c.more = false
+		behind := c.pumped
+		c.mu.Unlock()
+		list, upto, err := c.kept.Behind(context.Background(), behind, room)
+		c.out.Lock()
+		c.mu.Lock()
+		var b []byte
+		for i := range list {
+			b = c.owed(b, &list[i])
+		}
+		c.pumped = max(c.pumped, upto)
+		c.more = c.more || len(list) > 0 || err != nil
+		ended := c.ended
+		c.mu.Unlock()
+		if !ended {
+			c.write(b)
+		}
+		c.out.Unlock()
+		if err != nil && !ended {
+			c.b.env.Log.Warn("read a session's queue", "client_id", c.clientID, "error", err)
+			<-time.After(wait)
+			wait = min(2*wait, 5*time.Second)
+		}
+	}
+}
+
+// owed writes what a session owes. c.mu is held.
+func (c *conn) owed(b []byte, o *session.Owed) []byte {
+	if o.Released {
+		c.fly(o.Packet, flight{number: o.Number, qos: 2, released: true})
+		return (&packet.Ack{Type: packet.PUBREL, ID: o.Packet}).Append(b, c.version)
+	}
+	n := len(b)
+	b = c.appendPublish(b, &packet.Publish{QoS: o.QoS, ID: o.Packet, Dup: o.Again}, o.Message, o.Options)
+	if len(b) == n { // it cannot have it, now or later
+		c.done = append(c.done, o.Number)
+		c.settleSoon()
+		return b
+	}
+	c.fly(o.Packet, flight{number: o.Number, qos: o.QoS})
+	return b
+}
+
+// acknowledged handles PUBACK, PUBREC and PUBCOMP.
+func (c *conn) acknowledged(a *packet.Ack) error {
+	c.out.Lock()
+	c.mu.Lock()
+	f, ok := c.inflight[a.ID]
+	var b []byte
+	switch {
+	case !ok && a.Type == packet.PUBREC:
+		rel := packet.Ack{Type: packet.PUBREL, ID: a.ID}
+		if c.version == packet.V5 {
+			rel.Code = packet.PacketIDNotFound
+		}
+		b = rel.Append(nil, c.version)
+	case !ok: // it was settled before
+	case a.Type == packet.PUBACK && f.qos != 1, a.Type != packet.PUBACK && f.qos != 2, a.Type == packet.PUBCOMP && !f.released:
+		c.mu.Unlock()
+		c.out.Unlock()
+		return &packet.Error{Code: packet.ProtocolError, Detail: a.Type.String() + " for a message of another QoS, or too early"}
+	case a.Type == packet.PUBREC && !a.Code.Failed():
+		if !f.released {
+			f.released = true
+			c.inflight[a.ID] = f
+		}
+		if f.number > 0 {
+			c.recs = append(c.recs, f.number) // PUBREL goes out when that is on disk
+			c.settleSoon()
+		} else {
+			b = (&packet.Ack{Type: packet.PUBREL, ID: a.ID}).Append(nil, c.version)
+		}
+	default:
+		delete(c.inflight, a.ID)
+		if f.number > 0 {
+			c.done = append(c.done, f.number)
+			c.settleSoon()
+		}
+		for len(c.waiting) > 0 && len(c.inflight) < c.sendMax {
+			w := c.waiting[0]
+			c.waiting = c.waiting[1:]
+			b = c.outgoing(b, w.m, w.o)
+		}
+	}
+	c.mu.Unlock()
+	c.write(b)
+	c.out.Unlock()
+	if c.kept != nil {
+		c.Wake()
+	}
+	return nil
+}
+
+// release handles PUBREL.
+func (c *conn) release(a *packet.Ack) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.releases = append(c.releases, a.ID)
+	c.settleSoon()
+}
+
+// settleSoon has what was acknowledged written down, by one goroutine at a time, which takes all there is with each
+// write. c.mu is held.
+func (c *conn) settleSoon() {
+	if !c.settling {
+		c.settling = true
+		c.b.group.Go(c.settle)
+	}
+}
+
+func (c *conn) settle() {
+	for {
+		c.mu.Lock()
+		done, recs, releases, sent := c.done, c.recs, c.releases, c.pumped
+		c.done, c.recs, c.releases = nil, nil, nil
+		if len(done)+len(recs)+len(releases) == 0 {
+			c.settling = false
+			c.mu.Unlock()
+			return
+		}
+		c.mu.Unlock()
+		var b []byte
+		var err error
+		if len(done)+len(recs) > 0 {
+			if err = c.kept.Settle(context.Background(), sent, recs, done); err == nil {
+				for _, n := range recs {
+					b = (&packet.Ack{Type: packet.PUBREL, ID: session.PacketOf(n)}).Append(b, c.version)
+				}
+			}
+		}
+		if err == nil && len(releases) > 0 {
+			var known []bool
+			if known, err = c.kept.Release(context.Background(), releases); err == nil {
+				for i, id := range releases {
+					comp := packet.Ack{Type: packet.PUBCOMP, ID: id}
+					if !known[i] && c.version == packet.V5 {
+						comp.Code = packet.PacketIDNotFound
+					}
+					b = comp.Append(b, c.version)
+				}
+			}
+		}
+		if err != nil {
+			// Nothing more is told: the client says it again when it comes back.
+			c.end(message.ReasonOf(err, message.ServerStopping), err)
+			continue
+		}
+		c.out.Lock()
+		c.write(b)
+		c.out.Unlock()
+		c.Wake()
+	}
+}

@@ -1,0 +1,396 @@
+package broker
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/bcrypt"
+
+	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/service_platform/broker/packet"
+	"github.com/naru-platform/naru/service_platform/broker/session"
+)
+
+// Listener is an address that clients connect to, with what they may do there.
+type Listener struct {
+	// Name is told in lists and refusals; the address where empty.
+	Name string `json:"name"`
+	// Address is host and port.
+	Address string `json:"address"`
+	// Protocol is mqtt, mqtts, ws or wss; WebSocket is at /mqtt with the subprotocol mqtt.
+	Protocol string `json:"protocol"`
+	// Auth is certificate (mqtts and wss), password, or none. With none the client id is taken for who comes.
+	Auth string `json:"auth"`
+	// UsersFile has a line `name:hash` for each user, the hash by bcrypt, as `htpasswd -B` writes it.
+	UsersFile string `json:"users_file"`
+	// Insist lets a listener without TLS listen elsewhere than on loopback, where anybody on the way reads along.
+	Insist bool `json:"insist"`
+	// Mount is the subject under which the clients' topics live, such as 3rd_party.legacy. They see their own topics only.
+	Mount string `json:"mount"`
+	// Policy is device (each on its own subtree) or open (everything below the mount point).
+	Policy string `json:"policy"`
+	// Refuse lists topic filters that nobody here may publish to or subscribe to.
+	Refuse []string `json:"refuse"`
+	// KeepAliveMax is the longest keep alive in seconds; zero for any. MQTT 5 clients are told; older ones with more are
+	// refused.
+	KeepAliveMax int `json:"keep_alive_max"`
+}
+
+const (
+	byCertificate = "certificate"
+	byPassword    = "password"
+	byNobody      = "none"
+	policyDevice  = "device"
+	policyOpen    = "open"
+)
+
+// entrance is a listener in use.
+type entrance struct {
+	Listener
+	mount   message.Pattern // empty for none
+	depth   int             // tokens of it
+	refuse  []message.Pattern
+	users   map[string][]byte
+	checked *passwords
+}
+
+// entrances checks the listeners that the configuration names, the two short forms among them.
+func (c *Config) entrances() (list []*entrance, err error) {
+	all := c.Listeners
+	if c.Listen != "" {
+		all = append([]Listener{{Name: "devices", Address: c.Listen, Protocol: "mqtts", Auth: byCertificate, Policy: policyDevice}}, all...)
+	}
+	if c.Plain != "" {
+		all = append([]Listener{{Name: "plain", Address: c.Plain, Protocol: "mqtt", Auth: byNobody, Policy: policyDevice}}, all...)
+	}
+	if len(all) == 0 {
+		return nil, errors.New("no listener is set: nobody could connect; set listen, or listeners")
+	}
+	names := map[string]bool{}
+	for i, l := range all {
+		e, err := newEntrance(l)
+		if err != nil {
+			return nil, fmt.Errorf("listener %d (%s): %w", i+1, l.Address, err)
+		}
+		if names[e.Name] {
+			return nil, fmt.Errorf("two listeners have the name %q", e.Name)
+		}
+		names[e.Name] = true
+		list = append(list, e)
+	}
+	return list, nil
+}
+
+func newEntrance(l Listener) (*entrance, error) {
+	e := &entrance{Listener: l}
+	if e.Name == "" {
+		e.Name = e.Address
+	}
+	if e.Protocol == "" {
+		e.Protocol = "mqtts"
+	}
+	if e.Policy == "" {
+		e.Policy = policyDevice
+	}
+	if e.Auth == "" && e.secure() {
+		e.Auth = byCertificate
+	}
+	host, _, err := net.SplitHostPort(e.Address)
+	if err != nil {
+		return nil, fmt.Errorf("address %q: want host:port, such as 127.0.0.1:8883", e.Address)
+	}
+	ip := net.ParseIP(host)
+	loopback := host == "localhost" || ip != nil && ip.IsLoopback()
+	switch e.Protocol {
+	case "mqtt", "mqtts", "ws", "wss":
+	default:
+		return nil, fmt.Errorf("protocol %q; there are mqtt, mqtts, ws and wss", e.Protocol)
+	}
+	switch {
+	case e.Auth != byCertificate && e.Auth != byPassword && e.Auth != byNobody:
+		return nil, fmt.Errorf("auth %q; there are certificate, password and none", e.Auth)
+	case e.Auth == byCertificate && !e.secure():
+		return nil, fmt.Errorf("auth certificate wants TLS: protocol mqtts or wss, not %s", e.Protocol)
+	case !e.secure() && !loopback && !e.Insist:
+		return nil, fmt.Errorf("%s is not a loopback address, and without TLS anybody on the way reads along and speaks; use mqtts, or set insist: true", e.Address)
+	case e.Policy != policyDevice && e.Policy != policyOpen:
+		return nil, fmt.Errorf("policy %q; there are device and open", e.Policy)
+	case e.Policy == policyOpen && e.Mount == "":
+		return nil, errors.New("policy open wants a mount point, such as mount: 3rd_party.legacy, or its clients could speak for devices")
+	case e.KeepAliveMax < 0 || e.KeepAliveMax > 65535:
+		return nil, fmt.Errorf("keep_alive_max is %d; want 0 to 65535 seconds", e.KeepAliveMax)
+	case (e.Auth == byPassword) != (e.UsersFile != ""):
+		return nil, errors.New("auth password and users_file go together")
+	}
+	if e.Mount != "" {
+		if err := message.Subject(e.Mount).Valid(); err != nil {
+			return nil, fmt.Errorf("mount: %w", err)
+		}
+		first, _, _ := strings.Cut(e.Mount, ".")
+		if first != message.ThirdParty && first != message.Device {
+			return nil, fmt.Errorf("mount %s: clients' topics live under 3rd_party or device", e.Mount)
+		}
+		e.mount, e.depth = message.Pattern(e.Mount), strings.Count(e.Mount, ".")+1
+	}
+	for _, f := range e.Refuse {
+		patterns, err := e.patterns(f)
+		if err != nil {
+			return nil, fmt.Errorf("refuse: %w", err)
+		}
+		e.refuse = append(e.refuse, patterns...)
+	}
+	if e.Auth == byPassword {
+		if e.users, err = readUsers(e.UsersFile); err != nil {
+			return nil, err
+		}
+		e.checked = &passwords{}
+	}
+	return e, nil
+}
+
+func (e *entrance) secure() bool { return e.Protocol == "mqtts" || e.Protocol == "wss" }
+func (e *entrance) web() bool    { return e.Protocol == "ws" || e.Protocol == "wss" }
+
+// subject is where a client's topic lives.
+func (e *entrance) subject(topic string) (message.Subject, error) {
+	s, err := message.FromTopic(topic)
+	if err == nil && e.mount != "" {
+		s = message.Subject(e.mount) + "." + s
+	}
+	return s, err
+}
+
+// topic is how a client here knows a subject.
+func (e *entrance) topic(s message.Subject) string {
+	if e.mount != "" {
+		if rest, ok := strings.CutPrefix(string(s), string(e.mount)+"."); ok {
+			s = message.Subject(rest)
+		}
+	}
+	return s.Topic()
+}
+
+// patterns select what a topic filter of a client here does. Below a mount point a filter that ends in `/#` still has
+// its parent; the filter `#` alone has all below the mount point.
+func (e *entrance) patterns(filter string) ([]message.Pattern, error) {
+	patterns, err := message.FromFilter(filter)
+	if err != nil || e.mount == "" {
+		return patterns, err
+	}
+	for i, p := range patterns {
+		patterns[i] = e.mount + "." + p
+	}
+	return patterns, nil
+}
+
+// refused says whether a subject or a filter touches what the listener refuses.
+func (e *entrance) refused(p message.Pattern) bool {
+	for _, r := range e.refuse {
+		if r.Covers(p) || p.Literal() && r.Matches(message.Subject(p)) {
+			return true
+		}
+	}
+	return false
+}
+
+// readUsers reads names and hashes.
+func readUsers(file string) (map[string][]byte, error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("users_file: %w", err)
+	}
+	users := map[string][]byte{}
+	for i, line := range strings.Split(string(raw), "\n") {
+		if line = strings.TrimSpace(line); line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		name, hash, ok := strings.Cut(line, ":")
+		if _, err := bcrypt.Cost([]byte(hash)); !ok || name == "" || err != nil {
+			return nil, fmt.Errorf("users_file %s, line %d: want name:hash with a bcrypt hash, as `htpasswd -nB name` writes it", file, i+1)
+		}
+		users[name] = []byte(hash)
+	}
+	return users, nil
+}
+
+// passwords remembers what was found right, since the hash is slow on purpose and clients reconnect.
+type passwords struct {
+	mu    sync.Mutex
+	right map[string]struct{}
+}
+
+const passwordsKept = 10_000
+
+func (p *passwords) has(word string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.right[word]
+	return ok
+}
+
+func (p *passwords) add(word string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.right == nil || len(p.right) >= passwordsKept {
+		p.right = map[string]struct{}{}
+	}
+	p.right[word] = struct{}{}
+}
+
+// login checks a user's password. It takes as long for a user that does not exist.
+func (e *entrance) login(user string, password []byte) bool {
+	hash, known := e.users[user]
+	if !known {
+		hash = nobody
+	}
+	sum := sha256.Sum256(append([]byte(user+"\x00"+string(hash)+"\x00"), password...))
+	word := hex.EncodeToString(sum[:])
+	if known && e.checked.has(word) {
+		return true
+	}
+	ok := bcrypt.CompareHashAndPassword(hash, password) == nil
+	if ok && known {
+		e.checked.add(word)
+	}
+	return ok && known
+}
+
+// nobody is a hash that no password has.
+var nobody = []byte("$2a$10$CwTycUXWue0Thq9StjUM0uJ8.F5yfq1rLbZ6oL1n0s5v8mOeCq0aW")
+
+// identify says who comes, once CONNECT was read: the device or user, and the client id. It refuses those who may not.
+func (c *conn) identify(p *packet.Connect) (session.Who, packet.ReasonCode, error) {
+	e := c.in
+	who := session.Who{Mount: e.Mount, ClientID: strings.Clone(p.ClientID)}
+	switch e.Auth {
+	case byPassword:
+		if !e.login(p.UserName, p.Password) {
+			return who, packet.BadUserNameOrPassword, message.Rejectf(message.TokenInvalid, "user %q of listener %s, or the password, is wrong", readable(p.UserName), e.Name)
+		}
+		who.Identity = strings.Clone(p.UserName)
+	case byCertificate:
+		who.Identity = c.device
+	}
+	if e.Policy == policyDevice {
+		if e.Auth == byNobody {
+			who.Identity = who.ClientID // see Config.Plain
+		}
+		own := message.NewSubject(message.Device, who.Identity)
+		if who.ClientID == "" {
+			who.ClientID = who.Identity
+		}
+		switch {
+		case who.Identity == "" || own.Valid() != nil:
+			return who, packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "client id %q is no device name", readable(p.ClientID))
+		case who.ClientID != who.Identity:
+			return who, packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "client id %q, and the certificate is %q's", readable(p.ClientID), who.Identity)
+		}
+		c.device, c.own = who.Identity, message.Pattern(own)+".>"
+		if e.mount != "" {
+			c.own = e.mount + "." + c.own
+		}
+		return who, 0, nil
+	}
+	c.device = ""
+	if who.ClientID == "" {
+		who.ClientID = "naru-" + message.NewID(c.now).String()
+	}
+	c.own = e.mount + ".>"
+	return who, 0, nil
+}
+
+func readable(s string) string {
+	if len(s) > 80 {
+		s = s[:80] + "…"
+	}
+	return s
+}
+
+// listen opens an entrance.
+func (b *Broker) listen(ctx context.Context, e *entrance) (stop func(), err error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", e.Address)
+	if err != nil {
+		return nil, fmt.Errorf("listen for clients: %w", err)
+	}
+	var tc *tls.Config
+	if e.secure() {
+		if b.admission == nil {
+			_ = l.Close()
+			return nil, fmt.Errorf("listener %s wants TLS, and nobody here decides who may come in", e.Name)
+		}
+		if tc, err = b.admission.ServerTLS(); err != nil {
+			_ = l.Close()
+			return nil, err
+		}
+		tc = tc.Clone()
+		tc.NextProtos = []string{"mqtt", "x-amzn-mqtt-ca"}
+		if e.Auth != byCertificate {
+			tc.ClientAuth = tls.NoClientCert
+		}
+	}
+	b.mu.Lock()
+	b.addrs = append(b.addrs, l.Addr())
+	b.mu.Unlock()
+	b.env.Log.Info("listening for clients", "listener", e.Name, "address", l.Addr().String(), "protocol", e.Protocol)
+	if e.web() {
+		return b.listenWeb(l, e, tc), nil
+	}
+	b.group.Go(func() { b.accept(l, e, tc) })
+	return func() { _ = l.Close() }, nil // ends accept
+}
+
+func (b *Broker) accept(l net.Listener, e *entrance, tc *tls.Config) {
+	for {
+		nc, err := l.Accept()
+		if err != nil {
+			if b.stop.Load() || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			b.env.Log.Warn("accept", "error", err) // out of descriptors, most likely
+			<-time.After(100 * time.Millisecond)
+			continue
+		}
+		c := b.newConn(nc, e)
+		if c == nil {
+			_ = nc.Close()
+			continue
+		}
+		b.group.Go(func() { c.serve(tc) })
+	}
+}
+
+// newConn takes a TCP connection in, unless there are too many.
+func (b *Broker) newConn(nc net.Conn, e *entrance) *conn {
+	tcp, ok := nc.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	s, err := newSock(tcp)
+	if err != nil {
+		return nil
+	}
+	return b.take(s, e, nc.RemoteAddr().String())
+}
+
+func (b *Broker) take(w wire, e *entrance, addr string) *conn {
+	c := &conn{b: b, in: e, sock: w, since: b.env.Now(), addr: addr}
+	c.free = sync.NewCond(&c.mu)
+	w.whenDrained(c.Wake)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.stop.Load() || len(b.all) >= b.conf.MaxConnections {
+		return nil
+	}
+	b.all[c] = struct{}{}
+	b.metrics.connections.Set(float64(len(b.all)))
+	return c
+}

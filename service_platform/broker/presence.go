@@ -1,0 +1,99 @@
+package broker
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/message/device"
+)
+
+// presence is what is told of a device that came or went. Versions grow, also from node to node.
+func (b *Broker) presence(name string, online bool, why message.Reason, session message.ID) *message.Message {
+	p := device.Presence{Online: online, Since: b.env.Now(), Reason: why, Session: session, Node: b.env.Node}
+	p.Version = uint64(p.Since.UnixNano())
+	m := &message.Message{Subject: device.PresenceSubject(name), Device: name, ContentType: "application/json", Data: mustJSON(p)}
+	b.env.Mint(m)
+	return m
+}
+
+// online has it written down which devices are connected, many with one write, so that after a crash it can be told that
+// they are not any more.
+type online struct {
+	b *Broker
+
+	mu      sync.Mutex
+	marks   map[string]bool
+	writing bool
+}
+
+func (o *online) mark(device string, on bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.marks == nil {
+		o.marks = map[string]bool{}
+	}
+	o.marks[device] = on
+	if !o.writing {
+		o.writing = true
+		o.b.group.Go(o.write)
+	}
+}
+
+func (o *online) write() {
+	for {
+		o.mu.Lock()
+		marks := o.marks
+		o.marks = nil
+		if len(marks) == 0 {
+			o.writing = false
+			o.mu.Unlock()
+			return
+		}
+		o.mu.Unlock()
+		ctx, cancel := context.WithTimeout(context.Background(), stopPatience)
+		err := o.b.store.MarkOnline(ctx, marks)
+		cancel()
+		if err != nil && !o.b.stop.Load() {
+			o.b.env.Log.Warn("write down who is connected", "error", err)
+		}
+	}
+}
+
+// leftBehind tells of what a broker that was killed could not: the wills and the absence of its clients.
+func (b *Broker) leftBehind(ctx context.Context) error {
+	wills, err := b.store.Wills()
+	if err != nil {
+		return err
+	}
+	for _, w := range wills {
+		b.sayWill(w, 0)
+	}
+	devices, err := b.store.Online()
+	if err != nil || len(devices) == 0 {
+		return err
+	}
+	a, err := b.door(ctx, message.Device)
+	if err != nil {
+		return err
+	}
+	gone := map[string]bool{}
+	for i, d := range devices {
+		m := b.presence(d, false, message.ConnectionLost, message.ID{})
+		if i == len(devices)-1 { // all before it are on disk when this one is
+			ctx, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			_, err = bus.AppendSync(ctx, a, m)
+		} else {
+			err = a.Append(ctx, m, nil, 0)
+		}
+		if err != nil {
+			b.env.Log.Warn("tell which devices are gone since the broker ended; the next start does", "error", err)
+			return nil
+		}
+		gone[d] = false
+	}
+	return b.store.MarkOnline(ctx, gone)
+}
