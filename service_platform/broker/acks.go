@@ -2,6 +2,7 @@ package broker
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/naru-platform/naru/bus"
@@ -25,6 +26,7 @@ type slot struct {
 	id   uint16
 	done bool
 	code packet.ReasonCode
+	same uint16 // how many are owed whose id leads to this place; see holds
 	at   time.Time
 }
 
@@ -36,13 +38,37 @@ func (a *acks) push(s slot) uint64 {
 	if a.len() == len(a.slots) {
 		bigger := make([]slot, max(2*len(a.slots), 8))
 		for t := a.head; t != a.tail; t++ {
-			bigger[t&uint64(len(bigger)-1)] = *a.at(t)
+			old, to := a.at(t), &bigger[t&uint64(len(bigger)-1)]
+			to.id, to.done, to.code, to.at = old.id, old.done, old.code, old.at
+			bigger[int(old.id)&(len(bigger)-1)].same++
 		}
 		a.slots = bigger
 	}
-	*a.at(a.tail) = s
+	to := a.at(a.tail)
+	to.id, to.done, to.code, to.at = s.id, s.done, s.code, s.at
+	a.slots[int(s.id)&(len(a.slots)-1)].same++
 	a.tail++
 	return a.tail - 1
+}
+
+// pop forgets the oldest.
+func (a *acks) pop() {
+	a.slots[int(a.at(a.head).id)&(len(a.slots)-1)].same--
+	a.head++
+}
+
+// holds says whether something is owed for a packet identifier. Clients count their identifiers up, so mostly none of
+// those owed leads to the same place, and nothing has to be searched.
+func (a *acks) holds(id uint16) bool {
+	if a.len() == 0 || a.slots[int(id)&(len(a.slots)-1)].same == 0 {
+		return false
+	}
+	for t := a.head; t != a.tail; t++ {
+		if a.at(t).id == id {
+			return true
+		}
+	}
+	return false
 }
 
 // explain keeps what the client is told with the refusal of a message.
@@ -66,7 +92,7 @@ func (c *conn) admit(p *packet.Publish) (uint64, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.received++
-	if c.ended {
+	if c.ended || c.halted {
 		return 0, errEnded // a client that was shut out says nothing more, acknowledged or not
 	}
 	if p.QoS == 0 {
@@ -76,16 +102,36 @@ func (c *conn) admit(p *packet.Publish) (uint64, error) {
 	if c.version == packet.V5 && c.acks.len() >= limit {
 		return 0, &packet.Error{Code: packet.ReceiveMaximumExceeded, Detail: "more QoS 1 messages under way than Receive Maximum", Statement: "MQTT-3.3.4-7"}
 	}
-	for c.acks.len() >= limit && !c.ended {
+	if c.acks.holds(p.ID) {
+		return c.repeated(p)
+	}
+	for c.acks.len() >= limit && !c.ended && !c.halted {
 		c.free.Wait()
 	}
-	if c.ended {
+	if c.ended || c.halted {
 		return 0, errEnded
 	}
 	return c.acks.push(slot{id: p.ID, at: c.now}), nil
 }
 
-var errEnded = errors.New("the connection was ended")
+var (
+	errEnded    = errors.New("the connection was ended")
+	errHalted   = errors.New("the broker stops")
+	errRepeated = errors.New("the packet identifier is in use")
+)
+
+// repeated answers a PUBLISH whose packet identifier is that of one not yet acknowledged. c.mu is held.
+func (c *conn) repeated(p *packet.Publish) (uint64, error) {
+	switch {
+	case c.version == packet.V5: // after the first one's acknowledgement, so that the client can tell them apart (§4.6)
+		s := slot{id: p.ID, at: c.now, done: true, code: packet.PacketIDInUse}
+		c.acks.push(s)
+		return 0, errRepeated
+	case p.Dup: // 3.1.1 lets a client say it again on one connection; the acknowledgement that is owed answers both
+		return 0, errRepeated
+	}
+	return 0, &packet.Error{Code: packet.PacketIDInUse, Detail: fmt.Sprintf("packet identifier %d is in use", p.ID), Statement: "MQTT-2.3.1-2"}
+}
 
 // Appended is told by the appender what became of a message.
 func (c *conn) Appended(token uint64, _ bus.Position, err error) {
@@ -130,7 +176,7 @@ func (c *conn) Settled() {
 		if oldest.IsZero() {
 			oldest = s.at
 		}
-		c.acks.head++
+		c.acks.pop()
 	}
 	if c.acks.head != began {
 		c.acks.shrink()
@@ -141,6 +187,7 @@ func (c *conn) Settled() {
 		return
 	}
 	c.b.metrics.puback.Observe(c.b.env.Now().Sub(oldest).Seconds())
+	c.b.metrics.out(len(b))
 	_, _ = c.src.Write(b) // a connection that is gone ends its reader
 }
 
@@ -220,15 +267,4 @@ func ackCode(r message.Reason) packet.ReasonCode {
 		return packet.ServerBusy // not a code of PUBACK: the connection ends
 	}
 	return packet.ImplementationSpecific
-}
-
-// drain waits until what was received is acknowledged.
-func (c *conn) drain(until time.Time) {
-	stop := time.AfterFunc(time.Until(until), func() { c.mu.Lock(); defer c.mu.Unlock(); c.free.Broadcast() })
-	defer stop.Stop()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for c.acks.len() > 0 && !c.ended && time.Now().Before(until) {
-		c.free.Wait()
-	}
 }

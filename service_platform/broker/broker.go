@@ -19,8 +19,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/internal/answer"
@@ -52,13 +50,17 @@ type Config struct {
 	ReceiveMaximum int `json:"receive_maximum"`
 	// MaxConnections is how many clients may be connected.
 	MaxConnections int `json:"max_connections"`
+	// KeepAliveMax is the longest keep alive: an MQTT 5 client that asks for a longer one, or for none, is told this one
+	// (Server Keep Alive, MQTT 5 §3.2.2.3.14). "0s" lets clients choose. MQTT 3.1.1 has no word for it. Whole seconds,
+	// at most 65535.
+	KeepAliveMax string `json:"keep_alive_max"`
 	// RefusalsKept is how many refusals are remembered for the operator.
 	RefusalsKept int `json:"refusals_kept"`
 }
 
 // Defaults is the configuration where nothing is said.
 var Defaults = Config{Listen: "127.0.0.1:8883", MaxMessageBytes: 256 << 10, ConnectTimeout: "10s", ReceiveMaximum: 1024,
-	MaxConnections: 200_000, RefusalsKept: 1000}
+	MaxConnections: 200_000, KeepAliveMax: "1h", RefusalsKept: 1000}
 
 // With declares the broker with the one that admits.
 func With(a Admission) component.Spec {
@@ -78,6 +80,9 @@ type Broker struct {
 	metrics   *metrics
 	refusals  *refusals
 	fan       *fan
+	expiry    *expiry
+
+	keepAliveMax time.Duration
 
 	doors   sync.Map // log name -> bus.Appender
 	stop    atomic.Bool
@@ -91,8 +96,11 @@ type Broker struct {
 
 // New builds the broker.
 func New(env component.Env, c Config, a Admission) (*component.Part, error) {
+	longest, kerr := time.ParseDuration(c.KeepAliveMax)
 	timeout, err := time.ParseDuration(c.ConnectTimeout)
 	switch {
+	case kerr != nil || longest < 0 || longest%time.Second != 0 || longest > 65535*time.Second:
+		return nil, fmt.Errorf("keep_alive_max %q: want whole seconds up to 65535s, such as 1h; 0s for no limit", c.KeepAliveMax)
 	case err != nil || timeout <= 0:
 		return nil, fmt.Errorf("connect_timeout %q: want a duration such as 10s", c.ConnectTimeout)
 	case c.ReceiveMaximum < 1 || c.ReceiveMaximum > 65535:
@@ -111,10 +119,11 @@ func New(env component.Env, c Config, a Admission) (*component.Part, error) {
 			return nil, fmt.Errorf("plain %q is not a loopback address, and without TLS nobody's name can be trusted from elsewhere; use listen", c.Plain)
 		}
 	}
-	b := &Broker{env: env, conf: c, admission: a, timeout: timeout, clients: map[string]*conn{}, all: map[*conn]struct{}{},
+	b := &Broker{env: env, conf: c, admission: a, timeout: timeout, keepAliveMax: longest, clients: map[string]*conn{}, all: map[*conn]struct{}{},
 		devices: map[string]map[*conn]struct{}{}, metrics: newMetrics(env.Metrics)}
 	b.refusals = newRefusals(b, c.RefusalsKept)
 	b.fan = newFan(b)
+	b.expiry = &expiry{b: b}
 	return &component.Part{Run: b.run, Routes: []component.Route{
 		{Pattern: "GET /api/v1/broker/connections", Handler: answer.Func(b.serveConnections)},
 		{Pattern: "GET /api/v1/broker/refusals", Handler: answer.Func(b.refusals.serve)},
@@ -172,6 +181,7 @@ func (b *Broker) run(ctx context.Context, ready func()) error {
 	}
 	b.group.Go(func() { b.refusals.run(ctx) })
 	b.group.Go(func() { b.fan.run(ctx) })
+	b.group.Go(func() { b.expiry.run(ctx) })
 	ready()
 	<-ctx.Done()
 	return nil
@@ -241,6 +251,7 @@ func (b *Broker) enter(c *conn) {
 	}
 	b.devices[c.device][c] = struct{}{}
 	b.mu.Unlock()
+	b.expiry.note(c)
 	if old != nil {
 		old.end(message.TakenOver, nil)
 	}
@@ -285,21 +296,6 @@ func (b *Broker) recheck(device string) {
 	}
 }
 
-// goodbye ends all connections, after what was received has been acknowledged or a few seconds have passed.
-func (b *Broker) goodbye() {
-	b.mu.Lock()
-	var list []*conn
-	for c := range b.all {
-		list = append(list, c)
-	}
-	b.mu.Unlock()
-	until := time.Now().Add(5 * time.Second)
-	for _, c := range list {
-		c.drain(until)
-		c.end(message.ServerStopping, nil)
-	}
-}
-
 // Connection is a client as operators see it.
 type Connection struct {
 	ClientID      string    `json:"client_id"`
@@ -330,28 +326,4 @@ func (b *Broker) serveConnections(_ http.ResponseWriter, r *http.Request) (any, 
 	}
 	slices.SortFunc(out, func(a, b Connection) int { return a.Since.Compare(b.Since) })
 	return out, nil
-}
-
-type metrics struct {
-	connections prometheus.Gauge
-	messages    *prometheus.CounterVec
-	puback      prometheus.Histogram
-	refused     *prometheus.CounterVec
-	badTrace    prometheus.Counter
-	in0, in1    prometheus.Counter
-}
-
-func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{
-		connections: prometheus.NewGauge(prometheus.GaugeOpts{Name: "naru_connections", Help: "Clients connected."}),
-		messages:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "naru_mqtt_messages_total", Help: "Messages received from and sent to clients."}, []string{"direction", "qos"}),
-		puback:      prometheus.NewHistogram(prometheus.HistogramOpts{Name: "naru_puback_seconds", Help: "From reading a burst with QoS 1 messages to their acknowledgement; one observation per write.", Buckets: prometheus.ExponentialBuckets(50e-6, 2, 16)}),
-		refused:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "naru_refused_total", Help: "What the door did not let in."}, []string{"component", "reason"}),
-		badTrace:    prometheus.NewCounter(prometheus.CounterOpts{Name: "naru_bad_traceparent_total", Help: "Messages whose traceparent could not be read; they got a new one."}),
-	}
-	m.in0, m.in1 = m.messages.WithLabelValues("in", "0"), m.messages.WithLabelValues("in", "1")
-	if r != nil {
-		r.MustRegister(m.connections, m.messages, m.puback, m.refused, m.badTrace)
-	}
-	return m
 }

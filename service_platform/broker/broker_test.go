@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -68,6 +69,7 @@ type rig struct {
 	host  *component.Host
 	plain string
 	tls   string
+	stop  func() // ends the broker, and returns when it has gone
 }
 
 func newRig(t *testing.T, change func(*Config)) *rig {
@@ -102,7 +104,8 @@ func newRigOn(t *testing.T, contracts *message.Catalog, change func(*Config)) *r
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.host.Run(ctx) }()
-	t.Cleanup(func() { r.bus.SetDown(false); cancel(); <-done; r.bus.Close() })
+	r.stop = sync.OnceFunc(func() { cancel(); <-done })
+	t.Cleanup(func() { r.bus.SetDown(false); r.stop(); r.bus.Close() })
 	for until := time.Now().Add(10 * time.Second); ; {
 		if h := r.host.Health(); h[0].State == "running" {
 			return r

@@ -58,6 +58,7 @@ type conn struct {
 	received uint64
 	sent     uint64
 	ended    bool
+	halted   bool // the broker stops: nothing more is read, and what was taken is acknowledged
 	endWhy   message.Reason
 	endErr   error
 	subs     []subscription
@@ -71,6 +72,9 @@ type conn struct {
 // serve is the connection's life.
 func (c *conn) serve(tc *tls.Config) {
 	err := c.live(tc)
+	if c.settleAtStop() {
+		err = errHalted
+	}
 	_ = c.sock.TCPConn.SetReadDeadline(noDeadline)
 	c.leave(err)
 }
@@ -79,6 +83,9 @@ func (c *conn) live(tc *tls.Config) error {
 	// One deadline for all until CONNECT: slow bytes do not buy time.
 	if err := c.sock.SetReadDeadline(c.since.Add(c.b.timeout)); err != nil {
 		return err
+	}
+	if c.over() {
+		return errHalted // the deadline just set may have replaced the one that was to wake us
 	}
 	var admitted error
 	if tc == nil {
@@ -132,7 +139,8 @@ func (c *conn) read(admitted error) error {
 		}
 		c.now = c.b.env.Now()
 		data := *buf
-		begin, end := 0, n
+		begin, end, packets := 0, n, 0
+		read := n
 		for err == nil && begin < end {
 			h, start, total, need, ferr := packet.Frame(data[begin:end], limit)
 			if ferr != nil {
@@ -146,6 +154,7 @@ func (c *conn) read(admitted error) error {
 			if total > 0 {
 				err = c.packet(h, data[begin+start:begin+total], admitted)
 				begin += total
+				packets++
 				if c.joined {
 					limit = uint32(c.b.conf.MaxMessageBytes) + headroom
 				}
@@ -164,12 +173,13 @@ func (c *conn) read(admitted error) error {
 			if c.joined {
 				err = c.src.SetReadDeadline(time.Now().Add(packetTimeout))
 			}
-			if c.over() {
-				return io.EOF
+			if err == nil && c.over() {
+				err = io.EOF
 			}
 			if err == nil {
 				n, err = c.src.Read(data[end:])
 				end += n
+				read += n
 			}
 			if err != nil {
 				err = c.readError(err)
@@ -178,6 +188,7 @@ func (c *conn) read(admitted error) error {
 		if err == nil && c.bye {
 			err = io.EOF
 		}
+		c.b.metrics.in(read, packets)
 		pool.Put(buf)
 		c.pub.Properties.Reset() // which gives the room of many properties back
 		if err != nil {
@@ -190,7 +201,7 @@ func (c *conn) read(admitted error) error {
 func (c *conn) over() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.ended
+	return c.ended || c.halted
 }
 
 // parkDeadline is one and a half keep alives (MQTT 5 §3.1.2.10).
@@ -268,6 +279,10 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 		}
 		return err
 	}
+	c.packetMax = packet.LengthMax
+	if c.version == packet.V5 {
+		c.packetMax = p.Properties.Num(packet.MaximumPacketSize, packet.LengthMax)
+	}
 	refuse := func(code packet.ReasonCode, err error) error {
 		c.refuseConnect(code, err)
 		return err
@@ -289,6 +304,8 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 		return refuse(packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "client id %q is no device name", p.ClientID))
 	case id != c.device:
 		return refuse(packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "client id %q, and the certificate is %q's", id, c.device))
+	case c.version == packet.V311 && p.ClientID == "" && !p.CleanStart:
+		return refuse(packet.ClientIDNotValid, &packet.Error{Code: packet.ClientIDNotValid, Detail: "an empty client id wants a clean session", Statement: "MQTT-3.1.3-8"})
 	case p.Properties.Has(packet.AuthenticationMethod):
 		return refuse(packet.BadAuthenticationMethod, message.Rejectf(message.Unsupported, "authentication method %q; the certificate is enough", p.Properties.AuthMethod))
 	}
@@ -296,10 +313,9 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	c.own = message.Pattern(own) + ".>"
 	c.uri = "//naru/device/" + c.device
 	c.keepAlive = time.Duration(p.KeepAlive) * time.Second
-	c.sendMax, c.packetMax = 65535, packet.LengthMax
+	c.sendMax = 65535
 	if c.version == packet.V5 {
 		c.sendMax = int(p.Properties.Num(packet.ReceiveMaximum, 65535))
-		c.packetMax = p.Properties.Num(packet.MaximumPacketSize, packet.LengthMax)
 		c.terse = p.Properties.Num(packet.RequestProblemInfo, 1) == 0
 	}
 	if p.Will != nil {
@@ -317,9 +333,6 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	}
 	c.session = message.NewID(c.now)
 	c.clientID = c.device
-	c.mu.Lock()
-	c.joined = true // for end, which another goroutine calls
-	c.mu.Unlock()
 	ack := packet.Connack{}
 	if c.version == packet.V5 {
 		q := &ack.Properties
@@ -332,11 +345,22 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 		if p.Properties.Num(packet.SessionExpiry, 0) > 0 {
 			q.Set(packet.SessionExpiry, 0) // a session ends with its connection, and the client is told
 		}
+		if limit := c.b.keepAliveMax; limit > 0 && (c.keepAlive == 0 || c.keepAlive > limit) {
+			c.keepAlive = limit
+			q.Set(packet.ServerKeepAlive, uint32(limit/time.Second)) // and the client has to use it (MQTT-3.1.2-21)
+		}
 		if p.ClientID == "" {
 			q.SetString(packet.AssignedClientID, c.clientID)
 		}
 	}
+	if ack.Size(c.version) > int(c.packetMax) {
+		return message.Rejectf(message.Unsupported, "maximum packet size of %d: not even CONNACK fits (MQTT-3.1.2-24)", c.packetMax)
+	}
+	c.mu.Lock()
+	c.joined = true // for end, which another goroutine calls
+	c.mu.Unlock()
 	c.b.enter(c)
+	c.b.metrics.connects.WithLabelValues(c.version.String()).Inc()
 	if err := c.send(ack.Append(nil, c.version)); err != nil {
 		return err
 	}
@@ -349,7 +373,10 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 func (c *conn) refuseConnect(code packet.ReasonCode, why error) {
 	ack := packet.Connack{Code: code}
 	if c.version == packet.V5 {
-		ack.Properties.SetString(packet.ReasonString, why.Error())
+		ack.Properties.SetString(packet.ReasonString, reasonString(why))
+		if c.packetMax > 0 && ack.Size(c.version) > int(c.packetMax) {
+			ack.Properties.Reset() // MQTT-3.2.2-19
+		}
 	}
 	_ = c.send(ack.Append(nil, c.version)) // the connection ends anyway
 }
@@ -358,6 +385,7 @@ func (c *conn) refuseConnect(code packet.ReasonCode, why error) {
 func (c *conn) send(b []byte) error {
 	c.out.Lock()
 	defer c.out.Unlock()
+	c.b.metrics.out(len(b))
 	_, err := c.src.Write(b)
 	return err
 }
@@ -413,6 +441,7 @@ func (c *conn) leave(err error) {
 	if !byOthers {
 		why, detail = c.judge(err)
 	}
+	c.b.metrics.left(why)
 	c.b.env.Log.Debug("left", "device", c.device, "address", c.addr, "reason", why, "error", err)
 	_ = c.sock.Close()
 	last := c.b.leave(c)
@@ -473,6 +502,9 @@ func (c *conn) judge(err error) (message.Reason, error) {
 		if pe != nil {
 			d.Code = pe.Code
 			d.Properties.SetString(packet.ReasonString, pe.Detail)
+			if d.Size(c.version) > int(c.packetMax) {
+				d.Properties.Reset() // MQTT-3.14.2-3
+			}
 		}
 		_ = c.send(d.Append(nil, c.version)) // it may be gone already
 	}

@@ -1,13 +1,10 @@
 package broker
 
 import (
-	"context"
 	"errors"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
 )
@@ -137,15 +134,23 @@ func (c *conn) puback(h packet.Header, body []byte) error {
 	if len(b) == 0 {
 		return nil
 	}
+	c.b.metrics.out(len(b))
 	_, err := c.src.Write(b)
 	return err
 }
 
-// wants says whether, and how, the client hears a message. c.mu is held.
-func (c *conn) wants(m *message.Message) (qos byte, ok bool) {
+// said tells whether a message that came through a broker's door is the client's own (No Local, MQTT-3.8.3-3). It looks
+// at nothing that a client may set, such as the CloudEvents source: the device is written by the broker, and what the
+// broker itself says of the device is on subjects that the device may not publish on.
+func (c *conn) said(m *message.Message) bool {
+	return m.Device == c.device && mayPublish(c.device, c.own, m.Subject) == nil
+}
+
+// wants says whether, and how, the client hears a message; door, whether it came through a broker's. c.mu is held.
+func (c *conn) wants(m *message.Message, door bool) (qos byte, ok bool) {
 	for i := range c.subs {
 		s := &c.subs[i]
-		if s.noLocal && m.Source == c.uri {
+		if s.noLocal && door && c.said(m) {
 			continue
 		}
 		for _, p := range s.patterns {
@@ -160,11 +165,11 @@ func (c *conn) wants(m *message.Message) (qos byte, ok bool) {
 
 // deliver sends a message to the client if it wants it. It does not block: what a client does not take is dropped, and
 // counted, since a live subscription owes nothing.
-func (c *conn) deliver(m *message.Message) {
+func (c *conn) deliver(m *message.Message, door bool) {
 	c.out.Lock()
 	defer c.out.Unlock()
 	c.mu.Lock()
-	qos, ok := c.wants(m)
+	qos, ok := c.wants(m, door)
 	if !ok || c.ended {
 		c.mu.Unlock()
 		return
@@ -183,6 +188,7 @@ func (c *conn) deliver(m *message.Message) {
 	b := c.outgoing(nil, m, qos)
 	c.mu.Unlock()
 	if len(b) > 0 {
+		c.b.metrics.out(len(b))
 		_, _ = c.src.Write(b) // a connection that is gone ends its reader
 	}
 }
@@ -234,149 +240,4 @@ func (c *conn) outgoing(b []byte, m *message.Message, qos byte) []byte {
 	c.sent++
 	c.b.metrics.messages.WithLabelValues("out", string('0'+qos)).Inc()
 	return p.Append(b, c.version)
-}
-
-// fan hands committed messages to live subscribers. The policy lets a device hear only its own subtree, so a message
-// concerns the connections of one device, and a look into a map finds them.
-type fan struct {
-	b *Broker
-
-	mu     sync.Mutex
-	by     map[string]map[*conn]struct{} // device -> those of its connections that subscribed
-	n      int
-	cancel context.CancelFunc // of the tail's readers, while there are subscribers
-	base   context.Context
-	group  sync.WaitGroup
-}
-
-func newFan(b *Broker) *fan { return &fan{b: b, by: map[string]map[*conn]struct{}{}} }
-
-func (f *fan) run(ctx context.Context) {
-	f.mu.Lock()
-	f.base = ctx
-	f.mu.Unlock()
-	<-ctx.Done()
-	f.mu.Lock()
-	if f.cancel != nil {
-		f.cancel()
-	}
-	f.mu.Unlock()
-	f.group.Wait()
-}
-
-// enter has a connection's subscriptions served from now on.
-func (f *fan) enter(c *conn) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	set := f.by[c.device]
-	if set == nil {
-		set = map[*conn]struct{}{}
-		f.by[c.device] = set
-	}
-	if _, ok := set[c]; !ok {
-		set[c] = struct{}{}
-		f.n++
-	}
-	if f.cancel != nil {
-		return nil
-	}
-	base := f.base
-	if base == nil {
-		base = context.Background()
-	}
-	ctx, cancel := context.WithCancel(base)
-	ready := make(chan error, 1)
-	f.group.Go(func() { f.follow(ctx, ready) })
-	if err := <-ready; err != nil {
-		cancel()
-		return err
-	}
-	f.cancel = cancel
-	return nil
-}
-
-func (f *fan) leave(c *conn) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if set := f.by[c.device]; set != nil {
-		if _, ok := set[c]; ok {
-			delete(set, c)
-			f.n--
-			if len(set) == 0 {
-				delete(f.by, c.device)
-			}
-		}
-	}
-	if f.n == 0 && f.cancel != nil {
-		f.cancel()
-		f.cancel = nil
-	}
-}
-
-// follow reads the tail of the devices' log, generation after generation.
-func (f *fan) follow(ctx context.Context, ready chan<- error) {
-	log, err := f.b.env.Bus.Log(ctx, message.Device, bus.LogOptions{})
-	var info bus.LogInfo
-	if err == nil {
-		info, err = log.Info(ctx)
-	}
-	if err != nil {
-		ready <- err
-		return
-	}
-	done := uint32(0)
-	for first := true; ctx.Err() == nil; first = false {
-		if !first {
-			if info, err = log.Info(ctx); err != nil || info.Generations[len(info.Generations)-1].Number <= done {
-				select {
-				case <-ctx.Done():
-				case <-time.After(50 * time.Millisecond):
-				}
-				continue
-			}
-		}
-		g := info.Generations[len(info.Generations)-1]
-		var group sync.WaitGroup
-		for _, p := range g.Partitions {
-			from := bus.Position{Generation: g.Number, Partition: p.Number}
-			if first {
-				from.Sequence = p.Last
-			}
-			r, err := log.Reader(ctx, from)
-			if err != nil {
-				f.b.env.Log.Warn("read the tail for subscribers", "error", err)
-				continue
-			}
-			group.Go(func() { defer r.Close(); f.pump(ctx, r) })
-		}
-		if first {
-			ready <- nil
-		}
-		group.Wait()
-		done = g.Number
-	}
-}
-
-func (f *fan) pump(ctx context.Context, r bus.Reader) {
-	var m message.Message
-	for {
-		s, err := r.Next(ctx)
-		if err != nil {
-			return
-		}
-		if s.Err != nil {
-			continue // counted by those who keep positions
-		}
-		for cursor := s.Batch.Cursor(); cursor.Next(&m); {
-			f.mu.Lock()
-			var to []*conn
-			for c := range f.by[m.Device] {
-				to = append(to, c)
-			}
-			f.mu.Unlock()
-			for _, c := range to {
-				c.deliver(&m)
-			}
-		}
-	}
 }
