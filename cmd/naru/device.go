@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,14 +33,15 @@ type enrolled struct {
 }
 
 func deviceCommand(o *options) *cobra.Command {
-	c := &cobra.Command{Use: "device", Short: "The fleet: add, list, show, revoke, disable, enable"}
-	c.AddCommand(deviceAdd(o), deviceList(o), deviceShow(o), deviceAct(o, "revoke", "Withdraw a device's certificates; its connections end"),
+	c := &cobra.Command{Use: "device", Short: "The fleet: its devices, their certificates and what becomes of them"}
+	c.AddCommand(deviceAdd(o), deviceList(o), deviceShow(o), deviceRotate(o), deviceDelete(o), deviceExpiring(o), deviceImport(o), deviceExport(o), deviceAct(o, "revoke", "Withdraw a device's certificates; its connections end"),
 		deviceAct(o, "disable", "Switch a device off; its connections end"), deviceAct(o, "enable", "Switch a device on again"))
 	return c
 }
 
 func deviceAdd(o *options) *cobra.Command {
-	var out, csr, validity string
+	var out, csr, validity, policy string
+	var groups, attributes []string
 	c := &cobra.Command{
 		Use: "add ID", Short: "Register a device and issue its certificate", Args: cobra.ExactArgs(1),
 		Long: `Registers a device and writes its certificate, key and the CA to a directory: device.crt, device.key (mode 0600) and
@@ -52,6 +55,23 @@ ca.crt. With --csr the key stays where it was made, and only the certificate com
 				return err
 			}
 			in := map[string]any{"id": args[0], "by": "operator"}
+			if len(groups) > 0 {
+				in["groups"] = groups
+			}
+			if policy != "" {
+				in["policy"] = policy
+			}
+			if len(attributes) > 0 {
+				all := map[string]string{}
+				for _, a := range attributes {
+					k, v, ok := strings.Cut(a, "=")
+					if !ok || k == "" {
+						return fmt.Errorf("--attribute %q: want name=value", a)
+					}
+					all[k] = v
+				}
+				in["attributes"] = all
+			}
 			if validity != "" {
 				in["validity"] = validity
 			}
@@ -91,6 +111,9 @@ ca.crt. With --csr the key stays where it was made, and only the certificate com
 	c.Flags().StringVar(&out, "out", "", "directory to write to (default: the device's id)")
 	c.Flags().StringVar(&csr, "csr", "", "certificate signing request, PEM")
 	c.Flags().StringVar(&validity, "validity", "", "how long the certificate is valid, such as 90d")
+	c.Flags().StringSliceVar(&groups, "group", nil, "group that it belongs to; may be given more than once")
+	c.Flags().StringArrayVar(&attributes, "attribute", nil, "name=value; may be given more than once")
+	c.Flags().StringVar(&policy, "policy", "", "name of its policy")
 	return c
 }
 
@@ -125,60 +148,71 @@ func writeDevice(dir string, e enrolled) error {
 }
 
 func deviceList(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use: "list", Short: "Every registered device", Args: cobra.NoArgs, Example: "  naru device list -o json",
+	var group, state string
+	c := &cobra.Command{
+		Use: "list", Short: "The registered devices", Args: cobra.NoArgs, Example: "  naru device list --state expired -o json",
 		RunE: func(c *cobra.Command, _ []string) error {
-			cl, err := o.client()
-			if err != nil {
+			q := url.Values{}
+			for k, v := range map[string]string{"group": group, "state": state} {
+				if v != "" {
+					q.Set(k, v)
+				}
+			}
+			return o.listDevices(c, q)
+		},
+	}
+	c.Flags().StringVar(&group, "group", "", "only devices of this group")
+	c.Flags().StringVar(&state, "state", "", "only devices in this state: active, disabled, expired, revoked, pending")
+	return c
+}
+
+func (o *options) listDevices(c *cobra.Command, q url.Values) error {
+	cl, err := o.client()
+	if err != nil {
+		return err
+	}
+	all := []x509.Device{}
+	if err := eachDevice(c.Context(), cl, q, func(d x509.Device) error { all = append(all, d); return nil }); err != nil {
+		return err
+	}
+	return o.show(c.OutOrStdout(), all, func(p *printer) {
+		p.row("DEVICE", "STATE", "CERTIFICATES", "VALID UNTIL", "SINCE", "GROUPS")
+		for _, d := range all {
+			p.row(d.ID, d.State(time.Now()), fmt.Sprint(len(d.Certs)), until(d), d.CreatedAt.Format("2006-01-02"), cut(strings.Join(d.Groups, ","), 40))
+		}
+	})
+}
+
+// eachDevice asks for one page after the other.
+func eachDevice(ctx context.Context, cl *client, q url.Values, f func(x509.Device) error) error {
+	for after := ""; ; {
+		var page struct {
+			Devices []x509.Device `json:"devices"`
+			Next    string        `json:"next"`
+		}
+		if after != "" {
+			q.Set("after", after)
+		}
+		if err := cl.get(ctx, "/api/v1/devices", q, &page); err != nil {
+			return err
+		}
+		for _, d := range page.Devices {
+			if err := f(d); err != nil {
 				return err
 			}
-			all := []x509.Device{}
-			for after := ""; ; {
-				var page struct {
-					Devices []x509.Device `json:"devices"`
-					Next    string        `json:"next"`
-				}
-				if err := cl.get(c.Context(), "/api/v1/devices", values("after", after), &page); err != nil {
-					return err
-				}
-				all = append(all, page.Devices...)
-				if after = page.Next; after == "" {
-					break
-				}
-			}
-			return o.show(c.OutOrStdout(), all, func(p *printer) {
-				p.row("DEVICE", "STATE", "CERTIFICATES", "VALID UNTIL", "SINCE")
-				for _, d := range all {
-					state, until := deviceState(d)
-					p.row(d.ID, state, fmt.Sprint(len(d.Certs)), until, d.CreatedAt.Format("2006-01-02"))
-				}
-			})
-		},
+		}
+		if after = page.Next; after == "" {
+			return nil
+		}
 	}
 }
 
-// deviceState is a device in a word, and until when its last certificate is valid.
-func deviceState(d x509.Device) (state, until string) {
-	var last time.Time
-	for _, c := range d.Certs {
-		if !c.Revoked() && c.NotAfter.After(last) {
-			last = c.NotAfter
-		}
+// until is when a device's last certificate ends.
+func until(d x509.Device) string {
+	if t := d.Until(); !t.IsZero() {
+		return t.Format("2006-01-02")
 	}
-	switch {
-	case d.Disabled:
-		state = "disabled"
-	case last.IsZero():
-		state = "revoked"
-	case last.Before(time.Now()):
-		state = "expired"
-	default:
-		state = "active"
-	}
-	if last.IsZero() {
-		return state, "-"
-	}
-	return state, last.Format("2006-01-02")
+	return "-"
 }
 
 func deviceShow(o *options) *cobra.Command {
@@ -194,15 +228,26 @@ func deviceShow(o *options) *cobra.Command {
 				return err
 			}
 			return o.show(c.OutOrStdout(), d, func(p *printer) {
-				state, _ := deviceState(d)
 				p.row("device", d.ID)
-				p.row("state", state)
+				p.row("state", d.State(time.Now()))
 				p.row("since", d.CreatedAt.Format(time.RFC3339))
 				if d.Disabled {
 					p.row("disabled", fmt.Sprintf("%s by %s: %s", d.DisabledAt.Format(time.RFC3339), d.DisabledBy, d.DisabledReason))
 				}
+				if len(d.Groups) > 0 {
+					p.row("groups", cut(strings.Join(d.Groups, ", "), 100))
+				}
+				if d.Policy != "" {
+					p.row("policy", cut(d.Policy, 100))
+				}
+				for _, k := range slices.Sorted(maps.Keys(d.Attributes)) {
+					p.row("attribute "+cut(k, 40), cut(d.Attributes[k], 100))
+				}
 				for _, k := range d.Certs {
 					what := "valid until " + k.NotAfter.Format(time.RFC3339)
+					if !k.EndsAt.IsZero() && k.EndsAt.Before(k.NotAfter) {
+						what = "accepted until " + k.EndsAt.Format(time.RFC3339) + ", then replaced"
+					}
 					if k.Revoked() {
 						what = "revoked " + k.RevokedAt.Format(time.RFC3339) + " by " + k.RevokedBy + ": " + k.Reason
 					}

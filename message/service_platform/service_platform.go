@@ -16,6 +16,7 @@ const (
 	Disabled   = "disabled"
 	Enabled    = "enabled"
 	Deleted    = "deleted"
+	Changed    = "changed" // its attributes, groups or policy
 )
 
 // DeviceChanged is a fact about a device's admission.
@@ -38,12 +39,12 @@ func Contracts() []message.Contract {
 		{
 			Subjects: "service_platform.x509.device.*", Type: "service_platform.x509.device_changed.v1", Owner: "service_platform",
 			Route: message.ByLog,
-			Doc:   "A device was registered, or its certificate issued, revoked, disabled or enabled, and by whom.",
+			Doc:   "What changed of a device's registration, and by whom. With `deleted` its session, retained messages and twin go too.",
 			Says:  []string{"service_platform.x509"}, Hears: []string{"operator.journal"},
 			ContentType: "application/json",
 			Schema: json.RawMessage(`{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object",
 "required":["device","change","by"],
-"properties":{"device":{"type":"string"},"change":{"enum":["registered","issued","revoked","disabled","enabled","deleted"]},
+"properties":{"device":{"type":"string"},"change":{"enum":["registered","issued","revoked","disabled","enabled","deleted","changed"]},
 "fingerprint":{"type":"string"},"not_after":{"type":"string","format":"date-time"},"by":{"type":"string"}}}`),
 			Example: json.RawMessage(`{"device":"d-17","change":"issued","fingerprint":"9f86d081884c7d65","not_after":"2027-11-23T03:00:00Z","by":"operator"}`),
 		},

@@ -22,38 +22,57 @@ type acks struct {
 	why   map[uint64]string // what an MQTT 5 client is told with a refusal, by token
 }
 
-type slot struct {
+// owed is what is to be said of one message.
+type owed struct {
 	id     uint16
 	rec    bool // QoS 2, answered by PUBREC
 	retain bool
-	mid    message.ID // of it
+	mid    message.ID // of a QoS 2 message
 	done   bool
 	code   packet.ReasonCode
 	at     time.Time
+}
+
+type slot struct {
+	owed
+	same uint16 // how many are owed whose id leads to this place; see holds
 }
 
 func (a *acks) len() int { return int(a.tail - a.head) }
 
 func (a *acks) at(token uint64) *slot { return &a.slots[token&uint64(len(a.slots)-1)] }
 
-func (a *acks) push(s slot) uint64 {
+func (a *acks) push(s owed) uint64 {
 	if a.len() == len(a.slots) {
 		bigger := make([]slot, max(2*len(a.slots), 8))
 		for t := a.head; t != a.tail; t++ {
-			bigger[t&uint64(len(bigger)-1)] = *a.at(t)
+			old, to := a.at(t), &bigger[t&uint64(len(bigger)-1)]
+			to.owed = old.owed
+			bigger[int(old.id)&(len(bigger)-1)].same++
 		}
 		a.slots = bigger
 	}
-	*a.at(a.tail) = s
+	to := a.at(a.tail)
+	to.owed = s
+	a.slots[int(s.id)&(len(a.slots)-1)].same++
 	a.tail++
 	return a.tail - 1
 }
 
-// underway says whether a message with the identifier waits for its acknowledgement. A client rarely has many under way
-// when it repeats one, so the last ones are looked at.
-func (a *acks) underway(id uint16) bool {
-	for t := a.tail; t != a.head && a.tail-t < 8; t-- {
-		if a.at(t-1).id == id {
+// pop forgets the oldest.
+func (a *acks) pop() {
+	a.slots[int(a.at(a.head).id)&(len(a.slots)-1)].same--
+	a.head++
+}
+
+// holds says whether something is owed for a packet identifier. Clients count their identifiers up, so mostly none of
+// those owed leads to the same place, and nothing has to be searched.
+func (a *acks) holds(id uint16) bool {
+	if a.len() == 0 || a.slots[int(id)&(len(a.slots)-1)].same == 0 {
+		return false
+	}
+	for t := a.head; t != a.tail; t++ {
+		if a.at(t).id == id {
 			return true
 		}
 	}
@@ -81,29 +100,46 @@ func (c *conn) admit(p *packet.Publish) (uint64, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.received++
-	if c.ended {
+	if c.ended || c.halted {
 		return 0, errEnded // a client that was shut out says nothing more, acknowledged or not
 	}
 	if p.QoS == 0 {
 		return noAck, nil
 	}
-	if c.acks.underway(p.ID) {
-		return 0, &packet.Error{Code: packet.PacketIDInUse, Detail: fmt.Sprintf("packet identifier %d is under way already", p.ID), Statement: "MQTT-2.2.1-3"}
-	}
 	limit := c.b.conf.ReceiveMaximum
 	if c.version == packet.V5 && c.acks.len() >= limit {
 		return 0, &packet.Error{Code: packet.ReceiveMaximumExceeded, Detail: "more QoS 1 messages under way than Receive Maximum", Statement: "MQTT-3.3.4-7"}
 	}
-	for c.acks.len() >= limit && !c.ended {
+	if c.acks.holds(p.ID) {
+		return c.repeated(p)
+	}
+	for c.acks.len() >= limit && !c.ended && !c.halted {
 		c.free.Wait()
 	}
-	if c.ended {
+	if c.ended || c.halted {
 		return 0, errEnded
 	}
-	return c.acks.push(slot{id: p.ID, rec: p.QoS == 2, retain: p.Retain, at: c.now}), nil
+	return c.acks.push(owed{id: p.ID, rec: p.QoS == 2, retain: p.Retain, at: c.now}), nil
 }
 
-var errEnded = errors.New("the connection was ended")
+var (
+	errEnded    = errors.New("the connection was ended")
+	errHalted   = errors.New("the broker stops")
+	errRepeated = errors.New("the packet identifier is in use")
+)
+
+// repeated answers a PUBLISH whose packet identifier is that of one not yet acknowledged. c.mu is held.
+func (c *conn) repeated(p *packet.Publish) (uint64, error) {
+	switch {
+	case c.version == packet.V5: // after the first one's acknowledgement, so that the client can tell them apart (§4.6)
+		s := owed{id: p.ID, rec: p.QoS == 2, at: c.now, done: true, code: packet.PacketIDInUse}
+		c.acks.push(s)
+		return 0, errRepeated
+	case p.Dup: // 3.1.1 lets a client say it again on one connection; the acknowledgement that is owed answers both
+		return 0, errRepeated
+	}
+	return 0, &packet.Error{Code: packet.PacketIDInUse, Detail: fmt.Sprintf("packet identifier %d is in use", p.ID), Statement: "MQTT-2.3.1-2"}
+}
 
 // Appended is told by the appender what became of a message.
 func (c *conn) Appended(token uint64, at bus.Position, err error) {
@@ -159,7 +195,7 @@ func (c *conn) Settled() {
 		if oldest.IsZero() {
 			oldest = s.at
 		}
-		c.acks.head++
+		c.acks.pop()
 	}
 	if c.acks.head != began {
 		c.acks.shrink()
@@ -170,6 +206,7 @@ func (c *conn) Settled() {
 		return
 	}
 	c.b.metrics.puback.Observe(c.b.env.Now().Sub(oldest).Seconds())
+	c.b.metrics.out(len(b))
 	_, _ = c.src.Write(b) // a connection that is gone ends its reader
 }
 
@@ -264,15 +301,4 @@ func ackCode(r message.Reason) packet.ReasonCode {
 		return packet.ServerBusy // not a code of PUBACK: the connection ends
 	}
 	return packet.ImplementationSpecific
-}
-
-// drain waits until what was received is acknowledged.
-func (c *conn) drain(until time.Time) {
-	stop := time.AfterFunc(time.Until(until), func() { c.mu.Lock(); defer c.mu.Unlock(); c.free.Broadcast() })
-	defer stop.Stop()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for c.acks.len() > 0 && !c.ended && time.Now().Before(until) {
-		c.free.Wait()
-	}
 }

@@ -16,12 +16,9 @@ import (
 	"net"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
@@ -57,6 +54,10 @@ type Config struct {
 	ReceiveMaximum int `json:"receive_maximum"`
 	// MaxConnections is how many clients may be connected.
 	MaxConnections int `json:"max_connections"`
+	// KeepAliveMax is the longest keep alive: an MQTT 5 client that asks for a longer one, or for none, is told this one
+	// (Server Keep Alive, MQTT 5 §3.2.2.3.14). "0s" lets clients choose. MQTT 3.1.1 has no word for it. Whole seconds,
+	// at most 65535.
+	KeepAliveMax string `json:"keep_alive_max"`
 	// RefusalsKept is how many refusals are remembered for the operator.
 	RefusalsKept int `json:"refusals_kept"`
 	// SessionExpiryMax is the longest a session outlives its connection; also how long one of MQTT 3.1.1 does.
@@ -74,8 +75,8 @@ type Config struct {
 
 // Defaults is the configuration where nothing is said.
 var Defaults = Config{Listen: "127.0.0.1:8883", MaxMessageBytes: 256 << 10, ConnectTimeout: "10s", ReceiveMaximum: 1024,
-	MaxConnections: 200_000, RefusalsKept: 1000, SessionExpiryMax: "168h", SessionMessagesMax: 100_000, SessionBytesMax: 256 << 20,
-	SubscriptionsMax: 256, SessionsMax: 200_000, RetainedMax: 100_000}
+	MaxConnections: 200_000, KeepAliveMax: "1h", RefusalsKept: 1000, SessionExpiryMax: "168h", SessionMessagesMax: 100_000,
+	SessionBytesMax: 256 << 20, SubscriptionsMax: 256, SessionsMax: 200_000, RetainedMax: 100_000}
 
 // With declares the broker with the one that admits.
 func With(a Admission) component.Spec {
@@ -100,6 +101,9 @@ type Broker struct {
 	entrances []*entrance
 	store     *session.Store
 	online    online
+	expiry    *expiry
+
+	keepAliveMax time.Duration
 
 	doors   sync.Map // log name -> bus.Appender
 	stop    atomic.Bool
@@ -114,8 +118,11 @@ type Broker struct {
 
 // New builds the broker.
 func New(env component.Env, c Config, a Admission) (*component.Part, error) {
+	longest, kerr := time.ParseDuration(c.KeepAliveMax)
 	timeout, err := time.ParseDuration(c.ConnectTimeout)
 	switch {
+	case kerr != nil || longest < 0 || longest%time.Second != 0 || longest > 65535*time.Second:
+		return nil, fmt.Errorf("keep_alive_max %q: want whole seconds up to 65535s, such as 1h; 0s for no limit", c.KeepAliveMax)
 	case err != nil || timeout <= 0:
 		return nil, fmt.Errorf("connect_timeout %q: want a duration such as 10s", c.ConnectTimeout)
 	case c.ReceiveMaximum < 1 || c.ReceiveMaximum > 65535:
@@ -125,8 +132,8 @@ func New(env component.Env, c Config, a Admission) (*component.Part, error) {
 	case c.SessionMessagesMax < 1 || c.SessionBytesMax < 1 || c.SubscriptionsMax < 1 || c.SessionsMax < 0 || c.RetainedMax < 0:
 		return nil, errors.New("session_messages_max, session_bytes_max and subscriptions_max want at least 1, sessions_max and retained_max at least 0")
 	}
-	expiry, err := time.ParseDuration(c.SessionExpiryMax)
-	if err != nil || expiry < 0 || expiry/time.Second >= session.Never {
+	expires, err := time.ParseDuration(c.SessionExpiryMax)
+	if err != nil || expires < 0 || expires/time.Second >= session.Never {
 		return nil, fmt.Errorf("session_expiry_max %q: want a duration such as 168h, of less than 136 years", c.SessionExpiryMax)
 	}
 	if c.Plain != "" {
@@ -138,11 +145,12 @@ func New(env component.Env, c Config, a Admission) (*component.Part, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Broker{env: env, conf: c, admission: a, timeout: timeout, entrances: entrances, wills: map[message.ID]pending{}, clients: map[string]*conn{}, all: map[*conn]struct{}{},
-		devices: map[string]map[*conn]struct{}{}, metrics: newMetrics(env.Metrics)}
+	b := &Broker{env: env, conf: c, admission: a, timeout: timeout, keepAliveMax: longest, entrances: entrances, wills: map[message.ID]pending{},
+		clients: map[string]*conn{}, all: map[*conn]struct{}{}, devices: map[string]map[*conn]struct{}{}, metrics: newMetrics(env.Metrics)}
 	b.refusals = newRefusals(b, c.RefusalsKept)
 	b.online.b = b
-	b.store = session.New(env, session.Limits{Expiry: expiry, Messages: c.SessionMessagesMax, Bytes: c.SessionBytesMax,
+	b.expiry = &expiry{b: b}
+	b.store = session.New(env, session.Limits{Expiry: expires, Messages: c.SessionMessagesMax, Bytes: c.SessionBytesMax,
 		Subscriptions: c.SubscriptionsMax, Sessions: c.SessionsMax, Retained: c.RetainedMax}, b.lost)
 	return &component.Part{HandleBatch: b.store.Hear, Run: b.run, Routes: []component.Route{
 		{Pattern: "GET /api/v1/broker/sessions", Handler: answer.Func(b.serveSessions)},
@@ -191,6 +199,7 @@ func (b *Broker) run(ctx context.Context, ready func()) error {
 	}
 	b.group.Go(func() { b.refusals.run(ctx) })
 	b.group.Go(func() { b.expire(ctx) })
+	b.group.Go(func() { b.expiry.run(ctx) })
 	ready()
 	<-ctx.Done()
 	return nil
@@ -294,6 +303,7 @@ func (b *Broker) door(ctx context.Context, log string) (bus.Appender, error) {
 
 // enter makes a connection its session's.
 func (b *Broker) enter(c *conn) {
+	b.expiry.note(c)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.clients[c.kept.Key()] = c
@@ -345,29 +355,6 @@ func (b *Broker) recheck(device string) {
 	}
 }
 
-// goodbye ends all connections: nothing more is read of them, and what was received is acknowledged, unless that takes
-// more than a few seconds.
-func (b *Broker) goodbye() {
-	b.mu.Lock()
-	var list []*conn
-	for c := range b.all {
-		list = append(list, c)
-	}
-	b.mu.Unlock()
-	until := time.Now().Add(5 * time.Second)
-	var group sync.WaitGroup
-	for _, c := range list {
-		c.stopReading()
-	}
-	for _, c := range list {
-		group.Go(func() {
-			c.drain(until)
-			c.end(message.ServerStopping, nil)
-		})
-	}
-	group.Wait()
-}
-
 // Connection is a client as operators see it.
 type Connection struct {
 	ClientID      string    `json:"client_id"`
@@ -404,33 +391,7 @@ func (b *Broker) serveConnections(_ http.ResponseWriter, r *http.Request) (any, 
 func (b *Broker) serveSessions(_ http.ResponseWriter, r *http.Request) (any, error) {
 	list := b.store.List()
 	if id := r.URL.Query().Get("client"); id != "" {
-		list = slices.DeleteFunc(list, func(s session.Show) bool { return !strings.EqualFold(s.ClientID, id) })
+		list = slices.DeleteFunc(list, func(s session.Show) bool { return s.ClientID != id })
 	}
 	return list, nil
-}
-
-type metrics struct {
-	connections prometheus.Gauge
-	messages    *prometheus.CounterVec
-	puback      prometheus.Histogram
-	refused     *prometheus.CounterVec
-	badTrace    prometheus.Counter
-	in, out     [3]prometheus.Counter // by QoS
-}
-
-func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{
-		connections: prometheus.NewGauge(prometheus.GaugeOpts{Name: "naru_connections", Help: "Clients connected."}),
-		messages:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "naru_mqtt_messages_total", Help: "Messages received from and sent to clients."}, []string{"direction", "qos"}),
-		puback:      prometheus.NewHistogram(prometheus.HistogramOpts{Name: "naru_puback_seconds", Help: "From reading a burst with QoS 1 messages to their acknowledgement; one observation per write.", Buckets: prometheus.ExponentialBuckets(50e-6, 2, 16)}),
-		refused:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "naru_refused_total", Help: "What the door did not let in."}, []string{"component", "reason"}),
-		badTrace:    prometheus.NewCounter(prometheus.CounterOpts{Name: "naru_bad_traceparent_total", Help: "Messages whose traceparent could not be read; they got a new one."}),
-	}
-	for qos := range m.in {
-		m.in[qos], m.out[qos] = m.messages.WithLabelValues("in", string('0'+byte(qos))), m.messages.WithLabelValues("out", string('0'+byte(qos)))
-	}
-	if r != nil {
-		r.MustRegister(m.connections, m.messages, m.puback, m.refused, m.badTrace)
-	}
-	return m
 }

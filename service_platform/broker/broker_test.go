@@ -71,7 +71,7 @@ type rig struct {
 	tls   string
 	conf  json.RawMessage
 	dir   string
-	stop  func()
+	stop  func() // ends the broker, and returns when it has gone
 }
 
 func newRig(t *testing.T, change func(*Config)) *rig {

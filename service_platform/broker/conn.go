@@ -83,7 +83,7 @@ type conn struct {
 	settling   bool
 	done, recs []uint64 // numbers that were acknowledged, and of which PUBREC came
 	releases   []uint16
-	deaf       bool      // the broker stops: nothing more is read
+	halted     bool      // the broker stops: nothing more is read, and what was taken is acknowledged
 	held       *[]func() // keeps deliveries back, while SUBACK is on its way
 
 	out sync.Mutex // one writer at a time
@@ -92,6 +92,9 @@ type conn struct {
 // serve is the connection's life.
 func (c *conn) serve(tc *tls.Config) {
 	err := c.live(tc)
+	if c.settleAtStop() {
+		err = errHalted
+	}
 	_ = c.sock.SetReadDeadline(noDeadline)
 	c.leave(err)
 }
@@ -100,6 +103,9 @@ func (c *conn) live(tc *tls.Config) error {
 	// One deadline for all until CONNECT: slow bytes do not buy time.
 	if err := c.sock.SetReadDeadline(c.since.Add(c.b.timeout)); err != nil {
 		return err
+	}
+	if c.over() {
+		return errHalted // the deadline just set may have replaced the one that was to wake us
 	}
 	var admitted error
 	switch tcp, _ := c.sock.(*sock); {
@@ -167,7 +173,8 @@ func (c *conn) read(admitted error) error {
 		}
 		c.now = c.b.env.Now()
 		data := *buf
-		begin, end := 0, n
+		begin, end, packets := 0, n, 0
+		read := n
 		for err == nil && begin < end {
 			h, start, total, need, ferr := packet.Frame(data[begin:end], limit)
 			if ferr != nil {
@@ -181,6 +188,7 @@ func (c *conn) read(admitted error) error {
 			if total > 0 {
 				err = c.packet(h, data[begin+start:begin+total], admitted)
 				begin += total
+				packets++
 				if c.joined {
 					limit = uint32(c.b.conf.MaxMessageBytes) + headroom
 				}
@@ -199,12 +207,13 @@ func (c *conn) read(admitted error) error {
 			if c.joined {
 				err = c.src.SetReadDeadline(time.Now().Add(packetTimeout))
 			}
-			if c.over() {
-				return io.EOF
+			if err == nil && c.over() {
+				err = io.EOF
 			}
 			if err == nil {
 				n, err = c.src.Read(data[end:])
 				end += n
+				read += n
 			}
 			if err != nil {
 				err = c.readError(err)
@@ -213,6 +222,7 @@ func (c *conn) read(admitted error) error {
 		if err == nil && c.bye {
 			err = io.EOF
 		}
+		c.b.metrics.in(read, packets)
 		pool.Put(buf)
 		c.pub.Properties.Reset() // which gives the room of many properties back
 		if err != nil {
@@ -225,10 +235,7 @@ func (c *conn) read(admitted error) error {
 func (c *conn) over() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.deaf && !c.ended { // what was received is still to be acknowledged
-		c.free.Wait()
-	}
-	return c.ended
+	return c.ended || c.halted
 }
 
 // parkDeadline is one and a half keep alives (MQTT 5 §3.1.2.10).
@@ -321,6 +328,10 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 		}
 		return err
 	}
+	c.packetMax = packet.LengthMax
+	if c.version == packet.V5 {
+		c.packetMax = p.Properties.Num(packet.MaximumPacketSize, packet.LengthMax)
+	}
 	refuse := func(code packet.ReasonCode, err error) error {
 		c.refuseConnect(code, err)
 		return err
@@ -344,14 +355,14 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 		c.uri = "//naru/client/" + message.Escape(who.ClientID)
 	}
 	keepAlive := int(p.KeepAlive)
-	if most := c.in.KeepAliveMax; most > 0 && (keepAlive == 0 || keepAlive > most) {
-		if c.version != packet.V5 {
-			return refuse(packet.ClientIDNotValid, message.Rejectf(message.Unsupported, "keep alive of %d s; listener %s allows 1 to %d", keepAlive, c.in.Name, most))
-		}
-		keepAlive = most
+	if most := c.in.KeepAliveMax; most > 0 && (keepAlive == 0 || keepAlive > most) && c.version != packet.V5 {
+		return refuse(packet.ClientIDNotValid, message.Rejectf(message.Unsupported, "keep alive of %d s; listener %s allows 1 to %d", keepAlive, c.in.Name, most))
+	}
+	if most := c.keepAliveMax(); most > 0 && (keepAlive == 0 || keepAlive > most) && c.version == packet.V5 {
+		keepAlive = most // and the client has to use it (MQTT-3.1.2-21)
 	}
 	c.keepAlive = time.Duration(keepAlive) * time.Second
-	c.sendMax, c.packetMax = 65535, packet.LengthMax
+	c.sendMax = 65535
 	c.expiry = session.Never
 	if p.CleanStart {
 		c.expiry = 0
@@ -359,7 +370,6 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	if c.version == packet.V5 {
 		c.expiry = p.Properties.Num(packet.SessionExpiry, 0)
 		c.sendMax = int(p.Properties.Num(packet.ReceiveMaximum, 65535))
-		c.packetMax = p.Properties.Num(packet.MaximumPacketSize, packet.LengthMax)
 		c.aliasMax = min(p.Properties.Num(packet.TopicAliasMaximum, 0), aliasMax)
 		c.terse = p.Properties.Num(packet.RequestProblemInfo, 1) == 0
 	}
@@ -417,7 +427,11 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 			q.Set(packet.ServerKeepAlive, uint32(keepAlive))
 		}
 	}
+	if ack.Size(c.version) > int(c.packetMax) {
+		return message.Rejectf(message.Unsupported, "maximum packet size of %d: not even CONNACK fits (MQTT-3.1.2-24)", c.packetMax)
+	}
 	c.b.enter(c)
+	c.b.metrics.connects.WithLabelValues(c.version.String()).Inc()
 	if err := c.send(ack.Append(nil, c.version)); err != nil {
 		return err
 	}
@@ -430,11 +444,22 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	return nil
 }
 
+// keepAliveMax is the longest keep alive, the listener's or else the broker's; zero for any.
+func (c *conn) keepAliveMax() int {
+	if c.in.KeepAliveMax > 0 {
+		return c.in.KeepAliveMax
+	}
+	return int(c.b.keepAliveMax / time.Second)
+}
+
 // refuseConnect says no, as far as the version lets it say why.
 func (c *conn) refuseConnect(code packet.ReasonCode, why error) {
 	ack := packet.Connack{Code: code}
 	if c.version == packet.V5 {
-		ack.Properties.SetString(packet.ReasonString, why.Error())
+		ack.Properties.SetString(packet.ReasonString, reasonString(why))
+		if c.packetMax > 0 && ack.Size(c.version) > int(c.packetMax) {
+			ack.Properties.Reset() // MQTT-3.2.2-19
+		}
 	}
 	_ = c.send(ack.Append(nil, c.version)) // the connection ends anyway
 }
@@ -443,6 +468,7 @@ func (c *conn) refuseConnect(code packet.ReasonCode, why error) {
 func (c *conn) send(b []byte) error {
 	c.out.Lock()
 	defer c.out.Unlock()
+	c.b.metrics.out(len(b))
 	_, err := c.src.Write(b)
 	return err
 }
@@ -464,14 +490,6 @@ func (c *conn) end(why message.Reason, err error) {
 	}
 	_ = c.sock.CloseWrite()
 	_ = c.sock.SetReadDeadline(time.Now()) // wakes the reader
-}
-
-// stopReading has the reader take nothing more, so that what was received can be brought to its end.
-func (c *conn) stopReading() {
-	c.mu.Lock()
-	c.deaf = true
-	c.mu.Unlock()
-	_ = c.sock.SetReadDeadline(time.Now())
 }
 
 func disconnectCode(why message.Reason) packet.ReasonCode {
@@ -506,6 +524,7 @@ func (c *conn) leave(err error) {
 	if !byOthers {
 		why, detail = c.judge(err)
 	}
+	c.b.metrics.left(why)
 	c.b.env.Log.Debug("left", "device", c.device, "address", c.addr, "reason", why, "error", err)
 	_ = c.sock.Close()
 	last := c.b.leave(c)
@@ -590,6 +609,9 @@ func (c *conn) judge(err error) (message.Reason, error) {
 		if pe != nil {
 			d.Code = pe.Code
 			d.Properties.SetString(packet.ReasonString, pe.Detail)
+			if d.Size(c.version) > int(c.packetMax) {
+				d.Properties.Reset() // MQTT-3.14.2-3
+			}
 		}
 		_ = c.send(d.Append(nil, c.version)) // it may be gone already
 	}

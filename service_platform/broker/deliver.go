@@ -64,6 +64,7 @@ func (c *conn) Deliver(m *message.Message, o session.Options) {
 // write sends what there is; c.out is held. A connection that is gone ends its reader.
 func (c *conn) write(b []byte) {
 	if len(b) > 0 {
+		c.b.metrics.out(len(b))
 		_, _ = c.src.Write(b)
 	}
 }
@@ -129,7 +130,7 @@ func (c *conn) appendPublish(b []byte, p *packet.Publish, m *message.Message, o 
 		return b // the client said that it takes nothing so large (MQTT-3.1.2-25)
 	}
 	c.sent++
-	c.b.metrics.out[o.QoS&3].Inc()
+	c.b.metrics.to[o.QoS].Inc()
 	return p.Append(b, c.version)
 }
 

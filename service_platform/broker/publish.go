@@ -83,10 +83,14 @@ func (c *conn) publish(h packet.Header, body []byte) error {
 		return &packet.Error{Code: packet.ProtocolError, Detail: "PUBLISH from a client with a subscription identifier", Statement: "MQTT-3.3.4-6"}
 	}
 	token, err := c.admit(p)
+	if err == errRepeated {
+		c.Settled() // if the first one was answered meanwhile
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	c.b.metrics.in[p.QoS].Inc()
+	c.b.metrics.from[p.QoS].Inc()
 	if p.QoS == 2 {
 		if again, err := c.again(token, p); again || err != nil {
 			return err

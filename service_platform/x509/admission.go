@@ -61,10 +61,11 @@ type admitted struct {
 	certs    map[fingerprint]revocation
 }
 
-// revocation is zero for a certificate in force.
+// revocation is what the door holds of a certificate; at and ends are zero for one in force.
 type revocation struct {
-	at     time.Time
-	reason string
+	at, ends time.Time
+	reason   string
+	name     string // its common name where that is not the device's id
 }
 
 // NewAdmission makes one that knows nothing until Run has read the tables.
@@ -126,32 +127,36 @@ func (a *Admission) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// follow watches until ctx is done; where a watch ends before that, it begins anew after a second.
 func (a *Admission) follow(ctx context.Context, table, prefix string, apply func(bus.Entry), synced func()) {
+	opened := func(t bus.Table) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if table == devicesTable {
+			a.registry = t
+		}
+	}
+	follow(ctx, a.bus, a.o.Log, table, prefix, opened, apply, synced)
+}
+
+// follow watches a table until ctx is done; where a watch ends before that, it begins anew after a second.
+func follow(ctx context.Context, b bus.Bus, log *slog.Logger, table, prefix string, opened func(bus.Table), apply func(bus.Entry), synced func()) {
 	for ctx.Err() == nil {
-		err := a.watch(ctx, table, prefix, apply, synced)
+		t, err := b.Table(ctx, table, bus.TableOptions{})
+		if err == nil {
+			if opened != nil {
+				opened(t)
+			}
+			err = t.Watch(ctx, prefix, apply, synced)
+		}
 		if ctx.Err() != nil || errors.Is(err, bus.ErrClosed) {
 			return
 		}
-		a.o.Log.Warn("table cannot be followed; trying again", "table", table, "error", err)
+		log.Warn("table cannot be followed; trying again", "table", table, "error", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
 		}
 	}
-}
-
-func (a *Admission) watch(ctx context.Context, table, prefix string, apply func(bus.Entry), synced func()) error {
-	t, err := a.bus.Table(ctx, table, bus.TableOptions{})
-	if err != nil {
-		return err
-	}
-	if table == devicesTable {
-		a.mu.Lock()
-		a.registry = t
-		a.mu.Unlock()
-	}
-	return t.Watch(ctx, prefix, apply, synced)
 }
 
 // Admit decides whether the client with this certificate may come in, and as which device. A refusal is a
@@ -203,7 +208,7 @@ func (a *Admission) registered(ctx context.Context, leaf *stdx509.Certificate) (
 		return "", message.Rejectf(message.CertUnregistered, "certificate %x of %q is registered for no device", fp, name(leaf))
 	case err != nil:
 		return "", err
-	case id != name(leaf):
+	case a.nameOf(fp, id) != name(leaf):
 		return "", message.Rejectf(message.CertUnregistered, "certificate %x is registered for device %q and names %q", fp, id, name(leaf))
 	}
 	return id, nil
@@ -216,13 +221,27 @@ func (a *Admission) lookup(fp fingerprint) (id string, err error, known bool) {
 	if d == nil {
 		return "", nil, false
 	}
-	if r := d.certs[fp]; !r.at.IsZero() {
+	r := d.certs[fp]
+	if !r.at.IsZero() {
 		return "", message.Rejectf(message.CertRevoked, "certificate %x of %q was revoked %s: %s", fp, d.id, stamp(r.at), r.reason), true
+	}
+	if !r.ends.IsZero() && !a.o.Now().Before(r.ends) {
+		return "", message.Rejectf(message.CertRevoked, "certificate %x of %q was replaced by another, and accepted until %s", fp, d.id, stamp(r.ends)), true
 	}
 	if d.disabled {
 		return "", message.Rejectf(message.DeviceDisabled, "device %q was disabled by %s", d.id, d.by), true
 	}
 	return d.id, nil, true
+}
+
+// nameOf is the common name that a registered certificate must have.
+func (a *Admission) nameOf(fp fingerprint, id string) string {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	if d := a.certs[fp]; d != nil && d.certs[fp].name != "" {
+		return d.certs[fp].name
+	}
+	return id
 }
 
 func (a *Admission) ask(ctx context.Context, id string) {
@@ -295,6 +314,9 @@ func admittedOf(e bus.Entry) (*admitted, error) {
 	if err := json.Unmarshal(e.Value, &d); err != nil {
 		return nil, err
 	}
+	if d.Gone {
+		return nil, nil
+	}
 	if deviceKey(d.ID) != e.Key {
 		return nil, fmt.Errorf("it is for device %q", d.ID)
 	}
@@ -304,7 +326,7 @@ func admittedOf(e bus.Entry) (*admitted, error) {
 		if n, err := hex.Decode(fp[:], []byte(c.Fingerprint)); err != nil || n != len(fp) || len(c.Fingerprint) != 2*len(fp) {
 			return nil, fmt.Errorf("fingerprint %q is not SHA-256 in hexadecimal digits", c.Fingerprint)
 		}
-		a.certs[fp] = revocation{c.RevokedAt, c.Reason}
+		a.certs[fp] = revocation{at: c.RevokedAt, ends: c.EndsAt, reason: c.Reason, name: c.Name}
 	}
 	return a, nil
 }

@@ -69,7 +69,7 @@ func (h *house) openDoor() *Admission {
 func (h *house) enrol(id string) *stdx509.Certificate {
 	h.Helper()
 	i := issue(h.T, h.ca, Request{Device: id})
-	if _, _, err := h.reg.Add(h.Context(), id, i.record(h.clock.Now()), nil, nil); err != nil {
+	if _, _, err := h.reg.Add(h.Context(), Registration{ID: id, Certificate: i.record(h.clock.Now())}); err != nil {
 		h.Fatal(err)
 	}
 	return i.Certificate
@@ -141,7 +141,7 @@ func TestSameNameUnderAnotherCA(t *testing.T) {
 func TestRegisteredUnderAnotherCA(t *testing.T) {
 	h := newHouse(t)
 	i := issue(t, openCA(t, t.TempDir(), h.clock), Request{Device: "d-17"})
-	if _, _, err := h.reg.Add(t.Context(), "d-17", i.record(h.clock.Now()), nil, nil); err != nil {
+	if _, _, err := h.reg.Add(t.Context(), Registration{ID: "d-17", Certificate: i.record(h.clock.Now())}); err != nil {
 		t.Fatal(err)
 	}
 	h.refused(i.Certificate, message.CertUnknownCA)
@@ -157,7 +157,7 @@ func TestUnregisteredCertificateOfAKnownDevice(t *testing.T) {
 func TestCertificateRegisteredUnderAnotherName(t *testing.T) {
 	h := newHouse(t)
 	i := issue(t, h.ca, Request{Device: "d-17"})
-	if _, _, err := h.reg.Add(t.Context(), "d-18", i.record(h.clock.Now()), nil, nil); err != nil {
+	if _, _, err := h.reg.Add(t.Context(), Registration{ID: "d-18", Certificate: i.record(h.clock.Now())}); err != nil {
 		t.Fatal(err)
 	}
 	h.refused(i.Certificate, message.CertUnregistered)
@@ -232,7 +232,7 @@ func TestRemovedDeviceIsUnregistered(t *testing.T) {
 	h := newHouse(t)
 	c := h.enrol("d-17")
 	h.admitted(c, "d-17")
-	if err := h.reg.Remove(t.Context(), "d-17"); err != nil {
+	if _, err := h.reg.Remove(t.Context(), "d-17", "mina"); err != nil {
 		t.Fatal(err)
 	}
 	<-h.told
@@ -309,7 +309,7 @@ func TestTwoChangesAtOnceBothStay(t *testing.T) {
 		go func() {
 			i, err := h.ca.Issue(Request{Device: "d-17"})
 			if err == nil {
-				_, _, err = h.reg.Add(t.Context(), "d-17", i.record(h.clock.Now()), nil, nil)
+				_, _, err = h.reg.Add(t.Context(), Registration{ID: "d-17", Certificate: i.record(h.clock.Now())})
 			}
 			done <- err
 		}()
@@ -331,7 +331,7 @@ func TestTooManyValidCertificatesAreRefused(t *testing.T) {
 		h.enrol("d-17")
 	}
 	add := func() error {
-		_, _, err := h.reg.Add(t.Context(), "d-17", issue(t, h.ca, Request{Device: "d-17"}).record(h.clock.Now()), nil, nil)
+		_, _, err := h.reg.Add(t.Context(), Registration{ID: "d-17", Certificate: issue(t, h.ca, Request{Device: "d-17"}).record(h.clock.Now())})
 		return err
 	}
 	if err := add(); !errors.Is(err, ErrRefused) {

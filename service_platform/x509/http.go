@@ -2,6 +2,7 @@ package x509
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,7 +11,6 @@ import (
 	"time"
 
 	"github.com/naru-platform/naru/component"
-	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 )
 
 const (
@@ -39,6 +39,9 @@ func (s *service) routes() []component.Route {
 		{Pattern: "POST /api/v1/devices", Handler: with(s.enrol)},
 		{Pattern: "GET /api/v1/devices", Handler: with(s.list)},
 		{Pattern: "GET /api/v1/devices/{id}", Handler: with(s.show)},
+		{Pattern: "PUT /api/v1/devices/{id}", Handler: with(s.put)},
+		{Pattern: "POST /api/v1/devices/{id}/rotate", Handler: with(s.rotate)},
+		{Pattern: "GET /api/v1/ca/crl", Handler: with(s.crl), Public: true},
 		{Pattern: "DELETE /api/v1/devices/{id}", Handler: with(s.remove)},
 		{Pattern: "POST /api/v1/devices/{id}/revoke", Handler: with(s.revoke)},
 		{Pattern: "POST /api/v1/devices/{id}/disable", Handler: with(s.disable(true))},
@@ -67,6 +70,7 @@ type Enrolment struct {
 	Validity   Duration          `json:"validity,omitempty"` // such as "90d"; the configured one where missing
 	Attributes map[string]string `json:"attributes,omitempty"`
 	Groups     []string          `json:"groups,omitempty"`
+	Policy     string            `json:"policy,omitempty"`
 	By         string            `json:"by,omitempty"` // who asks, for the record
 }
 
@@ -86,7 +90,12 @@ func (s *service) enrol(o *opened, w http.ResponseWriter, r *http.Request) error
 	if err := read(w, r, &e); err != nil {
 		return err
 	}
-	if err := errors.Join(CheckDevice(e.ID), checkText("by", e.By)); err != nil {
+	return s.issue(o, w, r, e, nil)
+}
+
+// issue answers with a new certificate for a device. With an overlap it takes the place of those before.
+func (s *service) issue(o *opened, w http.ResponseWriter, r *http.Request, e Enrolment, overlap *time.Duration) error {
+	if err := errors.Join(CheckDevice(e.ID), checkText("by", e.By), checkText("policy", e.Policy)); err != nil {
 		return bad(err)
 	}
 	req := Request{Device: e.ID, Validity: time.Duration(e.Validity)}
@@ -105,18 +114,13 @@ func (s *service) enrol(o *opened, w http.ResponseWriter, r *http.Request) error
 		return err
 	}
 	c := issued.record(s.env.Now())
-	_, created, err := o.registry.Add(r.Context(), e.ID, c, e.Attributes, e.Groups)
+	_, created, err := o.registry.Add(r.Context(), Registration{ID: e.ID, Certificate: c, Attributes: e.Attributes, Groups: e.Groups,
+		Policy: e.Policy, By: by(e.By), Overlap: overlap})
 	if err != nil {
 		return err
 	}
 	s.metrics.issued.Inc()
-	change := serviceplatform.Issued
-	if created {
-		change = serviceplatform.Registered
-	}
-	s.say(said(r), serviceplatform.DeviceChanged{
-		Device: e.ID, Change: change, Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, By: by(e.By),
-	})
+	s.tell(r, o, e.ID)
 	w.Header().Set("Cache-Control", "no-store")
 	return answer(w, http.StatusCreated, Enrolled{
 		ID: e.ID, Certificate: string(issued.Chain), Key: string(issued.Key), CA: string(certPEM(o.authority.Bundle().Roots...)),
@@ -124,28 +128,46 @@ func (s *service) enrol(o *opened, w http.ResponseWriter, r *http.Request) error
 	})
 }
 
-func (i *Issued) record(now time.Time) Certificate {
+// tell says what was just changed. What cannot be said now is kept with the device, and said later.
+func (s *service) tell(r *http.Request, o *opened, id string) {
+	if err := o.teller.tell(said(r), id); err != nil {
+		s.env.Log.Error("a change of a device could not be said; trying again", "device", id, "error", err)
+		o.teller.later(id)
+	}
+}
+
+func (i *Issued) record(now time.Time) *Certificate {
 	c := i.Certificate
-	return Certificate{
-		Fingerprint: Fingerprint(c.Raw), Serial: fmt.Sprintf("%x", c.SerialNumber),
+	return &Certificate{
+		Fingerprint: Fingerprint(c.Raw), Serial: fmt.Sprintf("%x", c.SerialNumber), Issuer: hex.EncodeToString(c.AuthorityKeyId),
 		NotBefore: c.NotBefore, NotAfter: c.NotAfter, IssuedAt: now.UTC(),
 	}
 }
 
-// list gives devices by id: `?after=<id>&limit=<n>`; `next` is the after of the page that follows.
+// list gives devices by id: `?after=<id>&limit=<n>`; `next` is the after of the page that follows. `group`, `state` and
+// `expiring` (within that time) select.
 func (s *service) list(o *opened, w http.ResponseWriter, r *http.Request) error {
+	q := r.URL.Query()
 	limit := listMax
-	if v := r.URL.Query().Get("limit"); v != "" {
+	if v := q.Get("limit"); v != "" {
 		n, err := strconv.Atoi(v)
 		if err != nil || n < 1 || n > listMax {
-			return bad(fmt.Errorf("limit %q is not a number from 1 to %d", v, listMax))
+			return bad(fmt.Errorf("limit %q is not a number from 1 to %d", short(v), listMax))
 		}
 		limit = n
 	}
-	devices, more, err := o.registry.List(r.Context(), r.URL.Query().Get("after"), limit)
-	if err != nil {
-		return err
+	sel := selection{group: q.Get("group"), state: q.Get("state")}
+	if v := q.Get("expiring"); v != "" {
+		var within Duration
+		if err := within.UnmarshalText([]byte(v)); err != nil {
+			return bad(err)
+		}
+		sel.expiring, sel.within = true, time.Duration(within)
 	}
+	if err := sel.check(); err != nil {
+		return bad(err)
+	}
+	devices, more := o.index.page(q.Get("after"), limit, sel.keeps(s.env.Now()))
 	page := struct {
 		Devices []Device `json:"devices"`
 		Next    string   `json:"next,omitempty"`
@@ -161,6 +183,7 @@ func (s *service) show(o *opened, w http.ResponseWriter, r *http.Request) error 
 	if err != nil {
 		return err
 	}
+	d.Unsaid = nil
 	return answer(w, http.StatusOK, d)
 }
 
@@ -169,10 +192,18 @@ func (s *service) remove(o *opened, w http.ResponseWriter, r *http.Request) erro
 	if err := checkText("by", who); err != nil {
 		return bad(err)
 	}
-	if err := o.registry.Remove(r.Context(), id); err != nil {
+	// Withdrawn first: what is deleted must not come back by a registered CA, and stays in the revocation list.
+	d, err := o.registry.Get(r.Context(), id)
+	if err != nil {
 		return err
 	}
-	s.say(said(r), serviceplatform.DeviceChanged{Device: id, Change: serviceplatform.Deleted, By: by(who)})
+	if err := keepRevoked(r.Context(), o.trust, d, s.env.Now()); err != nil {
+		return err
+	}
+	if _, err := o.registry.Remove(r.Context(), id, by(who)); err != nil {
+		return err
+	}
+	s.tell(r, o, id)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
@@ -206,32 +237,22 @@ func (s *service) revoke(o *opened, w http.ResponseWriter, r *http.Request) erro
 	if err != nil {
 		return err
 	}
-	for _, cert := range revoked {
-		s.metrics.revoked.Inc()
-		s.say(said(r), serviceplatform.DeviceChanged{
-			Device: d.ID, Change: serviceplatform.Revoked, Fingerprint: cert.Fingerprint, NotAfter: cert.NotAfter, By: c.By,
-		})
-	}
+	s.metrics.revoked.Add(float64(len(revoked)))
+	s.tell(r, o, d.ID)
 	return answer(w, http.StatusOK, d)
 }
 
 func (s *service) disable(off bool) func(*opened, http.ResponseWriter, *http.Request) error {
-	change := serviceplatform.Enabled
-	if off {
-		change = serviceplatform.Disabled
-	}
 	return func(o *opened, w http.ResponseWriter, r *http.Request) error {
 		c, err := readChange(w, r)
 		if err != nil {
 			return err
 		}
-		d, changed, err := o.registry.Disable(r.Context(), r.PathValue("id"), off, c.By, c.Reason)
+		d, _, err := o.registry.Disable(r.Context(), r.PathValue("id"), off, c.By, c.Reason)
 		if err != nil {
 			return err
 		}
-		if changed {
-			s.say(said(r), serviceplatform.DeviceChanged{Device: d.ID, Change: change, By: c.By})
-		}
+		s.tell(r, o, d.ID)
 		return answer(w, http.StatusOK, d)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -25,50 +26,79 @@ import (
 // api is the running component behind its routes.
 type api struct {
 	*testing.T
-	mux  *http.ServeMux
-	logs *bytes.Buffer
+	mux   *http.ServeMux
+	logs  *bytes.Buffer
+	clock *clock
+	bus   *tables
+	dir   string
+	conf  Config
+	s     *service
+	stop  func()
+	heard chan string // each fact, as changes gives it
+
 	mu   sync.Mutex
+	deaf bool // the bus takes no facts
 	said []*message.Message
+}
+
+func newAPI(t *testing.T) *api {
+	t.Helper()
+	return &api{T: t, logs: &bytes.Buffer{}, clock: newClock(), bus: newTables(), dir: t.TempDir(), conf: Spec.Defaults().(Config), heard: make(chan string, 1024)}
 }
 
 func startAPI(t *testing.T) *api {
 	t.Helper()
-	a := &api{T: t, mux: http.NewServeMux(), logs: &bytes.Buffer{}}
-	dir := t.TempDir()
-	part, err := build(component.Env{
-		Log: slog.New(slog.NewJSONHandler(a.logs, &slog.HandlerOptions{Level: slog.LevelDebug})), Now: newClock().Now, Bus: newTables(),
-		Metrics: prometheus.NewRegistry(), Dir: func() (string, error) { return dir, nil },
-		Say: func(_ context.Context, m *message.Message) error {
-			a.mu.Lock()
-			defer a.mu.Unlock()
-			a.said = append(a.said, m)
-			return nil
-		},
-	}, Spec.Defaults().(Config))
-	if err != nil {
-		t.Fatal(err)
+	a := newAPI(t)
+	a.start()
+	return a
+}
+
+// start starts the component, or starts it again.
+func (a *api) start() {
+	a.Helper()
+	if a.stop != nil {
+		a.stop()
 	}
-	for _, r := range part.Routes {
+	a.mux = http.NewServeMux()
+	a.s = newService(component.Env{
+		Log: slog.New(slog.NewJSONHandler(a.logs, &slog.HandlerOptions{Level: slog.LevelDebug})), Now: a.clock.Now, Bus: a.bus,
+		Metrics: prometheus.NewRegistry(), Dir: func() (string, error) { return a.dir, nil }, Node: "n-1",
+		Say: a.say,
+	}, a.conf, nil)
+	for _, r := range a.s.routes() {
 		a.mux.Handle(r.Pattern, r.Handler)
 	}
 	if got := a.do("GET", "/api/v1/ca", nil, nil); got != http.StatusServiceUnavailable {
-		t.Errorf("before the start: %d", got)
+		a.Errorf("before the start: %d", got)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- part.Run(ctx, func() { close(ready) }) }()
-	t.Cleanup(func() {
+	go func() { done <- a.s.run(ctx, func() { close(ready) }) }()
+	a.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
-			t.Error(err)
+			a.Error(err)
 		}
 	})
+	a.Cleanup(a.stop)
 	select {
 	case <-ready:
 	case err := <-done:
-		t.Fatal(err)
+		a.Fatal(err)
 	}
-	return a
+}
+
+func (a *api) say(_ context.Context, m *message.Message) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.deaf {
+		return errors.New("the bus is down")
+	}
+	a.said = append(a.said, m)
+	var f serviceplatform.DeviceChanged
+	_ = json.Unmarshal(m.Data, &f)
+	a.heard <- f.Device + " " + f.Change
+	return nil
 }
 
 // do sends a request and reads the answer into a pointer, or as text into a *string.

@@ -47,7 +47,7 @@ func TestRegisteredCAAdmitsRegisteredDevices(t *testing.T) {
 	h := newHouse(t)
 	factory := foreignCA(t, h.clock, nil)
 	c := leafBy(t, h.clock, factory, "d-17", nil)
-	if _, _, err := h.reg.Add(t.Context(), "d-17", (&Issued{Certificate: c}).record(h.clock.Now()), nil, nil); err != nil {
+	if _, _, err := h.reg.Add(t.Context(), Registration{ID: "d-17", Certificate: (&Issued{Certificate: c}).record(h.clock.Now())}); err != nil {
 		t.Fatal(err)
 	}
 	h.refused(c, message.CertUnknownCA)

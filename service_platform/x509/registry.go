@@ -1,20 +1,23 @@
 package x509
 
 import (
-	"cmp"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/message"
+	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 )
 
 // A device's entry must stay small, since every broker holds the table.
 const (
+	unsaidMax = 64       // beyond it the bus has not taken a fact for long, and changes are refused
 	certsMax  = 16       // a device rotates one at a time; more than this is a mistake that repeats itself
 	recordMax = 16 << 10 // bytes of JSON
 )
@@ -30,6 +33,21 @@ type Device struct {
 	CreatedAt      time.Time         `json:"created_at"`
 	Attributes     map[string]string `json:"attributes,omitempty"`
 	Groups         []string          `json:"groups,omitempty"`
+	Policy         string            `json:"policy,omitempty"`
+	// CA is the fingerprint of the registered CA by whose certificate the device registered itself; empty otherwise.
+	CA string `json:"ca,omitempty"`
+	// Gone marks a device that was deleted and stays until that has been said; nobody is shown it.
+	Gone bool `json:"gone,omitempty"`
+	// Unsaid are facts about the device that are still to be said, oldest first: written with the change itself, so
+	// that a process that dies between the two loses none.
+	Unsaid []Fact `json:"unsaid,omitempty"`
+}
+
+// Fact is a change that is to be said, under the id that it will always have.
+type Fact struct {
+	ID message.ID                    `json:"id"`
+	At time.Time                     `json:"at"`
+	Of serviceplatform.DeviceChanged `json:"of"`
 }
 
 // Certificate is a registered certificate. The fingerprint is the identity; the rest is for people.
@@ -39,9 +57,15 @@ type Certificate struct {
 	NotBefore   time.Time `json:"not_before"`
 	NotAfter    time.Time `json:"not_after"`
 	IssuedAt    time.Time `json:"issued_at"`
-	RevokedAt   time.Time `json:"revoked_at,omitzero"`
-	RevokedBy   string    `json:"revoked_by,omitempty"`
-	Reason      string    `json:"reason,omitempty"`
+	// Name is its common name where that is not the device's id.
+	Name string `json:"name,omitempty"`
+	// Issuer is the issuer's key identifier, hexadecimal: whose revocation list it belongs in.
+	Issuer string `json:"issuer,omitempty"`
+	// EndsAt is when it stops being accepted because another took its place; zero where none did.
+	EndsAt    time.Time `json:"ends_at,omitzero"`
+	RevokedAt time.Time `json:"revoked_at,omitzero"`
+	RevokedBy string    `json:"revoked_by,omitempty"`
+	Reason    string    `json:"reason,omitempty"`
 }
 
 // Revoked says whether the certificate was withdrawn.
@@ -58,6 +82,7 @@ var ErrRefused = errors.New("refused")
 type Registry struct {
 	table bus.Table
 	now   func() time.Time
+	wrote func(bus.Entry) // is told of each write that was done here; may be nil
 }
 
 // OpenRegistry opens it.
@@ -75,64 +100,91 @@ func (r *Registry) Get(ctx context.Context, id string) (Device, error) {
 	return d, err
 }
 
-// List gives the devices behind the id after, by id, at most limit of them; more says whether there are more.
-func (r *Registry) List(ctx context.Context, after string, limit int) (list []Device, more bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	found := map[string]Device{}
-	synced := false
-	var bad error
-	err = r.table.Watch(ctx, devicePrefix, func(e bus.Entry) {
-		if synced {
-			return
-		}
-		var d Device
-		switch {
-		case e.Deleted:
-			delete(found, e.Key)
-		case json.Unmarshal(e.Value, &d) != nil:
-			bad = fmt.Errorf("entry %s of table %s cannot be read", e.Key, devicesTable)
-		case d.ID > after:
-			found[e.Key] = d
-		}
-	}, func() { synced = true; cancel() })
-	if !synced {
-		return nil, false, fmt.Errorf("list devices: %w", cmp.Or(err, ctx.Err()))
-	}
-	if bad != nil {
-		return nil, false, bad
-	}
-	for _, d := range found {
-		list = append(list, d)
-	}
-	slices.SortFunc(list, func(a, b Device) int { return strings.Compare(a.ID, b.ID) })
-	if len(list) > limit {
-		return list[:limit], true, nil
-	}
-	return list, false, nil
+// Registration is what a device is registered with.
+type Registration struct {
+	ID          string
+	Certificate *Certificate      // nil for a device that has none yet
+	Attributes  map[string]string // these three replace what is there where they are not zero
+	Groups      []string
+	Policy      string
+	CA          string // see Device.CA
+	By          string
+	// Fresh refuses a device that is registered already, unless with this very certificate.
+	Fresh bool
+	// Overlap is set for a rotation: the certificates of before are accepted for that much longer.
+	Overlap *time.Duration
 }
 
-// Add registers a certificate, and the device with it where it is new. Attributes and groups replace what is there
-// where they are not nil. It gives ErrRefused for a device that is disabled or has too many certificates.
-func (r *Registry) Add(ctx context.Context, id string, c Certificate, attributes map[string]string, groups []string) (d Device, created bool, err error) {
-	d, err = r.change(ctx, id, true, func(d *Device) error {
-		created = d.CreatedAt.IsZero()
+// Add registers a certificate, and the device with it where it is new. Adding the same certificate again changes
+// nothing. It gives ErrRefused for a device that is disabled or has too many certificates.
+func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created bool, err error) {
+	d, err = r.change(ctx, g.ID, true, func(d *Device) error {
+		now := r.now().UTC()
+		if created = d.CreatedAt.IsZero(); created {
+			d.CreatedAt, d.CA = now, g.CA
+		}
+		if g.Certificate != nil && slices.ContainsFunc(d.Certs, func(c Certificate) bool { return c.Fingerprint == g.Certificate.Fingerprint }) {
+			return nil
+		}
+		if g.Fresh && !created {
+			return fmt.Errorf("%w: device %s is registered already", ErrRefused, d.ID)
+		}
+		changed := d.describe(g)
+		f := serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Changed, By: g.By}
+		if g.Certificate != nil {
+			if err := d.roomForCert(now); err != nil {
+				return err
+			}
+			if g.Overlap != nil {
+				d.supersede(now.Add(*g.Overlap), *g.Certificate)
+			}
+			d.Certs = append(d.Certs, *g.Certificate)
+			f.Change, f.Fingerprint, f.NotAfter = serviceplatform.Issued, g.Certificate.Fingerprint, g.Certificate.NotAfter
+		}
 		if created {
-			d.CreatedAt = r.now().UTC()
+			f.Change = serviceplatform.Registered
 		}
-		if attributes != nil {
-			d.Attributes = attributes
+		if created || changed || g.Certificate != nil {
+			d.note(now, f)
 		}
-		if groups != nil {
-			d.Groups = groups
-		}
-		if err := d.roomForCert(r.now()); err != nil {
-			return err
-		}
-		d.Certs = append(d.Certs, c)
 		return nil
 	})
 	return d, created, err
+}
+
+// describe takes over what a registration says of the device, and whether that is new.
+func (d *Device) describe(g Registration) (changed bool) {
+	if g.Attributes != nil && !maps.Equal(d.Attributes, g.Attributes) {
+		d.Attributes, changed = g.Attributes, true
+	}
+	if g.Groups != nil {
+		groups := slices.Compact(slices.Sorted(slices.Values(g.Groups)))
+		if !slices.Equal(d.Groups, groups) {
+			d.Groups, changed = groups, true
+		}
+	}
+	if g.Policy != "" && g.Policy != d.Policy {
+		d.Policy, changed = g.Policy, true
+	}
+	return changed
+}
+
+// supersede has the certificates in force end then, if they do not end before.
+func (d *Device) supersede(then time.Time, by Certificate) {
+	for i := range d.Certs {
+		c := &d.Certs[i]
+		if !c.Revoked() && (c.EndsAt.IsZero() || c.EndsAt.After(then)) && c.Fingerprint != by.Fingerprint {
+			c.EndsAt = then
+		}
+	}
+}
+
+// note keeps a fact until it has been said.
+func (d *Device) note(now time.Time, f serviceplatform.DeviceChanged) {
+	if f.By == "" {
+		f.By = defaultBy
+	}
+	d.Unsaid = append(d.Unsaid, Fact{message.NewID(now), now, f})
 }
 
 // Revoke withdraws the certificate with the fingerprint, or all where it is empty. Withdrawing twice changes nothing:
@@ -148,8 +200,10 @@ func (r *Registry) Revoke(ctx context.Context, id, fingerprint, by, reason strin
 			}
 			known = true
 			if !c.Revoked() {
-				c.RevokedAt, c.RevokedBy, c.Reason = r.now().UTC(), by, reason
+				now := r.now().UTC()
+				c.RevokedAt, c.RevokedBy, c.Reason = now, by, reason
 				revoked = append(revoked, *c)
+				d.note(now, serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Revoked, Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, By: by})
 			}
 		}
 		if !known {
@@ -167,6 +221,11 @@ func (r *Registry) Disable(ctx context.Context, id string, off bool, by, reason 
 			return nil
 		}
 		d.Disabled = off
+		change := serviceplatform.Enabled
+		if off {
+			change = serviceplatform.Disabled
+		}
+		d.note(r.now().UTC(), serviceplatform.DeviceChanged{Device: d.ID, Change: change, By: by})
 		if off {
 			d.DisabledAt, d.DisabledBy, d.DisabledReason = r.now().UTC(), by, reason
 		} else {
@@ -177,18 +236,74 @@ func (r *Registry) Disable(ctx context.Context, id string, off bool, by, reason 
 	return d, changed, err
 }
 
-// Remove takes the device and all its certificates out of the registry; the door refuses them as unregistered.
-func (r *Registry) Remove(ctx context.Context, id string) error {
+// End withdraws the certificates whose overlap has passed. It gives those that it withdrew.
+func (r *Registry) End(ctx context.Context, id string) (ended []Certificate, err error) {
+	_, err = r.change(ctx, id, false, func(d *Device) error {
+		ended = nil
+		now := r.now().UTC()
+		for i := range d.Certs {
+			c := &d.Certs[i]
+			if c.Revoked() || c.EndsAt.IsZero() || now.Before(c.EndsAt) {
+				continue
+			}
+			c.RevokedAt, c.RevokedBy, c.Reason = c.EndsAt, "rotation", superseded
+			ended = append(ended, *c)
+			d.note(now, serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Revoked, Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, By: c.RevokedBy})
+		}
+		return nil
+	})
+	return ended, err
+}
+
+const superseded = "superseded"
+
+// Remove takes the device and all its certificates out of the registry; the door refuses them as unregistered. The
+// entry itself goes once the fact has been said (see settle). It gives what was there.
+func (r *Registry) Remove(ctx context.Context, id, by string) (was Device, err error) {
+	_, err = r.change(ctx, id, false, func(d *Device) error {
+		was = *d
+		*d = Device{ID: d.ID, CreatedAt: d.CreatedAt, Gone: true, Unsaid: slices.Clone(d.Unsaid)}
+		d.note(r.now().UTC(), serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Deleted, By: by})
+		return nil
+	})
+	return was, err
+}
+
+// unsaid gives the facts about a device that are still to be said.
+func (r *Registry) unsaid(ctx context.Context, id string) ([]Fact, error) {
+	d, _, err := r.load(ctx, id)
+	if errors.Is(err, ErrUnknownDevice) {
+		return nil, nil
+	}
+	return d.Unsaid, err
+}
+
+// settle forgets facts that have been said, and with the last of them a device that was deleted.
+func (r *Registry) settle(ctx context.Context, id string, said []Fact) error {
 	for {
-		_, revision, err := r.get(ctx, id)
+		d, revision, err := r.load(ctx, id)
+		if errors.Is(err, ErrUnknownDevice) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
-		switch err := r.table.Delete(ctx, deviceKey(id), revision); {
-		case err == nil:
+		before := len(d.Unsaid)
+		d.Unsaid = slices.DeleteFunc(d.Unsaid, func(f Fact) bool {
+			return slices.ContainsFunc(said, func(s Fact) bool { return s.ID == f.ID })
+		})
+		switch {
+		case d.Gone && len(d.Unsaid) == 0:
+			if err = r.table.Delete(ctx, deviceKey(id), revision); err == nil && r.wrote != nil {
+				r.wrote(bus.Entry{Key: deviceKey(id), Revision: revision + 1, Deleted: true})
+			}
+		case len(d.Unsaid) == before:
 			return nil
-		case !errors.Is(err, bus.ErrConflict):
-			return fmt.Errorf("remove device %s: %w", id, err)
+		default:
+			err = r.write(ctx, d, revision)
+		}
+		if !errors.Is(err, bus.ErrConflict) {
+			return err
 		}
 	}
 }
@@ -214,6 +329,15 @@ func (d *Device) roomForCert(now time.Time) error {
 }
 
 func (r *Registry) get(ctx context.Context, id string) (d Device, revision uint64, err error) {
+	d, revision, err = r.load(ctx, id)
+	if err == nil && d.Gone {
+		return Device{}, 0, fmt.Errorf("%w: %s is not registered", ErrUnknownDevice, id)
+	}
+	return d, revision, err
+}
+
+// load gives an entry as it stands, a deleted device's among them.
+func (r *Registry) load(ctx context.Context, id string) (d Device, revision uint64, err error) {
 	if CheckDevice(id) != nil { // what cannot be registered is not; and the key stays short
 		return d, 0, fmt.Errorf("%w: %q is no device id", ErrUnknownDevice, short(id))
 	}
@@ -230,31 +354,54 @@ func (r *Registry) get(ctx context.Context, id string) (d Device, revision uint6
 	return d, e.Revision, nil
 }
 
-// change reads, changes and writes until nobody came between. f may run several times.
+// change reads, changes and writes until nobody came between. f may run several times; where it changes nothing,
+// nothing is written.
 func (r *Registry) change(ctx context.Context, id string, create bool, f func(*Device) error) (Device, error) {
 	for {
-		d, revision, err := r.get(ctx, id)
-		if errors.Is(err, ErrUnknownDevice) && create {
-			d, err = Device{ID: id}, nil
+		d, revision, err := r.load(ctx, id)
+		switch {
+		case errors.Is(err, ErrUnknownDevice) && create && CheckDevice(id) == nil:
+			d = Device{ID: id}
+		case err != nil:
+			return d, err
+		case d.Gone && create:
+			d = Device{ID: id, Unsaid: d.Unsaid}
+		case d.Gone:
+			return Device{}, fmt.Errorf("%w: %s is not registered", ErrUnknownDevice, id)
 		}
+		before, err := json.Marshal(d)
 		if err != nil {
 			return d, err
 		}
 		if err := f(&d); err != nil {
 			return d, err
 		}
-		raw, err := json.Marshal(d)
-		if err != nil {
+		if len(d.Unsaid) > unsaidMax {
+			return d, fmt.Errorf("%w: %d changes of device %s could not be said yet; is the bus writable?", ErrRefused, len(d.Unsaid)-1, id)
+		}
+		if after, err := json.Marshal(d); err == nil && revision != 0 && bytes.Equal(before, after) {
+			return d, nil
+		}
+		if err := r.write(ctx, d, revision); !errors.Is(err, bus.ErrConflict) {
 			return d, err
 		}
-		if len(raw) > recordMax {
-			return d, fmt.Errorf("%w: device %s would take %d bytes, %d is the most; use fewer attributes", ErrRefused, id, len(raw), recordMax)
-		}
-		switch _, err = r.table.Update(ctx, deviceKey(id), raw, revision); {
-		case err == nil:
-			return d, nil
-		case !errors.Is(err, bus.ErrConflict):
-			return d, fmt.Errorf("register device %s: %w", id, err)
-		}
 	}
+}
+
+// write gives bus.ErrConflict where another came between.
+func (r *Registry) write(ctx context.Context, d Device, revision uint64) error {
+	raw, err := json.Marshal(d)
+	if err != nil {
+		return err
+	}
+	if len(raw) > recordMax {
+		return fmt.Errorf("%w: device %s would take %d bytes, %d is the most; use fewer attributes", ErrRefused, d.ID, len(raw), recordMax)
+	}
+	if revision, err = r.table.Update(ctx, deviceKey(d.ID), raw, revision); err != nil {
+		return fmt.Errorf("register device %s: %w", d.ID, err)
+	}
+	if r.wrote != nil {
+		r.wrote(bus.Entry{Key: deviceKey(d.ID), Value: raw, Revision: revision})
+	}
+	return nil
 }

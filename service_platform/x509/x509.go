@@ -11,11 +11,11 @@ package x509
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,7 +24,6 @@ import (
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/message"
-	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 )
 
 // Name is the component's name, and that of its directory under the data directory.
@@ -48,14 +47,21 @@ type Config struct {
 // renewEvery is how often the CA looks whether something is due; what is due has weeks left.
 const renewEvery = time.Hour
 
-// Spec declares the component.
-var Spec = component.Define(component.Spec{
-	Name: Name,
-	Doc:  "Certificate authority and device registry: issues, revokes and disables, and says so.",
-	Says: []message.Pattern{"service_platform.x509.device.*"},
-}, Config{DeviceValidity: Duration(365 * 24 * time.Hour), Hosts: []string{}, Templates: map[string]Template{}}, build)
+// Spec declares the component, for a process without a door for devices.
+var Spec = With(nil)
 
-func build(env component.Env, c Config) (*component.Part, error) {
+// With declares the component for a process whose door is a: what devices ask for at that door by MQTT (see
+// [Admission.Provision]) is answered here.
+func With(a *Admission) component.Spec {
+	return component.Define(component.Spec{
+		Name: Name,
+		Doc:  "Certificate authority and device registry: issues, revokes and disables, and says so.",
+		Says: []message.Pattern{"service_platform.x509.device.*"},
+	}, Config{DeviceValidity: Duration(365 * 24 * time.Hour), Hosts: []string{}, Templates: map[string]Template{}},
+		func(env component.Env, c Config) (*component.Part, error) { return build(env, c, a) })
+}
+
+func build(env component.Env, c Config, a *Admission) (*component.Part, error) {
 	if time.Duration(c.DeviceValidity) < time.Minute {
 		return nil, fmt.Errorf("device_validity %s is too short; a minute is the least", time.Duration(c.DeviceValidity))
 	}
@@ -64,17 +70,23 @@ func build(env component.Env, c Config) (*component.Part, error) {
 			return nil, err
 		}
 	}
-	s := &service{env: env, config: c}
-	s.metrics.register(env.Metrics)
+	s := newService(env, c, a)
 	return &component.Part{Run: s.run, Routes: s.routes()}, nil
+}
+
+func newService(env component.Env, c Config, a *Admission) *service {
+	s := &service{env: env, config: c, admission: a}
+	s.metrics.register(env.Metrics)
+	return s
 }
 
 // service is the running component.
 type service struct {
-	env     component.Env
-	config  Config
-	metrics metrics
-	open    atomic.Pointer[opened] // nil until the CA is there
+	env       component.Env
+	config    Config
+	admission *Admission // of this process; nil where it has no door for devices
+	metrics   metrics
+	open      atomic.Pointer[opened] // nil until the CA is there
 }
 
 type opened struct {
@@ -83,6 +95,9 @@ type opened struct {
 	trust     bus.Table
 	cas       *CAs
 	templates map[string]Template
+	index     *index
+	teller    *teller
+	crls      crlCache
 }
 
 func (s *service) run(ctx context.Context, ready func()) error {
@@ -113,24 +128,100 @@ func (s *service) run(ctx context.Context, ready func()) error {
 	if o.registry, err = OpenRegistry(ctx, s.env.Bus, s.env.Now); err != nil {
 		return err
 	}
+	o.teller = newTeller(s, o)
+	o.index = newIndex(s.env.Log, o.teller.later)
+	o.registry.wrote = o.index.apply
+
+	var all sync.WaitGroup
+	defer all.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	loaded := make(chan struct{})
+	var once sync.Once
+	all.Go(func() {
+		follow(ctx, s.env.Bus, s.env.Log, devicesTable, devicePrefix, nil, o.index.apply, func() {
+			once.Do(func() {
+				o.index.loaded()
+				close(loaded)
+			})
+		})
+	})
+	select {
+	case <-loaded:
+	case <-ctx.Done():
+		return nil
+	}
+	all.Go(func() { o.teller.run(ctx) })
 	s.open.Store(o)
 	defer s.open.Store(nil)
 	s.measure(o)
+	s.look(ctx, o)
 	ready()
 
-	t := time.NewTicker(renewEvery)
-	defer t.Stop()
+	due, look := time.NewTicker(renewEvery), time.NewTicker(lookEvery)
+	defer due.Stop()
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-t.C:
+		case <-look.C:
+			s.look(ctx, o)
+		case <-due.C:
 			if err := s.renew(ctx, o); err != nil && ctx.Err() == nil {
 				s.env.Log.Error("certificate cannot be renewed; trying again in an hour", "error", err)
+			}
+			if err := sweepRevoked(ctx, o.trust, s.env.Now()); err != nil && ctx.Err() == nil {
+				s.env.Log.Error("expired entries cannot be swept; trying again in an hour", "error", err)
 			}
 		}
 	}
 }
+
+// look counts what ends soon, and ends the overlaps that have passed.
+func (s *service) look(ctx context.Context, o *opened) {
+	now := s.env.Now()
+	counts := map[string]int{}
+	within := make([]int, len(radar))
+	var over []string
+	o.index.each(func(d *Device) {
+		counts[d.State(now)]++
+		until := d.Until()
+		for i, r := range radar {
+			if !d.Disabled && !until.IsZero() && now.Before(until) && until.Before(now.Add(r.within)) {
+				within[i]++
+			}
+		}
+		for _, c := range d.Certs {
+			if !c.Revoked() && !c.EndsAt.IsZero() && !now.Before(c.EndsAt) {
+				over = append(over, d.ID)
+				break
+			}
+		}
+	})
+	for _, state := range []string{"active", "disabled", "expired", "revoked", "pending"} {
+		s.metrics.devices.WithLabelValues(state).Set(float64(counts[state]))
+	}
+	for i, r := range radar {
+		s.metrics.expiring.WithLabelValues(r.name).Set(float64(within[i]))
+	}
+	for _, id := range over {
+		ended, err := o.registry.End(ctx, id)
+		if err != nil && ctx.Err() == nil {
+			s.env.Log.Error("an overlap cannot be ended; trying again in a while", "device", id, "error", err)
+		}
+		s.metrics.revoked.Add(float64(len(ended)))
+	}
+}
+
+// lookEvery is how often the fleet is looked over: counting a hundred thousand devices takes some milliseconds.
+const lookEvery = 30 * time.Second
+
+// radar is how far ahead expiry is counted.
+var radar = []struct {
+	name   string
+	within time.Duration
+}{{"1d", 24 * time.Hour}, {"7d", 7 * 24 * time.Hour}, {"30d", 30 * 24 * time.Hour}}
 
 // passphrase gives an empty one where none is configured.
 func (c Config) passphrase() (string, error) {
@@ -155,29 +246,13 @@ func (s *service) renew(ctx context.Context, o *opened) error {
 	return errors.Join(err, publishTrust(ctx, o.trust, o.authority.Bundle(), s.config.AddRoot))
 }
 
-// say tells the platform what changed. The registry is the truth and is changed already; a fact that could not be said
-// is logged.
-func (s *service) say(ctx context.Context, f serviceplatform.DeviceChanged) {
-	data, err := json.Marshal(f)
-	if err == nil {
-		err = s.env.Say(ctx, &message.Message{
-			Subject:     serviceplatform.DeviceChangedSubject(f.Device),
-			Device:      f.Device,
-			Time:        s.env.Now(),
-			ContentType: "application/json",
-			Data:        data,
-		})
-	}
-	if err != nil {
-		s.env.Log.Error("a change of a device could not be said", "device", f.Device, "change", f.Change, "error", err)
-	}
-}
-
 // metrics are the component's own.
 type metrics struct {
 	issued  prometheus.Counter
 	revoked prometheus.Counter
 	ends    *prometheus.GaugeVec
+
+	devices, expiring *prometheus.GaugeVec
 }
 
 func (m *metrics) register(r prometheus.Registerer) {
@@ -190,6 +265,12 @@ func (m *metrics) register(r prometheus.Registerer) {
 	m.ends = registered(r, prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "naru_x509_certificate_not_after_seconds", Help: "When the platform's own certificate ends, in Unix seconds.",
 	}, []string{"certificate"}))
+	m.devices = registered(r, prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "naru_x509_devices", Help: "Registered devices by state.",
+	}, []string{"state"}))
+	m.expiring = registered(r, prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "naru_x509_devices_expiring", Help: "Devices whose last certificate in force ends within so long.",
+	}, []string{"within"}))
 }
 
 // registered registers c, or gives the one that an earlier start of the component registered.

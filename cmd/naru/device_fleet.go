@@ -1,0 +1,303 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/term"
+
+	"github.com/naru-platform/naru/service_platform/x509"
+)
+
+const (
+	importAtOnce = 8       // enough to hide the network; the registry's disk sets the pace
+	lineMax      = 1 << 20 // bytes of a line of JSON
+)
+
+// fleetColumns are the columns of a fleet's CSV. Groups are joined by semicolons; attributes and certs are JSON.
+var fleetColumns = []string{"id", "state", "groups", "policy", "attributes", "disabled", "certs"}
+
+func deviceExport(o *options) *cobra.Command {
+	var format, out string
+	c := &cobra.Command{
+		Use: "export", Short: "Write the fleet as CSV or JSON lines", Args: cobra.NoArgs,
+		Long:    "Writes every device with its groups, attributes, policy and certificates (their fingerprints; no keys). import reads it.",
+		Example: "  naru device export --format csv --out fleet.csv",
+		RunE: func(c *cobra.Command, _ []string) (err error) {
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			w := c.OutOrStdout()
+			if out != "-" {
+				f, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+				if err != nil {
+					return err
+				}
+				defer func() { err = errors.Join(err, f.Close()) }()
+				w = f
+			}
+			write, flush, err := fleetWriter(w, format)
+			if err != nil {
+				return err
+			}
+			bar := progress(c, "exporting", -1)
+			n := 0
+			err = eachDevice(c.Context(), cl, url.Values{}, func(d x509.Device) error {
+				n++
+				_ = bar.Add(1) // a picture
+				return write(d)
+			})
+			_ = bar.Finish()
+			if err = errors.Join(err, flush()); err == nil {
+				fmt.Fprintf(c.ErrOrStderr(), "%d devices exported\n", n)
+			}
+			return err
+		},
+	}
+	c.Flags().StringVar(&format, "format", "jsonl", "jsonl or csv")
+	c.Flags().StringVar(&out, "out", "-", "file to write, - for standard output")
+	return c
+}
+
+func fleetWriter(w io.Writer, format string) (write func(x509.Device) error, flush func() error, err error) {
+	switch format {
+	case "jsonl":
+		b := bufio.NewWriter(w)
+		e := json.NewEncoder(b)
+		return func(d x509.Device) error { return e.Encode(d) }, b.Flush, nil
+	case "csv":
+		t := csv.NewWriter(w)
+		if err := t.Write(fleetColumns); err != nil {
+			return nil, nil, err
+		}
+		return func(d x509.Device) error {
+			attributes, err := json.Marshal(d.Attributes)
+			if err != nil {
+				return err
+			}
+			certs, err := json.Marshal(d.Certs)
+			if err != nil {
+				return err
+			}
+			return t.Write([]string{d.ID, d.State(time.Now()), strings.Join(d.Groups, ";"), d.Policy, string(attributes), fmt.Sprint(d.Disabled), string(certs)})
+		}, func() error { t.Flush(); return t.Error() }, nil
+	}
+	return nil, nil, fmt.Errorf("--format %s: there are jsonl and csv", format)
+}
+
+func deviceImport(o *options) *cobra.Command {
+	var format, issue string
+	c := &cobra.Command{
+		Use: "import FILE", Short: "Register a fleet from CSV or JSON lines (- for standard input)", Args: cobra.ExactArgs(1),
+		Long: `Registers the devices of a file, one a line. Only id is wanted; groups, attributes, policy, disabled and certs are taken
+where they are there. A device that is registered already is brought up to date, so an import that was cut off is simply
+run again. With --issue each device also gets a certificate and key, in a directory of its own below the one named;
+those that have a directory already are left alone.
+
+A line that is refused is told with its number, the others go on, and the command ends with 1.`,
+		Example: "  naru device import fleet.csv --issue keys\n  naru device export | naru --server https://other.example:8780 device import -",
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			in := c.InOrStdin()
+			if args[0] != "-" {
+				f, err := os.Open(args[0])
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				in = f
+			}
+			if format == "" {
+				format = "jsonl"
+				if strings.EqualFold(filepath.Ext(args[0]), ".csv") {
+					format = "csv"
+				}
+			}
+			return importFleet(c, cl, in, format, issue)
+		},
+	}
+	c.Flags().StringVar(&format, "format", "", "jsonl or csv (default: by the file's name)")
+	c.Flags().StringVar(&issue, "issue", "", "directory to write a certificate and key of each device to")
+	return c
+}
+
+// importFleet goes on after a refused line, and stops where the platform does not answer.
+func importFleet(c *cobra.Command, cl *client, in io.Reader, format, issue string) error {
+	bar := progress(c, "importing", -1)
+	var mu sync.Mutex
+	done, refused := 0, 0
+	note := func(line int, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		_ = bar.Add(1) // a picture
+		if err == nil {
+			done++
+			return
+		}
+		refused++
+		fmt.Fprintf(c.ErrOrStderr(), "line %d: %s\n", line, oneLine(err))
+	}
+	group, ctx := errgroup.WithContext(c.Context())
+	group.SetLimit(importAtOnce)
+	err := eachLine(in, format, func(line int, d x509.Import, err error) error {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			note(line, err)
+			return nil
+		}
+		group.Go(func() error {
+			err := importDevice(ctx, cl, d, issue)
+			if ctx.Err() == nil {
+				note(line, err)
+			}
+			return ctx.Err()
+		})
+		return nil
+	})
+	err = errors.Join(err, group.Wait())
+	_ = bar.Finish()
+	fmt.Fprintf(c.ErrOrStderr(), "%d devices imported, %d refused\n", done, refused)
+	if err == nil && refused > 0 {
+		err = fmt.Errorf("%d lines were refused; mend them and import the file again", refused)
+	}
+	return err
+}
+
+func importDevice(ctx context.Context, cl *client, d x509.Import, issue string) error {
+	d.By = "operator"
+	if err := cl.do(ctx, "PUT", "/api/v1/devices/"+url.PathEscape(d.ID), nil, d, nil); err != nil || issue == "" {
+		return err
+	}
+	dir := filepath.Join(issue, url.PathEscape(d.ID))
+	if _, err := os.Stat(filepath.Join(dir, "device.crt")); err == nil {
+		return nil
+	}
+	var e enrolled
+	if err := cl.post(ctx, "/api/v1/devices", map[string]string{"id": d.ID, "by": "operator"}, &e); err != nil {
+		return err
+	}
+	return writeDevice(dir, e)
+}
+
+// eachLine calls f for each device, or for what is wrong with its line; an error of its own ends it.
+func eachLine(in io.Reader, format string, f func(line int, d x509.Import, err error) error) error {
+	switch format {
+	case "jsonl":
+		s := bufio.NewScanner(in)
+		s.Buffer(nil, lineMax)
+		for line := 1; s.Scan(); line++ {
+			if len(strings.TrimSpace(s.Text())) == 0 {
+				continue
+			}
+			var d x509.Import
+			err := json.Unmarshal(s.Bytes(), &d)
+			if err == nil && d.ID == "" {
+				err = errors.New("it has no id")
+			}
+			if err := f(line, d, err); err != nil {
+				return err
+			}
+		}
+		return s.Err()
+	case "csv":
+		return eachRow(csv.NewReader(in), f)
+	}
+	return fmt.Errorf("--format %s: there are jsonl and csv", format)
+}
+
+func eachRow(r *csv.Reader, f func(line int, d x509.Import, err error) error) error {
+	head, err := r.Read()
+	if err != nil {
+		return fmt.Errorf("read the head of the CSV: %w", err)
+	}
+	column := map[string]int{}
+	for i, name := range head {
+		column[strings.ToLower(strings.TrimSpace(strings.TrimPrefix(name, "\ufeff")))] = i
+	}
+	if _, ok := column["id"]; !ok {
+		return fmt.Errorf("the CSV has no column id; there may be %s", strings.Join(fleetColumns, ", "))
+	}
+	for {
+		row, err := r.Read()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		var syntax *csv.ParseError
+		if err != nil && !errors.As(err, &syntax) {
+			return err
+		}
+		var d x509.Import
+		line := 0
+		if err == nil {
+			line, _ = r.FieldPos(0)
+			d, err = deviceOf(func(name string) string {
+				if i, ok := column[name]; ok {
+					return strings.TrimSpace(row[i])
+				}
+				return ""
+			})
+		} else {
+			line, err = syntax.Line, syntax.Err
+		}
+		if err := f(line, d, err); err != nil {
+			return err
+		}
+	}
+}
+
+func deviceOf(cell func(name string) string) (d x509.Import, err error) {
+	d.ID, d.Policy = cell("id"), cell("policy")
+	if d.ID == "" {
+		return d, errors.New("it has no id")
+	}
+	for g := range strings.SplitSeq(cell("groups"), ";") {
+		if g = strings.TrimSpace(g); g != "" {
+			d.Groups = append(d.Groups, g)
+		}
+	}
+	switch strings.ToLower(cell("disabled")) {
+	case "", "false", "no", "0":
+	case "true", "yes", "1":
+		d.Disabled = true
+	default:
+		return d, fmt.Errorf("disabled %q is neither true nor false", cell("disabled"))
+	}
+	for name, into := range map[string]any{"attributes": &d.Attributes, "certs": &d.Certs} {
+		if text := cell(name); text != "" {
+			if err := json.Unmarshal([]byte(text), into); err != nil {
+				return d, fmt.Errorf("%s: %w", name, err)
+			}
+		}
+	}
+	return d, nil
+}
+
+// progress shows how far a command is, where somebody looks.
+func progress(c *cobra.Command, what string, n int64) *progressbar.ProgressBar {
+	o := []progressbar.Option{progressbar.OptionSetDescription(what), progressbar.OptionSetWriter(c.ErrOrStderr()),
+		progressbar.OptionClearOnFinish(), progressbar.OptionShowCount(), progressbar.OptionThrottle(100 * time.Millisecond)}
+	if !term.IsTerminal(int(os.Stderr.Fd())) {
+		o = append(o, progressbar.OptionSetVisibility(false))
+	}
+	return progressbar.NewOptions64(n, o...)
+}

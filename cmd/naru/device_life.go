@@ -1,0 +1,123 @@
+package main
+
+import (
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/naru-platform/naru/service_platform/x509"
+)
+
+func deviceRotate(o *options) *cobra.Command {
+	var out, csr, validity, overlap string
+	c := &cobra.Command{
+		Use: "rotate ID", Short: "Issue a new certificate; the old one is accepted a while longer", Args: cobra.ExactArgs(1),
+		Long: `Issues a new certificate beside the old one. Both admit the device until the overlap has passed; then the old one is
+revoked, and connections that still use it end.`,
+		Example: "  naru device rotate d-17 --out d-17-new --overlap 7d",
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			in := map[string]any{"by": "operator"}
+			for k, v := range map[string]string{"validity": validity, "overlap": overlap} {
+				if v != "" {
+					in[k] = v
+				}
+			}
+			if csr != "" {
+				raw, err := os.ReadFile(csr)
+				if err != nil {
+					return fmt.Errorf("--csr: %w", err)
+				}
+				in["csr"] = string(raw)
+			}
+			dir := out
+			if dir == "" {
+				dir = args[0] + "-" + time.Now().Format("2006-01-02")
+			}
+			if _, err := os.Stat(filepath.Join(dir, "device.key")); err == nil {
+				return fmt.Errorf("%s has a key already; choose another directory with --out", dir)
+			}
+			var e enrolled
+			if err := cl.post(c.Context(), "/api/v1/devices/"+url.PathEscape(args[0])+"/rotate", in, &e); err != nil {
+				return err
+			}
+			if err := writeDevice(dir, e); err != nil {
+				return err
+			}
+			shown := map[string]any{"id": e.ID, "fingerprint": e.Fingerprint, "not_after": e.NotAfter, "directory": dir}
+			return o.show(c.OutOrStdout(), shown, func(p *printer) {
+				p.line("%s has a new certificate, valid until %s; it is in %s", e.ID, e.NotAfter.Format("2006-01-02"), dir)
+			})
+		},
+	}
+	c.Flags().StringVar(&out, "out", "", "directory to write to (default: the device's id and the day)")
+	c.Flags().StringVar(&csr, "csr", "", "certificate signing request, PEM; the key stays where it was made")
+	c.Flags().StringVar(&validity, "validity", "", "how long the certificate is valid, such as 90d")
+	c.Flags().StringVar(&overlap, "overlap", "", "how much longer the old one is accepted (default 7d)")
+	return c
+}
+
+func deviceDelete(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use: "delete ID", Short: "Forget a device: its registration, session, retained messages and twin", Args: cobra.ExactArgs(1),
+		Example: "  naru device delete d-17",
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			if err := cl.do(c.Context(), "DELETE", "/api/v1/devices/"+url.PathEscape(args[0]), url.Values{"by": {"operator"}}, nil, nil); err != nil {
+				return err
+			}
+			return o.show(c.OutOrStdout(), map[string]string{"deleted": args[0]}, func(p *printer) { p.line("%s: done", args[0]) })
+		},
+	}
+}
+
+func deviceExpiring(o *options) *cobra.Command {
+	var within string
+	c := &cobra.Command{
+		Use: "expiring", Short: "Devices whose last certificate ends soon, or has ended", Args: cobra.NoArgs,
+		Long:    "Lists devices whose last certificate in force ends within a time. It exits with 2 when there is one.",
+		Example: "  naru device expiring --within 30d",
+		RunE: func(c *cobra.Command, _ []string) error {
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			all := []x509.Device{}
+			err = eachDevice(c.Context(), cl, url.Values{"expiring": {within}}, func(d x509.Device) error { all = append(all, d); return nil })
+			if err != nil {
+				return err
+			}
+			err = o.show(c.OutOrStdout(), all, func(p *printer) {
+				if len(all) == 0 {
+					p.line("no device's last certificate ends within %s", within)
+					return
+				}
+				p.row("DEVICE", "STATE", "VALID UNTIL", "")
+				for _, d := range all {
+					left := time.Until(d.Until())
+					when := "in " + short(left)
+					if left < 0 {
+						when = short(left) + " ago"
+					}
+					p.row(d.ID, d.State(time.Now()), until(d), when)
+				}
+			})
+			if err == nil && len(all) > 0 {
+				err = errFault
+			}
+			return err
+		},
+	}
+	c.Flags().StringVar(&within, "within", "30d", "how far to look ahead")
+	return c
+}

@@ -1,0 +1,109 @@
+package x509
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+)
+
+// overlapDefault is how long the certificate of before is accepted after a rotation where a request does not say: a
+// device that sleeps through a week is still let in.
+const overlapDefault = 7 * 24 * time.Hour
+
+// Rotation is the request of POST /api/v1/devices/{id}/rotate: a new certificate beside the old one, which is accepted
+// until the overlap has passed and then revoked.
+type Rotation struct {
+	CSR      string    `json:"csr,omitempty"` // PEM; without it the key pair is made here
+	Validity Duration  `json:"validity,omitzero"`
+	Overlap  *Duration `json:"overlap,omitempty"` // 7d where missing; 0s ends the old one at once
+	By       string    `json:"by,omitempty"`
+}
+
+func (s *service) rotate(o *opened, w http.ResponseWriter, r *http.Request) error {
+	var in Rotation
+	if err := read(w, r, &in); err != nil {
+		return err
+	}
+	overlap := overlapDefault
+	if in.Overlap != nil {
+		overlap = time.Duration(*in.Overlap)
+	}
+	if overlap < 0 || overlap > 366*24*time.Hour {
+		return bad(fmt.Errorf("an overlap of %s is not between 0 and 366d", overlap))
+	}
+	id := r.PathValue("id")
+	if _, err := o.registry.Get(r.Context(), id); err != nil {
+		return err
+	}
+	if err := s.issue(o, w, r, Enrolment{ID: id, CSR: in.CSR, Validity: in.Validity, By: in.By}, &overlap); err != nil {
+		return err
+	}
+	if overlap == 0 {
+		if _, err := o.registry.End(said(r), id); err != nil {
+			s.env.Log.Error("an overlap cannot be ended; trying again in a while", "device", id, "error", err)
+		}
+		s.tell(r, o, id)
+	}
+	return nil
+}
+
+// Import is the request of PUT /api/v1/devices/{id}: what an export gave. The device is registered where it is not, and
+// its attributes, groups, policy and certificates added to what is there; the same import again changes nothing.
+type Import struct {
+	ID         string            `json:"id,omitempty"` // may be left out, or the path's
+	Attributes map[string]string `json:"attributes,omitempty"`
+	Groups     []string          `json:"groups,omitempty"`
+	Policy     string            `json:"policy,omitempty"`
+	Disabled   bool              `json:"disabled,omitempty"`
+	Certs      []Certificate     `json:"certs,omitempty"`
+	By         string            `json:"by,omitempty"`
+}
+
+func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
+	var in Import
+	if err := read(w, r, &in); err != nil {
+		return err
+	}
+	id := r.PathValue("id")
+	if in.ID != "" && in.ID != id {
+		return bad(fmt.Errorf("the path names device %q, the request %q", short(id), short(in.ID)))
+	}
+	if err := errors.Join(CheckDevice(id), checkText("by", in.By), checkText("policy", in.Policy)); err != nil {
+		return bad(err)
+	}
+	if len(in.Certs) > certsMax {
+		return bad(fmt.Errorf("device %s has %d certificates; %d is the most", id, len(in.Certs), certsMax))
+	}
+	for _, c := range in.Certs {
+		if raw, err := hex.DecodeString(c.Fingerprint); err != nil || len(raw) != 32 || Fingerprint(nil) == c.Fingerprint || hex.EncodeToString(raw) != c.Fingerprint {
+			return bad(fmt.Errorf("fingerprint %q is not SHA-256 in lower-case hexadecimal digits", short(c.Fingerprint)))
+		}
+		if of := o.index.owner(c.Fingerprint); of != "" && of != id {
+			return fmt.Errorf("%w: the certificate %s is registered for device %s", ErrRefused, c.Fingerprint, of)
+		}
+	}
+	g := Registration{ID: id, Attributes: in.Attributes, Groups: in.Groups, Policy: in.Policy, By: by(in.By)}
+	d, created, err := o.registry.Add(r.Context(), g)
+	for _, c := range in.Certs {
+		if err != nil {
+			break
+		}
+		g.Certificate = &c
+		d, _, err = o.registry.Add(r.Context(), g)
+	}
+	if err == nil && in.Disabled {
+		d, _, err = o.registry.Disable(r.Context(), id, true, g.By, "imported so")
+	}
+	if err != nil {
+		return err
+	}
+	s.tell(r, o, id)
+	status := http.StatusOK
+	if created {
+		status = http.StatusCreated
+	}
+	d.Unsaid = nil
+	return answer(w, status, d)
+}
