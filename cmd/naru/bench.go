@@ -25,8 +25,8 @@ import (
 )
 
 func benchCommand(o *options) *cobra.Command {
-	c := &cobra.Command{Use: "bench", Short: "Measure: ingest"}
-	c.AddCommand(benchIngest(o))
+	c := &cobra.Command{Use: "bench", Short: "Measure: ingest, idle connections"}
+	c.AddCommand(benchIngest(o), benchIdle(o))
 	return c
 }
 

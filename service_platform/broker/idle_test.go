@@ -1,0 +1,50 @@
+package broker
+
+import (
+	"fmt"
+	"net"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/naru-platform/naru/service_platform/broker/packet"
+)
+
+// serving counts the goroutines that serve connections, by what stands on their stacks.
+func serving() int {
+	buf := make([]byte, 1<<20)
+	for {
+		n := runtime.Stack(buf, true)
+		if n < len(buf) {
+			return strings.Count(string(buf[:n]), "broker.(*conn).serve(") + strings.Count(string(buf[:n]), "broker.(*sock).drain(")
+		}
+		buf = make([]byte, 2*len(buf))
+	}
+}
+
+func TestIdleConnectionsCostOneGoroutineEachAndLeaveNothing(t *testing.T) {
+	const n = 2000
+	r := newRig(t, nil)
+	before := runtime.NumGoroutine()
+	conns := make([]net.Conn, n)
+	for i := range conns {
+		p := r.join(fmt.Sprintf("idle-%d", i), packet.V311)
+		conns[i] = p.Conn
+	}
+	if got := serving(); got != n {
+		t.Errorf("%d connections are served by %d goroutines", n, got)
+	}
+	if more := runtime.NumGoroutine() - before; more > n+20 { // a few of the host's own come and go
+		t.Errorf("%d connections brought %d goroutines", n, more)
+	}
+	for _, c := range conns {
+		c.Close()
+	}
+	r.stop() // returns when every connection's goroutine has gone
+	if got := serving(); got != 0 {
+		t.Errorf("%d goroutines are left", got)
+	}
+	if more := runtime.NumGoroutine() - before; more > 20 {
+		t.Errorf("%d goroutines are left over", more)
+	}
+}
