@@ -16,6 +16,7 @@ import (
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/message/catalog"
+	"github.com/naru-platform/naru/service_platform/broker"
 )
 
 // config is the whole configuration: the process's own settings, and each component's under its name.
@@ -47,15 +48,68 @@ func defaultConfig() *config {
 	return &config{HTTP: "127.0.0.1:8780", Bus: busConfig{Replicas: 1}, Channels: []channel{}, Catalog: catalog.Default(), Components: map[string]json.RawMessage{}}
 }
 
-// mqtt is the address for devices.
+// doors are the broker's listeners, as far as the wiring must know them.
+type doors struct {
+	Listen    *string          `json:"listen"`
+	Plain     string           `json:"plain"`
+	Listeners []map[string]any `json:"listeners"`
+}
+
+const brokerName = "service_platform.broker"
+
+func (c *config) doors() (d doors) {
+	if raw, ok := c.Components[brokerName]; ok {
+		_ = json.Unmarshal(raw, &d) // the broker judges its configuration itself
+	}
+	if d.Listen == nil {
+		listen := broker.Defaults.Listen
+		d.Listen = &listen
+	}
+	return d
+}
+
+// mqtt is the address for devices; where there is no such listener, the first of the others.
 func (c *config) mqtt() string {
-	var b struct {
-		Listen *string `json:"listen"`
+	d := c.doors()
+	if *d.Listen == "" && len(d.Listeners) > 0 {
+		address, _ := d.Listeners[0]["address"].(string)
+		return address
 	}
-	if raw, ok := c.Components["service_platform.broker"]; ok && json.Unmarshal(raw, &b) == nil && b.Listen != nil {
-		return *b.Listen
+	return *d.Listen
+}
+
+// setMQTT is --mqtt: it moves the listener for devices, or where there is none the first of the others.
+func (c *config) setMQTT(address string) error {
+	if d := c.doors(); *d.Listen == "" && len(d.Listeners) > 0 {
+		d.Listeners[0]["address"] = address
+		return c.set(brokerName, "listeners", d.Listeners)
 	}
-	return "127.0.0.1:8883"
+	return c.set(brokerName, "listen", address)
+}
+
+// listening lists the listeners for a person.
+func (c *config) listening() (lines []string) {
+	d := c.doors()
+	if *d.Listen != "" {
+		lines = append(lines, fmt.Sprintf("devices      mqtts://%s (mutual TLS)", *d.Listen))
+	}
+	if d.Plain != "" {
+		lines = append(lines, fmt.Sprintf("plain        mqtt://%s (loopback, the client id is taken for the device)", d.Plain))
+	}
+	for _, l := range d.Listeners {
+		text := func(key, otherwise string) string {
+			if s, ok := l[key].(string); ok && s != "" {
+				return s
+			}
+			return otherwise
+		}
+		line := fmt.Sprintf("%-12s %s://%s", text("name", "clients"), text("protocol", "mqtts"), text("address", ""))
+		if m := text("mount", ""); m != "" {
+			line += ", mounted at " + m
+		}
+		lines = append(lines, line)
+	}
+	return lines
 }
 
 // loadConfig takes the file, then the environment, then the flags.
@@ -86,7 +140,7 @@ func loadConfig(s *start) (*config, error) {
 	set(&c.Bus.Listen, s.busListen)
 	var errs []error
 	if s.mqtt != "" {
-		errs = append(errs, c.set("service_platform.broker", "listen", s.mqtt))
+		errs = append(errs, c.setMQTT(s.mqtt))
 	}
 	if s.plain != "" {
 		errs = append(errs, c.set("service_platform.broker", "plain", s.plain))

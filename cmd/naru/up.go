@@ -43,7 +43,7 @@ import (
 func specs(admission *x509.Admission, platform simulator.Platform) []component.Spec {
 	return []component.Spec{
 		simulator.With(platform),
-		x509.Spec,
+		x509.With(admission),
 		broker.With(admission),
 		journal.Spec,
 		ledger.Spec,
@@ -105,7 +105,7 @@ func runCommand(o *options) *cobra.Command {
 func (s *start) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&s.config, "config", "", "configuration file, YAML; `naru config show` prints one")
-	f.StringVar(&s.mqtt, "mqtt", "", "address for devices, mutual TLS (default 127.0.0.1:8883)")
+	f.StringVar(&s.mqtt, "mqtt", "", "address for devices, mutual TLS (default 127.0.0.1:8883); where the configuration has no such listener, the address of its first")
 	f.StringVar(&s.plain, "mqtt-plain", "", "loopback address for MQTT without TLS; for benchmarks")
 	f.StringVar(&s.http, "http", "", "address for operators and apps (default 127.0.0.1:8780); TLS unless it is loopback")
 	f.StringVar(&s.bus, "bus", "", "URL of an external NATS JetStream, instead of the embedded one")
@@ -154,7 +154,7 @@ func (s *start) run(ctx context.Context, c *cobra.Command) error {
 	defer p.bus.Close()
 
 	all := []string(nil)
-	admission := x509.NewAdmission(p.bus, x509.AdmissionOptions{Log: p.log, ServerCert: p.file(conf.ServerCert, "server.crt"), ServerKey: p.file(conf.ServerKey, "server.key")})
+	admission := x509.NewAdmission(p.bus, x509.AdmissionOptions{Log: p.log, Node: p.node, ServerCert: p.file(conf.ServerCert, "server.crt"), ServerKey: p.file(conf.ServerKey, "server.key")})
 	platform := &self{}
 	var chosen []component.Spec
 	for _, spec := range specs(admission, platform) {
@@ -426,7 +426,9 @@ func (p *process) announce(ctx context.Context, c *cobra.Command, began time.Tim
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nnaru is up after %s: node %s, data in %s\n\n", short(time.Since(began)), p.node, p.data)
 	if contains(chosen, "service_platform.broker") {
-		fmt.Fprintf(&b, "  devices      mqtts://%s (mutual TLS)\n", p.conf.mqtt())
+		for _, line := range p.conf.listening() {
+			fmt.Fprintf(&b, "  %s\n", line)
+		}
 	}
 	fmt.Fprintf(&b, "  operators    %s\n\n", p.url)
 	if contains(chosen, "operator.journal") {
