@@ -2,6 +2,7 @@ package x509
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	stdx509 "crypto/x509"
 	"encoding/hex"
@@ -10,7 +11,9 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/naru-platform/naru/bus"
@@ -29,6 +32,8 @@ type AdmissionOptions struct {
 	// ServerCert and ServerKey are the PEM files of the listener's certificate: in the process of the component
 	// `service_platform.x509` those in its directory (server.crt, server.key), elsewhere files that were put there.
 	ServerCert, ServerKey string
+	// Node names the process in what is recorded; a random name where empty.
+	Node string
 }
 
 // Admission decides who may come in, in any process: it follows the trusted CAs and the registered devices on the bus
@@ -40,11 +45,17 @@ type Admission struct {
 	synced chan struct{} // closed when both tables have been read once
 	server serverCert
 
+	recorder    recorder
+	refused     refusals // just in time
+	provisioner atomic.Pointer[Provisioner]
+
 	mu        sync.RWMutex  // guards what follows
 	published chan struct{} // closed, and another put in its place, when a CA has published what is trusted
 	trust     *trust
 	cas       map[string]*registeredCA // by key in the table
-	devices   map[string]*admitted     // by key in the table
+	templates map[string]Template
+	claims    map[fingerprint]Claim
+	devices   map[string]*admitted // by key in the table
 	certs     map[fingerprint]*admitted
 	registry  bus.Table // nil until opened
 	onChange  []func(device string)
@@ -59,6 +70,10 @@ type admitted struct {
 	by       string // who disabled it
 	revision uint64
 	certs    map[fingerprint]revocation
+
+	policy     string
+	groups     []string
+	attributes map[string]string
 }
 
 // revocation is what the door holds of a certificate; at and ends are zero for one in force.
@@ -76,10 +91,14 @@ func NewAdmission(b bus.Bus, o AdmissionOptions) *Admission {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Node == "" {
+		o.Node = "n-" + strings.ToLower(rand.Text()[:8])
+	}
 	return &Admission{
 		bus: b, o: o, synced: make(chan struct{}), published: make(chan struct{}),
-		server: serverCert{cert: o.ServerCert, key: o.ServerKey, now: o.Now, log: o.Log},
-		cas:    map[string]*registeredCA{}, devices: map[string]*admitted{}, certs: map[fingerprint]*admitted{},
+		server:   serverCert{cert: o.ServerCert, key: o.ServerKey, now: o.Now, log: o.Log},
+		recorder: recorder{node: o.Node}, templates: map[string]Template{}, claims: map[fingerprint]Claim{},
+		cas: map[string]*registeredCA{}, devices: map[string]*admitted{}, certs: map[fingerprint]*admitted{},
 	}
 }
 
@@ -92,21 +111,27 @@ func (a *Admission) OnChange(f func(device string)) {
 	a.onChange = append(a.onChange, f)
 }
 
-// Run follows both tables until ctx is done, through breaks of the bus. It calls ready once everything has been read.
+// Run follows the tables, and keeps what it records, until ctx is done, through breaks of the bus. It calls ready once everything has been read.
 func (a *Admission) Run(ctx context.Context, ready func()) error {
 	var read sync.WaitGroup
-	read.Add(3)
-	var once [3]sync.Once
+	follows := []struct {
+		table, prefix string
+		apply         func(bus.Entry)
+	}{
+		{trustTable, trustKey, a.applyTrust}, {trustTable, casPrefix, a.applyCA}, {trustTable, templatePrefix, a.applyTemplate},
+		{trustTable, claimPrefix, a.applyClaim}, {devicesTable, devicePrefix, a.applyDevice},
+	}
+	read.Add(len(follows))
+	once := make([]sync.Once, len(follows))
 	done := make(chan struct{})
 	var all sync.WaitGroup
+	for i, f := range follows {
+		all.Go(func() { a.follow(ctx, f.table, f.prefix, f.apply, func() { once[i].Do(read.Done) }) })
+	}
 	all.Go(func() {
-		a.follow(ctx, trustTable, trustKey, a.applyTrust, func() { once[0].Do(read.Done) })
-	})
-	all.Go(func() {
-		a.follow(ctx, devicesTable, devicePrefix, a.applyDevice, func() { once[1].Do(read.Done) })
-	})
-	all.Go(func() {
-		a.follow(ctx, trustTable, casPrefix, a.applyCA, func() { once[2].Do(read.Done) })
+		a.recorder.run(ctx, a.bus, func(err error, dropped int) {
+			a.o.Log.Warn("admission attempts could not be recorded", "dropped", dropped, "error", err)
+		})
 	})
 	go func() {
 		read.Wait()
@@ -121,9 +146,9 @@ func (a *Admission) Run(ctx context.Context, ready func()) error {
 	case <-ctx.Done():
 	}
 	all.Wait()
-	once[0].Do(read.Done)
-	once[1].Do(read.Done)
-	once[2].Do(read.Done)
+	for i := range once {
+		once[i].Do(read.Done)
+	}
 	return nil
 }
 
@@ -159,79 +184,24 @@ func follow(ctx context.Context, b bus.Bus, log *slog.Logger, table, prefix stri
 	}
 }
 
-// Admit decides whether the client with this certificate may come in, and as which device. A refusal is a
-// *message.Rejection: CertMissing, CertUnknownCA, CertWrongUsage, CertNotYetValid, CertExpired, CertUnregistered,
-// CertRevoked, DeviceDisabled, looked at in this order; BusUnavailable while the registry has not been read yet when
-// ctx ends. The handshake must have proved that the client holds the leaf's key.
-func (a *Admission) Admit(ctx context.Context, leaf *stdx509.Certificate, intermediates []*stdx509.Certificate) (device string, err error) {
-	if leaf == nil {
-		return "", message.Rejectf(message.CertMissing, "no client certificate")
-	}
-	select {
-	case <-a.synced:
-	default:
-		select {
-		case <-a.synced:
-		case <-ctx.Done():
-			return "", message.Rejectf(message.BusUnavailable, "the device registry has not been read yet: %w", context.Cause(ctx))
-		}
-	}
-	now := a.o.Now()
-	if _, err := a.verify(leaf, intermediates, now); err != nil {
-		return "", message.Rejectf(message.CertUnknownCA, "certificate of %q by %q: %w", name(leaf), leaf.Issuer.CommonName, err)
-	}
-	if err := checkUsage(leaf); err != nil {
-		return "", message.Rejectf(message.CertWrongUsage, "certificate of %q: %w", name(leaf), err)
-	}
-	switch {
-	case now.Before(leaf.NotBefore):
-		return "", message.Rejectf(message.CertNotYetValid, "certificate of %q begins %s, here it is %s",
-			name(leaf), stamp(leaf.NotBefore), stamp(now))
-	case now.After(leaf.NotAfter):
-		return "", message.Rejectf(message.CertExpired, "certificate of %q ended %s, here it is %s",
-			name(leaf), stamp(leaf.NotAfter), stamp(now))
-	}
-	return a.registered(ctx, leaf)
-}
-
-// registered looks the certificate up. What is not known here may have been registered a moment ago, so the table is
-// asked before a device is refused; only holders of a certificate from this CA get so far.
-func (a *Admission) registered(ctx context.Context, leaf *stdx509.Certificate) (string, error) {
-	fp := fingerprint(sha256.Sum256(leaf.Raw))
-	id, err, known := a.lookup(fp)
-	if !known {
-		a.ask(ctx, name(leaf))
-		id, err, known = a.lookup(fp)
-	}
-	switch {
-	case !known:
-		return "", message.Rejectf(message.CertUnregistered, "certificate %x of %q is registered for no device", fp, name(leaf))
-	case err != nil:
-		return "", err
-	case a.nameOf(fp, id) != name(leaf):
-		return "", message.Rejectf(message.CertUnregistered, "certificate %x is registered for device %q and names %q", fp, id, name(leaf))
-	}
-	return id, nil
-}
-
-func (a *Admission) lookup(fp fingerprint) (id string, err error, known bool) {
+func (a *Admission) lookup(fp fingerprint) (who Admitted, err error, known bool) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	d := a.certs[fp]
 	if d == nil {
-		return "", nil, false
+		return who, nil, false
 	}
 	r := d.certs[fp]
 	if !r.at.IsZero() {
-		return "", message.Rejectf(message.CertRevoked, "certificate %x of %q was revoked %s: %s", fp, d.id, stamp(r.at), r.reason), true
+		return who, message.Rejectf(message.CertRevoked, "certificate %x of %q was revoked %s: %s", fp, d.id, stamp(r.at), r.reason), true
 	}
 	if !r.ends.IsZero() && !a.o.Now().Before(r.ends) {
-		return "", message.Rejectf(message.CertRevoked, "certificate %x of %q was replaced by another, and accepted until %s", fp, d.id, stamp(r.ends)), true
+		return who, message.Rejectf(message.CertRevoked, "certificate %x of %q was replaced by another, and accepted until %s", fp, d.id, stamp(r.ends)), true
 	}
 	if d.disabled {
-		return "", message.Rejectf(message.DeviceDisabled, "device %q was disabled by %s", d.id, d.by), true
+		return who, message.Rejectf(message.DeviceDisabled, "device %q was disabled by %s", d.id, d.by), true
 	}
-	return d.id, nil, true
+	return Admitted{Device: d.id, Policy: d.policy, Groups: d.groups, Attributes: d.attributes}, nil, true
 }
 
 // nameOf is the common name that a registered certificate must have.
@@ -244,10 +214,16 @@ func (a *Admission) nameOf(fp fingerprint, id string) string {
 	return id
 }
 
-func (a *Admission) ask(ctx context.Context, id string) {
+// ask looks a device up in the table, by its certificate where that has another name.
+func (a *Admission) ask(ctx context.Context, id string, fp fingerprint) {
 	a.mu.RLock()
 	t := a.registry
 	a.mu.RUnlock()
+	if t != nil {
+		if e, err := t.Get(ctx, certKey(hex.EncodeToString(fp[:]))); err == nil {
+			id = string(e.Value)
+		}
+	}
 	if t == nil || CheckDevice(id) != nil {
 		return
 	}
@@ -320,7 +296,8 @@ func admittedOf(e bus.Entry) (*admitted, error) {
 	if deviceKey(d.ID) != e.Key {
 		return nil, fmt.Errorf("it is for device %q", d.ID)
 	}
-	a := &admitted{id: d.ID, disabled: d.Disabled, by: d.DisabledBy, revision: e.Revision, certs: make(map[fingerprint]revocation, len(d.Certs))}
+	a := &admitted{id: d.ID, disabled: d.Disabled, by: d.DisabledBy, revision: e.Revision, certs: make(map[fingerprint]revocation, len(d.Certs)),
+		policy: d.Policy, groups: d.Groups, attributes: d.Attributes}
 	for _, c := range d.Certs {
 		var fp fingerprint
 		if n, err := hex.Decode(fp[:], []byte(c.Fingerprint)); err != nil || n != len(fp) || len(c.Fingerprint) != 2*len(fp) {

@@ -148,7 +148,15 @@ type Request struct {
 	Key crypto.PublicKey
 	// Validity is how long; AuthorityOptions.DeviceValidity where zero. No certificate outlives its issuer.
 	Validity time.Duration
+	// Kind is whose it is, in the URI; a device's where empty.
+	Kind string
 }
+
+// The kinds of certificates beside devices': those of production lots, and those whose device is not known yet.
+const (
+	kindClaim       = "claim"
+	kindProvisioned = "provisioned"
+)
 
 // Issued is a new certificate. It admits nobody until it is registered.
 type Issued struct {
@@ -189,7 +197,7 @@ func (a *Authority) Issue(r Request) (*Issued, error) {
 	}
 	t.KeyUsage = stdx509.KeyUsageDigitalSignature
 	t.ExtKeyUsage = []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageClientAuth}
-	t.URIs = []*url.URL{deviceURI(r.Device)}
+	t.URIs = []*url.URL{uri(r.Kind, r.Device)}
 	if issued.Certificate, err = sign(t, issuer, r.Key); err != nil {
 		return nil, fmt.Errorf("certificate for %s: %w", r.Device, err)
 	}

@@ -66,6 +66,14 @@ func sweepRevoked(ctx context.Context, t bus.Table, now time.Time) error {
 			var c registrationCode
 			return json.Unmarshal(raw, &c) == nil && now.After(c.Expires)
 		},
+		ownershipPrefix: func(raw []byte) bool {
+			var o ownership
+			return json.Unmarshal(raw, &o) == nil && now.After(o.Expires.Add(ownershipValidity))
+		},
+		tokenPrefix: func(raw []byte) bool {
+			var t enrolmentToken
+			return json.Unmarshal(raw, &t) == nil && now.After(t.Expires)
+		},
 	} {
 		entries, err := scan(ctx, t, prefix)
 		if err != nil {

@@ -12,7 +12,10 @@ import (
 	"fmt"
 )
 
-// ParseRequest reads a certificate signing request for the device, in PEM, and refuses one that the CA must not sign:
+// csrMax is room for an RSA key of 8192 bits and extensions that nobody looks at.
+const csrMax = 8 << 10
+
+// ParseRequest reads a certificate signing request for the device (any where that is empty), in PEM, and refuses one that the CA must not sign:
 // a signature that does not hold (the sender does not have the key), a weak key, another device's name. What else the
 // request asks for is not looked at: the CA alone decides what is in a certificate.
 func ParseRequest(device string, csr []byte) (*stdx509.CertificateRequest, error) {
@@ -23,7 +26,15 @@ func ParseRequest(device string, csr []byte) (*stdx509.CertificateRequest, error
 	if len(bytes.TrimSpace(rest)) > 0 {
 		return nil, errors.New("the csr has something behind its end")
 	}
-	r, err := stdx509.ParseCertificateRequest(block.Bytes)
+	return parseRequest(device, block.Bytes)
+}
+
+// parseRequest reads one in DER.
+func parseRequest(device string, der []byte) (*stdx509.CertificateRequest, error) {
+	if len(der) > csrMax {
+		return nil, fmt.Errorf("the csr has %d bytes; %d is the most", len(der), csrMax)
+	}
+	r, err := stdx509.ParseCertificateRequest(der)
 	if err != nil {
 		return nil, fmt.Errorf("read the csr: %w", err)
 	}
@@ -33,7 +44,7 @@ func ParseRequest(device string, csr []byte) (*stdx509.CertificateRequest, error
 	if err := r.CheckSignature(); err != nil {
 		return nil, fmt.Errorf("the csr's signature does not hold: %w", err)
 	}
-	if cn := r.Subject.CommonName; cn != "" && cn != device {
+	if cn := r.Subject.CommonName; cn != "" && device != "" && cn != device {
 		return nil, fmt.Errorf("the csr is for %q, the request for device %q; leave the common name out or make it the same", cn, device)
 	}
 	return r, nil

@@ -47,6 +47,11 @@ func (s *service) routes() []component.Route {
 		{Pattern: "POST /api/v1/devices/{id}/disable", Handler: with(s.disable(true))},
 		{Pattern: "POST /api/v1/devices/{id}/enable", Handler: with(s.disable(false))},
 		{Pattern: "GET /api/v1/ca", Handler: with(s.ca), Public: true},
+		{Pattern: "POST /api/v1/devices/{id}/token", Handler: with(s.addToken)},
+		{Pattern: "POST /api/v1/claims", Handler: with(s.addClaim)},
+		{Pattern: "GET /api/v1/claims", Handler: with(s.claims)},
+		{Pattern: "POST /api/v1/claims/{fingerprint}/revoke", Handler: with(s.revokeClaim)},
+		{Pattern: "GET /api/v1/admissions", Handler: with(s.admissions)},
 		{Pattern: "GET /api/v1/ca/status", Handler: with(s.caStatus)},
 		{Pattern: "POST /api/v1/ca/root/export", Handler: with(s.exportRoot)},
 		{Pattern: "POST /api/v1/ca/root/remove", Handler: with(s.removeRoot)},
@@ -270,6 +275,25 @@ func (s *service) ca(o *opened, w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Content-Type", "application/x-pem-file")
 	_, err = w.Write(b.PEM())
 	return err
+}
+
+// admissions gives the recorded attempts to get in, newest first: `device`, `address`, `ca` (key identifier or name) and
+// `refused=true` select.
+func (s *service) admissions(o *opened, w http.ResponseWriter, r *http.Request) error {
+	q := r.URL.Query()
+	limit := 100
+	if v := q.Get("limit"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 1 || n > listMax {
+			return bad(fmt.Errorf("limit %q is not a number from 1 to %d", short(v), listMax))
+		}
+		limit = n
+	}
+	list, err := attempts(r.Context(), s.env.Bus, attemptFilter{q.Get("device"), q.Get("address"), q.Get("ca"), q.Get("refused") == "true"}, limit)
+	if err != nil {
+		return err
+	}
+	return answer(w, http.StatusOK, map[string]any{"attempts": list})
 }
 
 // said outlives a client that has gone: what was done is said.

@@ -34,6 +34,7 @@ type api struct {
 	conf  Config
 	s     *service
 	stop  func()
+	gate  *Admission  // of the same process, if any
 	heard chan string // each fact, as changes gives it
 
 	mu   sync.Mutex
@@ -64,7 +65,7 @@ func (a *api) start() {
 		Log: slog.New(slog.NewJSONHandler(a.logs, &slog.HandlerOptions{Level: slog.LevelDebug})), Now: a.clock.Now, Bus: a.bus,
 		Metrics: prometheus.NewRegistry(), Dir: func() (string, error) { return a.dir, nil }, Node: "n-1",
 		Say: a.say,
-	}, a.conf, nil)
+	}, a.conf, a.gate)
 	for _, r := range a.s.routes() {
 		a.mux.Handle(r.Pattern, r.Handler)
 	}

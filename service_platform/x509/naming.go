@@ -57,10 +57,16 @@ func deviceKey(id string) string {
 	return b.String()
 }
 
-// deviceURI is the device's name in its certificate: `naru:device:<id>`, percent-encoded as RFC 3986 wants.
-func deviceURI(id string) *url.URL {
-	return &url.URL{Scheme: "naru", Opaque: "device:" + url.PathEscape(id)}
+// uri is the name in a certificate: `naru:device:<id>`, percent-encoded as RFC 3986 wants.
+func uri(kind, id string) *url.URL {
+	if kind == "" {
+		kind = "device"
+	}
+	return &url.URL{Scheme: "naru", Opaque: kind + ":" + url.PathEscape(id)}
 }
+
+// certKey is where the device of a certificate is found whose common name is not the device's id.
+func certKey(fingerprint string) string { return "c/" + fingerprint }
 
 // Fingerprint names a certificate: SHA-256 over its DER, in lower-case hexadecimal digits.
 func Fingerprint(der []byte) string {

@@ -34,7 +34,8 @@ type Device struct {
 	Attributes     map[string]string `json:"attributes,omitempty"`
 	Groups         []string          `json:"groups,omitempty"`
 	Policy         string            `json:"policy,omitempty"`
-	// CA is the fingerprint of the registered CA by whose certificate the device registered itself; empty otherwise.
+	// CA says how the device registered itself, where it did: the fingerprint of the registered CA by whose certificate,
+	// or `claim:` and the template.
 	CA string `json:"ca,omitempty"`
 	// Gone marks a device that was deleted and stays until that has been said; nobody is shown it.
 	Gone bool `json:"gone,omitempty"`
@@ -126,6 +127,9 @@ func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created b
 		if g.Certificate != nil && slices.ContainsFunc(d.Certs, func(c Certificate) bool { return c.Fingerprint == g.Certificate.Fingerprint }) {
 			return nil
 		}
+		if !created && g.CA != "" && d.CA != g.CA {
+			return fmt.Errorf("%w: device %s was not registered this way, and cannot be changed this way", ErrRefused, d.ID)
+		}
 		if g.Fresh && !created {
 			return fmt.Errorf("%w: device %s is registered already", ErrRefused, d.ID)
 		}
@@ -149,6 +153,10 @@ func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created b
 		}
 		return nil
 	})
+	if err == nil && g.Certificate != nil && g.Certificate.Name != "" {
+		// A door that has not heard yet finds the device by this; without it, it refuses until it has heard.
+		_, err = r.table.Put(ctx, certKey(g.Certificate.Fingerprint), []byte(d.ID))
+	}
 	return d, created, err
 }
 
@@ -266,6 +274,11 @@ func (r *Registry) Remove(ctx context.Context, id, by string) (was Device, err e
 		d.note(r.now().UTC(), serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Deleted, By: by})
 		return nil
 	})
+	for _, c := range was.Certs {
+		if err == nil && c.Name != "" {
+			err = r.table.Delete(ctx, certKey(c.Fingerprint), 0)
+		}
+	}
 	return was, err
 }
 

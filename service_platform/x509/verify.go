@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/naru-platform/naru/bus"
@@ -139,6 +140,23 @@ func (a *Admission) applyCA(e bus.Entry) {
 	if was != nil && !was.Disabled && (ca == nil || ca.Disabled) {
 		a.tellAll()
 	}
+}
+
+// applyTemplate takes a template over, or forgets it.
+func (a *Admission) applyTemplate(e bus.Entry) {
+	key := strings.TrimPrefix(e.Key, templatePrefix)
+	var t Template
+	err := error(nil)
+	if !e.Deleted {
+		err = json.Unmarshal(e.Value, &t)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if e.Deleted || err != nil {
+		delete(a.templates, key)
+		return
+	}
+	a.templates[key] = t
 }
 
 func registeredOf(e bus.Entry) (*registeredCA, error) {

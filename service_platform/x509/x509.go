@@ -42,6 +42,8 @@ type Config struct {
 	PassphraseFile string `json:"passphrase_file"`
 	// Templates decide what becomes of devices that register themselves, by name.
 	Templates map[string]Template `json:"templates"`
+	// EST is how devices enrol by RFC 7030.
+	EST ESTConfig `json:"est"`
 }
 
 // renewEvery is how often the CA looks whether something is due; what is due has weeks left.
@@ -98,6 +100,8 @@ type opened struct {
 	index     *index
 	teller    *teller
 	crls      crlCache
+	estAddr   string // where EST listens, if it does
+	estDoor   *Admission
 }
 
 func (s *service) run(ctx context.Context, ready func()) error {
@@ -151,7 +155,23 @@ func (s *service) run(ctx context.Context, ready func()) error {
 	case <-ctx.Done():
 		return nil
 	}
+	if s.admission != nil {
+		o.registry.wrote = func(e bus.Entry) { // its own door need not wait for the bus
+			o.index.apply(e)
+			s.admission.applyDevice(e)
+		}
+		var p Provisioner = &provisioning{s: s, o: o, door: s.admission}
+		s.admission.provisioner.Store(&p)
+		defer s.admission.provisioner.Store(nil)
+	}
 	all.Go(func() { o.teller.run(ctx) })
+	if s.config.EST.Listen != "" {
+		stop, err := s.serveEST(ctx, o)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
 	s.open.Store(o)
 	defer s.open.Store(nil)
 	s.measure(o)

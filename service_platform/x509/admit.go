@@ -1,0 +1,215 @@
+package x509
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	stdx509 "crypto/x509"
+	"encoding/hex"
+	"fmt"
+
+	"github.com/naru-platform/naru/message"
+)
+
+// The doors that an attempt is recorded for.
+const (
+	DoorMQTT  = "mqtt"
+	DoorEST   = "est"
+	doorClaim = "claim"
+)
+
+// Client is who wants in, as a listener sees him. What a listener does not know stays empty.
+type Client struct {
+	Leaf     *stdx509.Certificate   // nil where none was presented; the handshake has proved that the client has its key
+	Chain    []*stdx509.Certificate // what else was presented
+	Address  string                 // host:port or host
+	ClientID string                 // as MQTT's CONNECT has it, where that has been read
+	Door     string                 // DoorMQTT where empty
+	Version  uint16                 // of TLS, as crypto/tls numbers it
+	Resumed  bool                   // the TLS session was
+}
+
+// ClientOf takes from a connection what an Admission wants to know.
+func ClientOf(address string, s tls.ConnectionState) Client {
+	c := Client{Address: address, Version: s.Version, Resumed: s.DidResume}
+	if len(s.PeerCertificates) > 0 {
+		c.Leaf, c.Chain = s.PeerCertificates[0], s.PeerCertificates[1:]
+	}
+	return c
+}
+
+// Admitted is who came in: a device, or the holder of a claim certificate, who may use any client id and may do nothing
+// but ask Provision.
+type Admitted struct {
+	Device      string
+	Claim       string // the claim certificate's name; empty for a device
+	Fingerprint string // of the certificate
+	Policy      string // of the device
+	Groups      []string
+	Attributes  map[string]string // must not be changed
+}
+
+// AdmitClient decides as Admit does, lets in holders of claim certificates too, registers devices of a registered CA
+// with a template just in time, and records the attempt step by step. A listener that calls it tells what came after, if
+// it refused the client all the same, by Refused.
+func (a *Admission) AdmitClient(ctx context.Context, c Client) (Admitted, error) {
+	at := a.attempt(c)
+	who, err := a.admit(ctx, c, at)
+	at.Admitted = err == nil
+	if err == nil && c.ClientID != "" && who.Claim == "" && c.ClientID != who.Device {
+		at.Steps = append(at.Steps, Step{"client_id", false, fmt.Sprintf("the client calls itself %q", short(c.ClientID))})
+	}
+	a.recorder.record(*at)
+	return who, err
+}
+
+// Refused records that a client was refused for something that an Admission does not look at: its handshake, client id,
+// a policy, a rate limit. step names it in a word; err is why, a *message.Rejection or what crypto/tls said.
+func (a *Admission) Refused(c Client, step string, err error) {
+	at := a.attempt(c)
+	if c.Leaf != nil {
+		at.pass("certificate", "of %q", name(c.Leaf))
+		a.mu.RLock()
+		at.Known = a.certs[sha256.Sum256(c.Leaf.Raw)] != nil
+		a.mu.RUnlock()
+	}
+	_ = at.fail(step, err) // the same error
+	a.recorder.record(*at)
+}
+
+func (a *Admission) attempt(c Client) *Attempt {
+	at := &Attempt{At: a.o.Now().UTC(), Door: c.Door, Address: c.Address, ClientID: c.ClientID}
+	if at.Door == "" {
+		at.Door = DoorMQTT
+	}
+	if c.Version != 0 {
+		at.TLS = tls.VersionName(c.Version)
+		if c.Resumed {
+			at.TLS += ", resumed"
+		}
+	}
+	if l := c.Leaf; l != nil {
+		at.Device, at.Fingerprint, at.Serial = name(l), Fingerprint(l.Raw), fmt.Sprintf("%x", l.SerialNumber)
+		at.Issuer, at.CA, at.NotBefore, at.NotAfter = l.Issuer.CommonName, hex.EncodeToString(l.AuthorityKeyId), l.NotBefore, l.NotAfter
+	}
+	return at
+}
+
+// Admit decides whether the client with this certificate may come in, and as which device. A refusal is a
+// *message.Rejection: CertMissing, CertUnknownCA, CertWrongUsage, CertNotYetValid, CertExpired, CertUnregistered,
+// CertRevoked, DeviceDisabled, looked at in this order; BusUnavailable while the registry has not been read yet when
+// ctx ends. The handshake must have proved that the client holds the leaf's key. A claim certificate is CertUnregistered
+// here. The attempt is recorded.
+func (a *Admission) Admit(ctx context.Context, leaf *stdx509.Certificate, intermediates []*stdx509.Certificate) (device string, err error) {
+	c := Client{Leaf: leaf, Chain: intermediates}
+	at := a.attempt(c)
+	who, err := a.admit(ctx, c, at)
+	if err == nil && who.Claim != "" {
+		err = at.fail("registration", message.Rejectf(message.CertUnregistered, "certificate of %q is a claim certificate, which is for provisioning only", who.Claim))
+	}
+	at.Admitted = err == nil
+	a.recorder.record(*at)
+	if err != nil {
+		return "", err
+	}
+	return who.Device, nil
+}
+
+func (a *Admission) admit(ctx context.Context, c Client, at *Attempt) (Admitted, error) {
+	none, leaf := Admitted{}, c.Leaf
+	if leaf == nil {
+		return none, at.fail("certificate", message.Rejectf(message.CertMissing, "no client certificate"))
+	}
+	at.pass("certificate", "of %q by %q", name(leaf), leaf.Issuer.CommonName)
+	select {
+	case <-a.synced:
+	default:
+		select {
+		case <-a.synced:
+		case <-ctx.Done():
+			return none, at.fail("registration", message.Rejectf(message.BusUnavailable, "the device registry has not been read yet: %w", context.Cause(ctx)))
+		}
+	}
+	fp := fingerprint(sha256.Sum256(leaf.Raw))
+	a.mu.RLock()
+	at.Known = a.certs[fp] != nil || a.devices[deviceKey(name(leaf))] != nil && a.trusted(leaf)
+	a.mu.RUnlock()
+	now := a.o.Now()
+	by, err := a.verify(leaf, c.Chain, now)
+	if err != nil {
+		return none, at.fail("signature", message.Rejectf(message.CertUnknownCA, "certificate of %q by %q: %w", name(leaf), leaf.Issuer.CommonName, err))
+	}
+	if by.ca != nil {
+		at.pass("signature", "by the registered CA %q", by.ca.Name)
+	} else {
+		at.pass("signature", "by the platform's CA")
+	}
+	if err := checkUsage(leaf); err != nil {
+		return none, at.fail("usage", message.Rejectf(message.CertWrongUsage, "certificate of %q: %w", name(leaf), err))
+	}
+	at.pass("usage", "for a client")
+	switch {
+	case now.Before(leaf.NotBefore):
+		return none, at.fail("time", message.Rejectf(message.CertNotYetValid, "certificate of %q begins %s, here it is %s",
+			name(leaf), stamp(leaf.NotBefore), stamp(now)))
+	case now.After(leaf.NotAfter):
+		return none, at.fail("time", message.Rejectf(message.CertExpired, "certificate of %q ended %s, here it is %s",
+			name(leaf), stamp(leaf.NotAfter), stamp(now)))
+	}
+	at.pass("time", "until %s", stamp(leaf.NotAfter))
+	who, err := a.registered(ctx, leaf, fp, by, at)
+	if err != nil {
+		return none, at.fail("registration", err)
+	}
+	who.Fingerprint = hex.EncodeToString(fp[:])
+	at.Known = true
+	return who, nil
+}
+
+// trusted says whether a certificate claims an issuer that is trusted: enough to believe whose attempts an operator will
+// look for, never to let anybody in. The caller holds the lock.
+func (a *Admission) trusted(leaf *stdx509.Certificate) bool {
+	if a.trust == nil {
+		return false
+	}
+	for _, c := range a.trust.bundle.Issuing {
+		if leaf.CheckSignatureFrom(c) == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// registered looks the certificate up. What is not known here may have been registered a moment ago, so the table is
+// asked before a device is refused; only holders of a certificate from a trusted CA get so far.
+func (a *Admission) registered(ctx context.Context, leaf *stdx509.Certificate, fp fingerprint, by anchor, at *Attempt) (Admitted, error) {
+	who, err, known := a.lookup(fp)
+	if !known {
+		if claim, ok, err := a.claimed(fp); ok {
+			if err == nil {
+				at.pass("registration", "as claim certificate %q", claim.Claim)
+			}
+			return claim, err
+		}
+		a.ask(ctx, name(leaf), fp)
+		who, err, known = a.lookup(fp)
+	}
+	if !known && by.ca != nil && by.ca.Template != "" {
+		if err := a.justInTime(ctx, leaf, by.ca, at); err != nil {
+			return Admitted{}, err
+		}
+		who, err, known = a.lookup(fp)
+	}
+	switch {
+	case !known:
+		return Admitted{}, message.Rejectf(message.CertUnregistered, "certificate %x of %q is registered for no device", fp, name(leaf))
+	case err != nil:
+		return Admitted{}, err
+	}
+	if want := a.nameOf(fp, who.Device); want != name(leaf) {
+		return Admitted{}, message.Rejectf(message.CertUnregistered, "certificate %x is registered for device %q and names %q", fp, who.Device, name(leaf))
+	}
+	at.Device = who.Device
+	at.pass("registration", "as device %q", who.Device)
+	return who, nil
+}

@@ -1,0 +1,185 @@
+package x509
+
+import (
+	"context"
+	"crypto/sha256"
+	stdx509 "crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/message"
+)
+
+const (
+	claimPrefix   = "claim/"
+	claimValidity = 2 * 365 * 24 * time.Hour // a claim certificate is built into a production lot
+)
+
+// Claim is a claim certificate: a whole production lot carries the same, and it is good for nothing but asking for a
+// certificate of one's own by one of its templates.
+type Claim struct {
+	Fingerprint string    `json:"fingerprint"`
+	Name        string    `json:"name"`
+	Templates   []string  `json:"templates"`
+	NotAfter    time.Time `json:"not_after"`
+	CreatedAt   time.Time `json:"created_at"`
+	By          string    `json:"by"`
+	RevokedAt   time.Time `json:"revoked_at,omitzero"`
+}
+
+func (a *Admission) applyClaim(e bus.Entry) {
+	var fp fingerprint
+	if n, err := hex.Decode(fp[:], []byte(strings.TrimPrefix(e.Key, claimPrefix))); err != nil || n != len(fp) {
+		return
+	}
+	var c Claim
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if e.Deleted || json.Unmarshal(e.Value, &c) != nil {
+		delete(a.claims, fp)
+		return
+	}
+	a.claims[fp] = c
+}
+
+// claimed looks a claim certificate up.
+func (a *Admission) claimed(fp fingerprint) (who Admitted, known bool, err error) {
+	a.mu.RLock()
+	c, known := a.claims[fp]
+	a.mu.RUnlock()
+	if known && !c.RevokedAt.IsZero() {
+		return who, true, message.Rejectf(message.CertRevoked, "claim certificate %q was revoked %s", c.Name, stamp(c.RevokedAt))
+	}
+	return Admitted{Claim: c.Name}, known, nil
+}
+
+// ClaimRequest is the request of POST /api/v1/claims.
+type ClaimRequest struct {
+	Name      string   `json:"name"`
+	Templates []string `json:"templates"`
+	Validity  Duration `json:"validity,omitzero"`
+	CSR       string   `json:"csr,omitempty"`
+	By        string   `json:"by,omitempty"`
+}
+
+func (s *service) addClaim(o *opened, w http.ResponseWriter, r *http.Request) error {
+	var in ClaimRequest
+	if err := read(w, r, &in); err != nil {
+		return err
+	}
+	if err := errors.Join(checkPlain("claim name", in.Name), checkText("by", in.By)); err != nil {
+		return bad(err)
+	}
+	if len(in.Templates) == 0 || len(in.Templates) > parametersMax {
+		return bad(fmt.Errorf("a claim certificate is for one template at least, and %d at most", parametersMax))
+	}
+	for _, t := range in.Templates {
+		if err := o.checkTemplate(t); err != nil || t == "" {
+			return errors.Join(err, bad(fmt.Errorf("template %q", short(t))))
+		}
+	}
+	req := Request{Device: in.Name, Kind: kindClaim, Validity: time.Duration(in.Validity)}
+	if req.Validity == 0 {
+		req.Validity = claimValidity
+	}
+	if in.CSR != "" {
+		csr, err := ParseRequest(in.Name, []byte(in.CSR))
+		if err != nil {
+			return bad(err)
+		}
+		req.Key = csr.PublicKey
+	}
+	issued, err := o.authority.Issue(req)
+	if err != nil {
+		return bad(err)
+	}
+	c := Claim{Fingerprint: Fingerprint(issued.Certificate.Raw), Name: in.Name, Templates: in.Templates, NotAfter: issued.Certificate.NotAfter,
+		CreatedAt: s.env.Now().UTC(), By: by(in.By)}
+	raw, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	if _, err := o.trust.Put(r.Context(), claimPrefix+c.Fingerprint, raw); err != nil {
+		return fmt.Errorf("register the claim certificate %s: %w", c.Name, err)
+	}
+	s.env.Log.Info("a claim certificate was issued", "claim", c.Name, "fingerprint", c.Fingerprint, "templates", c.Templates, "by", c.By)
+	w.Header().Set("Cache-Control", "no-store")
+	return answer(w, http.StatusCreated, Enrolled{ID: c.Name, Certificate: string(issued.Chain), Key: string(issued.Key),
+		CA: string(certPEM(o.authority.Bundle().Roots...)), Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, Created: true})
+}
+
+func (s *service) claims(o *opened, w http.ResponseWriter, r *http.Request) error {
+	entries, err := scan(r.Context(), o.trust, claimPrefix)
+	if err != nil {
+		return fmt.Errorf("list the claim certificates: %w", err)
+	}
+	list := []Claim{}
+	for _, e := range entries {
+		var c Claim
+		if err := json.Unmarshal(e.Value, &c); err != nil {
+			return fmt.Errorf("the claim certificate %s cannot be read: %w", e.Key, err)
+		}
+		list = append(list, c)
+	}
+	return answer(w, http.StatusOK, list)
+}
+
+func (s *service) revokeClaim(o *opened, w http.ResponseWriter, r *http.Request) error {
+	key := claimPrefix + r.PathValue("fingerprint")
+	for {
+		c, revision, err := o.claim(r.Context(), r.PathValue("fingerprint"))
+		if err != nil {
+			return err
+		}
+		if c.RevokedAt.IsZero() {
+			c.RevokedAt = s.env.Now().UTC()
+		}
+		raw, err := json.Marshal(c)
+		if err != nil {
+			return err
+		}
+		if _, err = o.trust.Update(r.Context(), key, raw, revision); errors.Is(err, bus.ErrConflict) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		s.env.Log.Info("a claim certificate was revoked", "claim", c.Name, "fingerprint", c.Fingerprint)
+		return answer(w, http.StatusOK, c)
+	}
+}
+
+// claim reads a claim certificate's entry.
+func (o *opened) claim(ctx context.Context, fingerprint string) (c Claim, revision uint64, err error) {
+	if len(fingerprint) != 2*sha256.Size || strings.Trim(fingerprint, "0123456789abcdef") != "" {
+		return c, 0, fmt.Errorf("%w: %q is no fingerprint of a claim certificate", ErrUnknownDevice, short(fingerprint))
+	}
+	e, err := o.trust.Get(ctx, claimPrefix+fingerprint)
+	if errors.Is(err, bus.ErrNotFound) {
+		return c, 0, fmt.Errorf("%w: no claim certificate %s", ErrUnknownDevice, fingerprint)
+	}
+	if err == nil {
+		err = json.Unmarshal(e.Value, &c)
+	}
+	return c, e.Revision, err
+}
+
+// may says whether the claim certificate of a client is still good for a template; any where that is empty.
+func (o *opened) may(ctx context.Context, leaf *stdx509.Certificate, template string) (Claim, error) {
+	c, _, err := o.claim(ctx, Fingerprint(leaf.Raw))
+	switch {
+	case err != nil:
+		return c, err
+	case !c.RevokedAt.IsZero():
+		return c, fmt.Errorf("%w: claim certificate %s was revoked", ErrRefused, c.Name)
+	case template != "" && !slices.Contains(c.Templates, template):
+		return c, fmt.Errorf("%w: claim certificate %s is not for template %q", ErrRefused, c.Name, short(template))
+	}
+	return c, nil
+}

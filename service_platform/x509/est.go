@@ -1,0 +1,282 @@
+package x509
+
+import (
+	"bytes"
+	stdx509 "crypto/x509"
+	"encoding/asn1"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/smallstep/pkcs7"
+
+	"github.com/naru-platform/naru/message"
+)
+
+// The paths of RFC 7030, section 3.2.2. There is one CA, and no label.
+const (
+	estCACerts  = "/.well-known/est/cacerts"
+	estEnroll   = "/.well-known/est/simpleenroll"
+	estReenroll = "/.well-known/est/simplereenroll"
+	estAttrs    = "/.well-known/est/csrattrs"
+	estBodyMax  = 16 << 10
+	estCerts    = "application/pkcs7-mime"
+)
+
+// est answers devices by RFC 7030 (Enrollment over Secure Transport). A device enrols with a one-time token by HTTP
+// Basic, its id being the user, or with the certificate that it has; it renews that with itself.
+type est struct {
+	s    *service
+	o    *opened
+	door *Admission
+}
+
+func (e *est) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+estCACerts, e.cacerts)
+	mux.HandleFunc("GET "+estAttrs, e.csrattrs)
+	mux.HandleFunc("POST "+estEnroll, func(w http.ResponseWriter, r *http.Request) { e.enrol(w, r, false) })
+	mux.HandleFunc("POST "+estReenroll, func(w http.ResponseWriter, r *http.Request) { e.enrol(w, r, true) })
+	return mux
+}
+
+// cacerts is section 4.1: the roots, and the issuing CAs below them.
+func (e *est) cacerts(w http.ResponseWriter, _ *http.Request) {
+	b := e.o.authority.Bundle()
+	certs := append(append([]*stdx509.Certificate{}, b.Roots...), b.Issuing...)
+	if c := e.o.authority.crossCert(); c != nil {
+		certs = append(certs, c)
+	}
+	e.send(w, estCerts, certsOnly(certs))
+}
+
+// csrattrs is section 4.5: a P-256 key, and a request signed with SHA-256.
+func (e *est) csrattrs(w http.ResponseWriter, _ *http.Request) {
+	type attribute struct {
+		Type   asn1.ObjectIdentifier
+		Values []asn1.ObjectIdentifier `asn1:"set"`
+	}
+	key, err := asn1.Marshal(attribute{asn1.ObjectIdentifier{1, 2, 840, 10045, 2, 1}, []asn1.ObjectIdentifier{{1, 2, 840, 10045, 3, 1, 7}}})
+	if err == nil {
+		var sig, all []byte
+		if sig, err = asn1.Marshal(asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}); err == nil {
+			all, err = asn1.Marshal([]asn1.RawValue{{FullBytes: key}, {FullBytes: sig}})
+			if err == nil {
+				e.send(w, "application/csrattrs", func() ([]byte, error) { return all, nil })
+				return
+			}
+		}
+	}
+	estProblem(w, http.StatusInternalServerError, err.Error())
+}
+
+func certsOnly(certs []*stdx509.Certificate) func() ([]byte, error) {
+	return func() ([]byte, error) {
+		var raw []byte
+		for _, c := range certs {
+			raw = append(raw, c.Raw...)
+		}
+		return pkcs7.DegenerateCertificate(raw)
+	}
+}
+
+// send answers base64 in lines, as RFC 7030 section 4.1.3 and RFC 2045 want it.
+func (e *est) send(w http.ResponseWriter, contentType string, make func() ([]byte, error)) {
+	der, err := make()
+	if err != nil {
+		e.s.env.Log.Error("an EST answer cannot be encoded", "error", err)
+		estProblem(w, http.StatusInternalServerError, "the answer cannot be encoded")
+		return
+	}
+	if contentType == estCerts {
+		contentType += "; smime-type=certs-only"
+	}
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Content-Transfer-Encoding", "base64")
+	text := base64.StdEncoding.EncodeToString(der)
+	for len(text) > 0 {
+		n := min(76, len(text))
+		_, _ = io.WriteString(w, text[:n]+"\r\n") // the client went; there is nobody to tell
+		text = text[n:]
+	}
+}
+
+// estRefusal is an answer to a device that gets no certificate.
+type estRefusal struct {
+	status int
+	step   string
+	err    error
+}
+
+func (r *estRefusal) Error() string { return r.err.Error() }
+func (r *estRefusal) Unwrap() error { return r.err }
+
+func estBad(step, format string, args ...any) error {
+	return &estRefusal{http.StatusBadRequest, step, fmt.Errorf(format, args...)}
+}
+
+// enrol is sections 4.2.1 and 4.2.2.
+func (e *est) enrol(w http.ResponseWriter, r *http.Request, again bool) {
+	c := Client{Address: r.RemoteAddr, Door: DoorEST}
+	if r.TLS != nil {
+		c = ClientOf(r.RemoteAddr, *r.TLS)
+		c.Door = DoorEST
+	}
+	at := e.door.attempt(c)
+	cert, err := e.issue(w, r, c, again, at)
+	if err == nil {
+		at.Admitted = true
+		e.door.recorder.record(*at)
+		e.send(w, estCerts, certsOnly([]*stdx509.Certificate{cert}))
+		return
+	}
+	refusal := &estRefusal{http.StatusInternalServerError, "enrolment", errors.New("the request was not done; try again")}
+	if !errors.As(err, &refusal) {
+		e.s.env.Log.Error("a device was not enrolled", "device", at.Device, "address", at.Address, "error", err)
+	}
+	reason := message.ReasonOf(err, message.TokenInvalid)
+	if refusal.status == http.StatusBadRequest || refusal.status == http.StatusForbidden {
+		reason = message.ReasonOf(err, message.ACLDenied)
+	}
+	_ = at.fail(refusal.step, message.Reject(reason, err)) // the same error
+	e.door.recorder.record(*at)
+	text := refusal.Error()
+	if errors.Is(err, errToken) {
+		text = errToken.Error() // not why: whoever guesses learns nothing
+	}
+	if refusal.status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", `Basic realm="naru enrolment", charset="UTF-8"`)
+	}
+	estProblem(w, refusal.status, text)
+}
+
+func estProblem(w http.ResponseWriter, status int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, text+"\n") // the client went; there is nobody to tell
+}
+
+// issue decides who asks, reads what he asks for, and registers the certificate before it is handed out.
+func (e *est) issue(w http.ResponseWriter, r *http.Request, c Client, again bool, at *Attempt) (*stdx509.Certificate, error) {
+	device, token, err := e.who(r, c, again, at)
+	if err != nil {
+		return nil, err
+	}
+	at.Device = device
+	csr, err := readCSR(w, r, device)
+	if err != nil {
+		return nil, err
+	}
+	at.pass("csr", "its key is good")
+	g := Registration{ID: device, By: "est"}
+	req := Request{Device: device, Key: csr.PublicKey}
+	if token != nil {
+		req.Validity = time.Duration(token.is.Validity)
+		if err := e.o.bindToken(r.Context(), token.text, token.is, token.revision, csr); err != nil {
+			return nil, &estRefusal{http.StatusUnauthorized, "token", err}
+		}
+		at.pass("token", "used up")
+	} else {
+		if again && csr.Subject.CommonName != name(c.Leaf) && csr.Subject.CommonName != device {
+			return nil, estBad("csr", "simplereenroll: the csr's subject must be the certificate's, common name %q", name(c.Leaf))
+		}
+		overlap := overlapDefault
+		g.Overlap = &overlap
+	}
+	issued, err := e.o.authority.Issue(req)
+	if err != nil {
+		return nil, estBad("issued", "%w", err)
+	}
+	g.Certificate = issued.record(e.s.env.Now())
+	if _, _, err := e.o.registry.Add(r.Context(), g); errors.Is(err, ErrRefused) {
+		return nil, &estRefusal{http.StatusForbidden, "registration", err}
+	} else if err != nil {
+		return nil, err
+	}
+	e.s.metrics.issued.Inc()
+	e.o.teller.later(device)
+	at.Known = true
+	at.pass("registration", "as device %q", device)
+	return issued.Certificate, nil
+}
+
+// shownToken is a token that a device showed, and how it stands.
+type shownToken struct {
+	text     string
+	is       enrolmentToken
+	revision uint64
+}
+
+// who says which device asks: by its certificate, else by a token, which does not renew.
+func (e *est) who(r *http.Request, c Client, again bool, at *Attempt) (device string, token *shownToken, err error) {
+	if c.Leaf != nil {
+		who, err := e.door.admit(r.Context(), c, at)
+		if err == nil && who.Device == "" {
+			err = message.Rejectf(message.CertUnregistered, "claim certificate %q is not for EST", who.Claim)
+		}
+		if err != nil {
+			at.Steps = at.Steps[:max(0, len(at.Steps)-1)] // told once, with the answer
+			return "", nil, &estRefusal{http.StatusForbidden, "certificate", err}
+		}
+		return who.Device, nil, nil
+	}
+	if again {
+		return "", nil, &estRefusal{http.StatusForbidden, "certificate", message.Rejectf(message.CertMissing, "simplereenroll wants the certificate that is to be renewed")}
+	}
+	user, text, ok := r.BasicAuth()
+	if !ok || user == "" || text == "" {
+		return "", nil, &estRefusal{http.StatusUnauthorized, "token", errors.New("a client certificate, or an enrolment token by HTTP Basic, is wanted")}
+	}
+	at.Device = user
+	if CheckDevice(user) != nil {
+		return "", nil, &estRefusal{http.StatusUnauthorized, "token", fmt.Errorf("%w: the user is no device id", errToken)}
+	}
+	is, revision, err := e.o.checkToken(r.Context(), user, text, e.s.env.Now())
+	if errors.Is(err, errToken) {
+		return "", nil, &estRefusal{http.StatusUnauthorized, "token", err}
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	at.pass("token", "for device %q, good until %s", user, stamp(is.Expires))
+	return user, &shownToken{text, is, revision}, nil
+}
+
+// readCSR reads section 4.2.1's body: PKCS #10 in base64.
+func readCSR(w http.ResponseWriter, r *http.Request, device string) (*stdx509.CertificateRequest, error) {
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/pkcs10" {
+		return nil, &estRefusal{http.StatusUnsupportedMediaType, "csr", fmt.Errorf("Content-Type %q: application/pkcs10 is wanted", short(r.Header.Get("Content-Type")))}
+	}
+	if enc := r.Header.Get("Content-Transfer-Encoding"); enc != "" && !strings.EqualFold(enc, "base64") {
+		return nil, estBad("csr", "Content-Transfer-Encoding %q: base64 is wanted", short(enc))
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, estBodyMax))
+	if err != nil {
+		if errors.As(err, new(*http.MaxBytesError)) {
+			return nil, &estRefusal{http.StatusRequestEntityTooLarge, "csr", fmt.Errorf("the request has more than %d bytes", estBodyMax)}
+		}
+		return nil, estBad("csr", "read the request: %w", err)
+	}
+	der := make([]byte, base64.StdEncoding.DecodedLen(len(body)))
+	n, err := base64.StdEncoding.Decode(der, bytes.Join(bytes.Fields(body), nil))
+	if err != nil {
+		return nil, estBad("csr", "the request is not base64 of PKCS #10")
+	}
+	csr, err := parseRequest(device, der[:n])
+	if err != nil {
+		return nil, estBad("csr", "%w", err)
+	}
+	return csr, nil
+}
+
+// crossCert is the root signed by the one before, while devices may need it.
+func (a *Authority) crossCert() *stdx509.Certificate {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.cross
+}

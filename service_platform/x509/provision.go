@@ -1,0 +1,375 @@
+package x509
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/message"
+)
+
+// The topics are those of AWS IoT's fleet provisioning, so that its device SDKs work unchanged.
+const (
+	topicCreate    = "$aws/certificates/create/json"
+	topicCSR       = "$aws/certificates/create-from-csr/json"
+	topicProvision = "$aws/provisioning-templates/"
+	provisionEnd   = "/provision/json"
+)
+
+const (
+	ownershipPrefix   = "own/"
+	ownershipValidity = time.Hour
+	claimRate         = 10 // certificates a second by one claim certificate; a production line is slower
+	claimBurst        = 50
+	limitersMax       = 1024
+	payloadMax        = 16 << 10
+)
+
+// Provisioner answers what holders of claim certificates ask for. It runs where the CA is.
+type Provisioner interface {
+	// Provision answers a payload published on a topic by who came in as c. It must be handed to that connection alone,
+	// and neither logged nor kept: it may hold a private key or an ownership token.
+	Provision(ctx context.Context, c Client, topic string, payload []byte) Answer
+}
+
+// Answer is what is published to the one connection that asked.
+type Answer struct {
+	Topic    string // the asked one and `/accepted` or `/rejected`
+	Payload  Secret // JSON
+	Accepted bool
+}
+
+// ClaimMayPublish says whether a topic is one that holders of claim certificates may publish on; they may on no other.
+func ClaimMayPublish(topic string) bool {
+	if topic == topicCreate || topic == topicCSR {
+		return true
+	}
+	_, ok := templateOf(topic)
+	return ok
+}
+
+// ClaimMaySubscribe says whether a filter is one that holders of claim certificates may subscribe to: an answer's topic,
+// without wildcards. Nothing is ever published on those by others, so the filter itself delivers nothing.
+func ClaimMaySubscribe(filter string) bool {
+	topic, ok := strings.CutSuffix(filter, "/accepted")
+	if !ok {
+		topic, ok = strings.CutSuffix(filter, "/rejected")
+	}
+	return ok && ClaimMayPublish(topic)
+}
+
+// templateOf is the template that a topic names.
+func templateOf(topic string) (string, bool) {
+	rest, ok := strings.CutPrefix(topic, topicProvision)
+	if !ok {
+		return "", false
+	}
+	t, ok := strings.CutSuffix(rest, provisionEnd)
+	return t, ok && checkPlain("template", t) == nil
+}
+
+// Provision hands a claim certificate's request to the CA of this process, and records it. A process without the CA
+// refuses: brokers that take claim certificates run together with service_platform.x509.
+func (a *Admission) Provision(ctx context.Context, c Client, topic string, payload []byte) Answer {
+	c.Door = doorClaim
+	if p := a.provisioner.Load(); p != nil {
+		return (*p).Provision(ctx, c, topic, payload)
+	}
+	err := message.Rejectf(message.BusUnavailable, "the CA does not run in this process; connect where service_platform.x509 runs")
+	a.Refused(c, "provision", err)
+	return rejected(topic, &awsError{http.StatusServiceUnavailable, "ServiceUnavailable", err})
+}
+
+// provisioning is the Provisioner of a running CA.
+type provisioning struct {
+	s    *service
+	o    *opened
+	door *Admission
+
+	mu     sync.Mutex
+	limits map[string]*rate.Limiter // by claim certificate
+}
+
+// awsError is an error as AWS IoT tells it: statusCode, errorCode, errorMessage.
+type awsError struct {
+	status int
+	code   string
+	err    error
+}
+
+func (r *awsError) Error() string { return r.err.Error() }
+func (r *awsError) Unwrap() error { return r.err }
+
+func awsRefuse(status int, code, format string, args ...any) error {
+	return &awsError{status, code, fmt.Errorf(format, args...)}
+}
+
+func rejected(topic string, err error) Answer {
+	r := &awsError{http.StatusInternalServerError, "InternalError", errors.New("the request was not done; try again")}
+	errors.As(err, &r)
+	raw, _ := json.Marshal(map[string]any{"statusCode": r.status, "errorCode": r.code, "errorMessage": r.Error()}) // plain data
+	return Answer{Topic: topic + "/rejected", Payload: raw}
+}
+
+// Provision answers; see Provisioner.
+func (p *provisioning) Provision(ctx context.Context, c Client, topic string, payload []byte) Answer {
+	at := p.door.attempt(c)
+	answer, err := p.answer(ctx, c, topic, payload, at)
+	at.Known = true // the certificate was admitted: nobody else gets here
+	if err != nil {
+		var r *awsError
+		if !errors.As(err, &r) {
+			p.s.env.Log.Error("a provisioning request was not done", "claim", at.Device, "address", at.Address, "error", err)
+		}
+		_ = at.fail("provision", message.Reject(message.ACLDenied, err)) // the same error
+		p.door.recorder.record(*at)
+		return rejected(topic, err)
+	}
+	at.Admitted = true
+	p.door.recorder.record(*at)
+	raw, err := json.Marshal(answer)
+	if err != nil {
+		return rejected(topic, err)
+	}
+	return Answer{Topic: topic + "/accepted", Payload: raw, Accepted: true}
+}
+
+func (p *provisioning) answer(ctx context.Context, c Client, topic string, payload []byte, at *Attempt) (any, error) {
+	template, provision := templateOf(topic)
+	if !provision && topic != topicCreate && topic != topicCSR {
+		return nil, awsRefuse(http.StatusNotFound, "UnknownTopic", "there is nothing at topic %q", short(topic))
+	}
+	if len(payload) > payloadMax {
+		return nil, awsRefuse(http.StatusRequestEntityTooLarge, "PayloadTooLarge", "the payload has %d bytes; %d is the most", len(payload), payloadMax)
+	}
+	if c.Leaf == nil {
+		return nil, awsRefuse(http.StatusForbidden, "Forbidden", "a claim certificate is wanted")
+	}
+	claim, err := p.o.may(ctx, c.Leaf, template)
+	if errors.Is(err, ErrRefused) || errors.Is(err, ErrUnknownDevice) {
+		return nil, &awsError{http.StatusForbidden, "Forbidden", err}
+	}
+	if err != nil {
+		return nil, err
+	}
+	at.pass("claim", "%q", claim.Name)
+	if !p.limit(claim.Fingerprint).AllowN(p.s.env.Now(), 1) {
+		return nil, awsRefuse(http.StatusTooManyRequests, "Throttled", "claim certificate %s asks more than %d times a second", claim.Name, claimRate)
+	}
+	if provision {
+		return p.provision(ctx, claim, template, payload, at)
+	}
+	return p.create(ctx, claim, topic == topicCSR, payload, at)
+}
+
+func (p *provisioning) limit(claim string) *rate.Limiter {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := p.limits[claim]
+	if l == nil {
+		if p.limits == nil || len(p.limits) >= limitersMax {
+			p.limits = map[string]*rate.Limiter{}
+		}
+		l = rate.NewLimiter(claimRate, claimBurst)
+		p.limits[claim] = l
+	}
+	return l
+}
+
+// ownership is a certificate that waits for its owner to provision himself, under the hash of his token. It admits
+// nobody until then.
+type ownership struct {
+	Claim       string    `json:"claim"` // fingerprint
+	Certificate string    `json:"certificate"`
+	Expires     time.Time `json:"expires"`
+	Template    string    `json:"template,omitempty"` // these two from the first use on; another is refused then
+	Device      string    `json:"device,omitempty"`
+	Done        bool      `json:"done,omitempty"`
+}
+
+// created is the answer of create and create-from-csr.
+type created struct {
+	ID    string `json:"certificateId"`
+	PEM   string `json:"certificatePem"`
+	Key   string `json:"privateKey,omitempty"`
+	Token string `json:"certificateOwnershipToken"`
+}
+
+func (p *provisioning) create(ctx context.Context, claim Claim, byCSR bool, payload []byte, at *Attempt) (any, error) {
+	var in struct {
+		CSR string `json:"certificateSigningRequest"`
+	}
+	if err := strict(payload, &in, !byCSR); err != nil {
+		return nil, awsRefuse(http.StatusBadRequest, "InvalidPayload", "%w", err)
+	}
+	req := Request{Device: "provisioned-" + strings.ToLower(rand.Text()[:12]), Kind: kindProvisioned}
+	if byCSR {
+		csr, err := ParseRequest("", []byte(in.CSR))
+		if err != nil {
+			return nil, awsRefuse(http.StatusBadRequest, "InvalidCertificateSigningRequest", "%w", err)
+		}
+		req.Key = csr.PublicKey
+		at.pass("csr", "its key is good")
+	} else if in.CSR != "" {
+		return nil, awsRefuse(http.StatusBadRequest, "InvalidPayload", "a request with a csr goes to %s", topicCSR)
+	}
+	issued, err := p.o.authority.Issue(req)
+	if err != nil {
+		return nil, err
+	}
+	token := rand.Text() + rand.Text()
+	if err := p.keep(ctx, tokenKey(ownershipPrefix, token), ownership{Claim: claim.Fingerprint, Certificate: string(issued.Chain),
+		Expires: p.s.env.Now().Add(ownershipValidity).UTC()}, 0); err != nil {
+		return nil, err
+	}
+	p.s.metrics.issued.Inc()
+	at.pass("issued", "certificate %x waits to be provisioned", issued.Certificate.SerialNumber)
+	return created{ID: Fingerprint(issued.Certificate.Raw), PEM: string(issued.Chain), Key: string(issued.Key), Token: token}, nil
+}
+
+func (p *provisioning) keep(ctx context.Context, key string, own ownership, revision uint64) error {
+	raw, err := json.Marshal(own)
+	if err != nil {
+		return err
+	}
+	_, err = p.o.trust.Update(ctx, key, raw, revision)
+	return err
+}
+
+// provisioned is the answer of provision.
+type provisioned struct {
+	Configuration map[string]string `json:"deviceConfiguration"`
+	Thing         string            `json:"thingName"`
+}
+
+// provision registers the device and its certificate. The token is bound to the device before, and used up after: cut
+// off in between, the same device may ask again, and nobody else.
+func (p *provisioning) provision(ctx context.Context, claim Claim, template string, payload []byte, at *Attempt) (any, error) {
+	var in struct {
+		Token      string            `json:"certificateOwnershipToken"`
+		Parameters map[string]string `json:"parameters"`
+	}
+	if err := strict(payload, &in, false); err != nil {
+		return nil, awsRefuse(http.StatusBadRequest, "InvalidPayload", "%w", err)
+	}
+	key := tokenKey(ownershipPrefix, in.Token)
+	own, revision, err := p.owned(ctx, key, claim)
+	if err != nil {
+		return nil, err
+	}
+	at.pass("token", "good until %s", stamp(own.Expires))
+	tmpl, ok := p.o.templates[template]
+	if !ok {
+		return nil, awsRefuse(http.StatusForbidden, "Forbidden", "no template %q is configured", template)
+	}
+	certs, err := parseCerts([]byte(own.Certificate))
+	if err != nil {
+		return nil, fmt.Errorf("read a certificate that was issued: %w", err)
+	}
+	pl, err := tmpl.plan(in.Parameters, map[string]string{"Certificate.Id": Fingerprint(certs[0].Raw), "Certificate.CommonName": name(certs[0])})
+	if err != nil {
+		return nil, awsRefuse(http.StatusBadRequest, "InvalidParameters", "template %s: %w", template, err)
+	}
+	if own.Device != "" && (own.Device != pl.device || own.Template != template) {
+		return nil, awsRefuse(http.StatusForbidden, "InvalidCertificateOwnershipToken", "the token is bound to another device")
+	}
+	at.pass("template", "%s makes it device %q", template, pl.device)
+	if tmpl.Hook != "" {
+		if err := askHook(ctx, tmpl.Hook, hookRequest{Template: template, Device: pl.device, Fingerprint: Fingerprint(certs[0].Raw),
+			Claim: claim.Fingerprint, Parameters: in.Parameters}); err != nil {
+			return nil, awsRefuse(http.StatusForbidden, "NotApproved", "%w", err)
+		}
+		at.pass("hook", "approved")
+	}
+	own.Template, own.Device = template, pl.device
+	if err := p.keep(ctx, key, own, revision); errors.Is(err, bus.ErrConflict) {
+		return nil, awsRefuse(http.StatusConflict, "Conflict", "the token is being used at this moment")
+	} else if err != nil {
+		return nil, err
+	}
+	c := (&Issued{Certificate: certs[0]}).record(p.s.env.Now())
+	c.Name = name(certs[0])
+	_, _, err = p.o.registry.Add(ctx, Registration{ID: pl.device, Certificate: c, Attributes: pl.attributes, Groups: pl.groups, Policy: pl.policy,
+		CA: "claim:" + template, Fresh: !tmpl.Replace, By: "claim:" + claim.Name})
+	if errors.Is(err, ErrRefused) {
+		return nil, &awsError{http.StatusConflict, "Conflict", err}
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.o.teller.later(pl.device)
+	at.pass("registration", "as device %q", pl.device)
+	own.Done, own.Certificate = true, ""
+	if _, revision, err = p.read(ctx, key); err == nil {
+		err = p.keep(ctx, key, own, revision)
+	}
+	if err != nil { // bound to this device and certificate: using it again changes nothing
+		p.s.env.Log.Warn("an ownership token could not be closed; it expires within the hour", "device", pl.device, "error", err)
+	}
+	return provisioned{Configuration: pl.configuration, Thing: pl.device}, nil
+}
+
+func (p *provisioning) owned(ctx context.Context, key string, claim Claim) (ownership, uint64, error) {
+	own, revision, err := p.read(ctx, key)
+	wrong := func(why string) error {
+		return awsRefuse(http.StatusForbidden, "InvalidCertificateOwnershipToken", "the ownership token %s", why)
+	}
+	switch {
+	case errors.Is(err, bus.ErrNotFound):
+		return own, 0, wrong("is none of this platform")
+	case err != nil:
+		return own, 0, err
+	case own.Claim != claim.Fingerprint:
+		return own, 0, wrong("was given to another claim certificate")
+	case own.Done:
+		return own, 0, wrong("was used already")
+	case p.s.env.Now().After(own.Expires):
+		return own, 0, wrong("has expired")
+	}
+	return own, revision, nil
+}
+
+func (p *provisioning) read(ctx context.Context, key string) (own ownership, revision uint64, err error) {
+	e, err := p.o.trust.Get(ctx, key)
+	if err != nil {
+		return own, 0, err
+	}
+	return own, e.Revision, json.Unmarshal(e.Value, &own)
+}
+
+// tokenKey is where a token's entry is: under its hash, so that whoever reads the table has no token.
+func tokenKey(prefix, token string) string {
+	h := sha256.Sum256([]byte(token))
+	return prefix + hex.EncodeToString(h[:])
+}
+
+// strict reads JSON without fields that nobody knows; an empty payload is one without fields, where that may be.
+func strict(payload []byte, into any, empty bool) error {
+	if len(payload) == 0 && empty {
+		return nil
+	}
+	d := json.NewDecoder(strings.NewReader(string(payload)))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			return errors.New("the payload is not JSON")
+		}
+		return fmt.Errorf("the payload: %s", strings.TrimPrefix(err.Error(), "json: "))
+	}
+	if d.More() {
+		return errors.New("the payload has something behind its end")
+	}
+	return nil
+}

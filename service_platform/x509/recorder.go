@@ -1,0 +1,247 @@
+package x509
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/message"
+)
+
+// The flight recorder keeps what happened at the doors in a table that forgets within a day: chunks of attempts in a ring
+// for each node, so that a flood of attempts overwrites attempts and nothing else. Strangers have a ring of their own:
+// whoever is no device of this platform cannot push a device's attempts out.
+const (
+	admissionsTable  = "naru_admissions"
+	attemptPrefix    = "a/"
+	attemptsTTL      = 24 * time.Hour
+	attemptsPerChunk = 16  // keeps an entry at some kilobytes
+	chunks           = 256 // of each ring: 4096 attempts, repeats counted as one
+	unwrittenMax     = 32  // chunks that may wait for the bus; beyond it attempts are dropped
+	flushEvery       = time.Second
+	stepsMax         = 16
+)
+
+// Attempt is what happened when somebody wanted in, step by step. Repeats of the same are one attempt with a count.
+type Attempt struct {
+	At          time.Time `json:"at"`   // the first time
+	Last        time.Time `json:"last"` // and the last
+	Count       int       `json:"count"`
+	Node        string    `json:"node"`
+	Door        string    `json:"door"` // mqtt, est, claim, jit
+	Address     string    `json:"address,omitempty"`
+	Device      string    `json:"device,omitempty"` // as it called itself: its certificate's common name
+	Known       bool      `json:"known"`            // a registered device, or one that was
+	ClientID    string    `json:"client_id,omitempty"`
+	Fingerprint string    `json:"fingerprint,omitempty"`
+	Serial      string    `json:"serial,omitempty"`
+	Issuer      string    `json:"issuer,omitempty"` // common name of the certificate's issuer
+	CA          string    `json:"ca,omitempty"`     // the issuer's key identifier, hexadecimal
+	NotBefore   time.Time `json:"not_before,omitzero"`
+	NotAfter    time.Time `json:"not_after,omitzero"`
+	TLS         string    `json:"tls,omitempty"` // version, and whether the session was resumed
+	Steps       []Step    `json:"steps"`
+	Admitted    bool      `json:"admitted"`
+	Reason      string    `json:"reason,omitempty"` // the name of a message.Reason, where it was refused
+	Detail      string    `json:"detail,omitempty"`
+}
+
+// Step is one thing that was looked at.
+type Step struct {
+	Name   string `json:"name"` // handshake, certificate, signature, usage, time, registration, template, hook, client_id, policy, …
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail,omitempty"`
+}
+
+func (a *Attempt) pass(step, format string, args ...any) {
+	if len(a.Steps) < stepsMax {
+		a.Steps = append(a.Steps, Step{step, true, short(fmt.Sprintf(format, args...))})
+	}
+}
+
+// fail ends the attempt, and gives err back.
+func (a *Attempt) fail(step string, err error) error {
+	a.Detail = err.Error()
+	if len(a.Detail) > 2*textMax {
+		a.Detail = a.Detail[:2*textMax] + "…"
+	}
+	a.Admitted, a.Reason = false, message.ReasonOf(err, message.HandshakeFailed).String()
+	if len(a.Steps) < stepsMax {
+		a.Steps = append(a.Steps, Step{step, false, a.Detail})
+	}
+	return err
+}
+
+// same says whether b is the same again.
+func (a *Attempt) same(b *Attempt) bool {
+	return a.Door == b.Door && a.Address == b.Address && a.Device == b.Device && a.ClientID == b.ClientID && a.Fingerprint == b.Fingerprint &&
+		a.Admitted == b.Admitted && a.Reason == b.Reason && a.TLS == b.TLS && len(a.Steps) == len(b.Steps)
+}
+
+// recorder gathers attempts and writes them in the background; nobody at a door waits for it.
+type recorder struct {
+	node string
+
+	mu      sync.Mutex
+	rings   [2]ring // strangers, known
+	sealed  map[string][]byte
+	order   []string // of sealed, oldest first
+	dropped int
+}
+
+// ring is the chunk being filled and its place.
+type ring struct {
+	open  []*Attempt
+	slot  int
+	dirty bool
+}
+
+func (r *recorder) record(a Attempt) {
+	a.Node, a.Count, a.Last = r.node, 1, a.At
+	if host, _, err := net.SplitHostPort(a.Address); err == nil {
+		a.Address = host
+	}
+	for _, s := range []*string{&a.Address, &a.Device, &a.ClientID, &a.Issuer, &a.Serial} {
+		*s = strings.ToValidUTF8(short(*s), "\ufffd")
+	}
+	class := 0
+	if a.Known {
+		class = 1
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	g := &r.rings[class]
+	g.dirty = true
+	for _, b := range g.open {
+		if b.same(&a) {
+			b.Last, b.Detail, b.Steps = a.At, a.Detail, a.Steps
+			b.Count++
+			return
+		}
+	}
+	g.open = append(g.open, &a)
+	if len(g.open) >= attemptsPerChunk {
+		r.seal(class)
+		g.open, g.slot = nil, (g.slot+1)%chunks
+	}
+}
+
+// seal makes the open chunk ready to be written.
+func (r *recorder) seal(class int) {
+	g := &r.rings[class]
+	g.dirty = false
+	raw, err := json.Marshal(g.open)
+	if err != nil {
+		return // plain data: cannot be
+	}
+	key := fmt.Sprintf("%s%s/%d/%d", attemptPrefix, r.node, class, g.slot)
+	if _, waits := r.sealed[key]; !waits {
+		if len(r.order) >= unwrittenMax {
+			r.dropped += len(g.open)
+			return
+		}
+		r.order = append(r.order, key)
+	}
+	if r.sealed == nil {
+		r.sealed = map[string][]byte{}
+	}
+	r.sealed[key] = raw
+}
+
+// flush writes what is new.
+func (r *recorder) flush(ctx context.Context, t bus.Table) error {
+	r.mu.Lock()
+	for class := range r.rings {
+		if r.rings[class].dirty {
+			r.seal(class)
+		}
+	}
+	sealed, order := r.sealed, r.order
+	r.sealed, r.order = nil, nil
+	r.mu.Unlock()
+	for _, key := range order {
+		if _, err := t.Put(ctx, key, sealed[key]); err != nil {
+			return fmt.Errorf("keep admission attempts: %w", err)
+		}
+	}
+	return nil
+}
+
+// run flushes until ctx is done, and once more then.
+func (r *recorder) run(ctx context.Context, b bus.Bus, warn func(error, int)) {
+	var table bus.Table
+	flush := func(ctx context.Context) {
+		var err error
+		if table == nil {
+			table, err = b.Table(ctx, admissionsTable, bus.TableOptions{Volatile: true, TTL: attemptsTTL})
+		}
+		if err == nil {
+			err = r.flush(ctx, table)
+		}
+		r.mu.Lock()
+		dropped := r.dropped
+		r.dropped = 0
+		r.mu.Unlock()
+		if err != nil && ctx.Err() == nil || dropped > 0 {
+			warn(err, dropped)
+		}
+	}
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushEvery)
+			flush(last)
+			cancel()
+			return
+		case <-tick.C:
+			flush(ctx)
+		}
+	}
+}
+
+// attemptFilter selects attempts; what is empty selects all.
+type attemptFilter struct {
+	device, address, ca string
+	refused             bool
+}
+
+func (f attemptFilter) keeps(a *Attempt) bool {
+	return (f.device == "" || a.Device == f.device || a.ClientID == f.device) &&
+		(f.address == "" || a.Address == f.address) &&
+		(f.ca == "" || a.CA == f.ca || a.Issuer == f.ca) &&
+		!(f.refused && a.Admitted)
+}
+
+// attempts reads what every node recorded, newest first, at most limit of them.
+func attempts(ctx context.Context, b bus.Bus, f attemptFilter, limit int) ([]Attempt, error) {
+	t, err := b.Table(ctx, admissionsTable, bus.TableOptions{Volatile: true, TTL: attemptsTTL})
+	if err != nil {
+		return nil, fmt.Errorf("open table %s: %w", admissionsTable, err)
+	}
+	entries, err := scan(ctx, t, attemptPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("read the admission attempts: %w", err)
+	}
+	list := []Attempt{}
+	for _, e := range entries {
+		var chunk []Attempt
+		if json.Unmarshal(e.Value, &chunk) != nil {
+			continue // another version's; what can be read is shown
+		}
+		for _, a := range chunk {
+			if f.keeps(&a) {
+				list = append(list, a)
+			}
+		}
+	}
+	slices.SortStableFunc(list, func(a, b Attempt) int { return b.Last.Compare(a.Last) })
+	return list[:min(limit, len(list))], nil
+}
