@@ -19,7 +19,7 @@ func caCommand(o *options) *cobra.Command {
 	c := &cobra.Command{Use: "ca", Short: "The certificate authority: its root, and the CAs of others that it trusts"}
 	c.AddCommand(caStatus(o), caExportRoot(o), caRemoveRoot(o), caRestoreRoot(o), caRollover(o), caRetire(o), caCode(o), caRegister(o),
 		caSwitch(o, "disable", "Have a registered CA's certificates admit nobody"), caSwitch(o, "enable", "Have a registered CA's certificates count again"),
-		caRemove(o))
+		caRemove(o), caClaim(o))
 	return c
 }
 

@@ -34,7 +34,7 @@ type enrolled struct {
 
 func deviceCommand(o *options) *cobra.Command {
 	c := &cobra.Command{Use: "device", Short: "The fleet: its devices, their certificates and what becomes of them"}
-	c.AddCommand(deviceAdd(o), deviceList(o), deviceShow(o), deviceRotate(o), deviceDelete(o), deviceExpiring(o), deviceImport(o), deviceExport(o), deviceAct(o, "revoke", "Withdraw a device's certificates; its connections end"),
+	c.AddCommand(deviceAdd(o), deviceList(o), deviceShow(o), deviceToken(o), deviceRotate(o), deviceDelete(o), deviceExpiring(o), deviceImport(o), deviceExport(o), deviceAct(o, "revoke", "Withdraw a device's certificates; its connections end"),
 		deviceAct(o, "disable", "Switch a device off; its connections end"), deviceAct(o, "enable", "Switch a device on again"))
 	return c
 }

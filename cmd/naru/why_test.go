@@ -1,0 +1,92 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/naru-platform/naru/service_platform/x509"
+)
+
+func TestWhyDeviceNamesTheCauseAndTheRemedy(t *testing.T) {
+	now := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
+	good := x509.Device{ID: "d-1", Certs: []x509.Certificate{{NotAfter: now.Add(90 * 24 * time.Hour)}}}
+	with := func(change func(*x509.Device)) x509.Device {
+		d := good
+		d.Certs = append([]x509.Certificate{}, good.Certs...)
+		change(&d)
+		return d
+	}
+	refused := func(reason, step string, change func(*x509.Attempt)) []x509.Attempt {
+		a := x509.Attempt{Last: now, Count: 1, Reason: reason, Device: "d-1", Detail: "particulars", Issuer: "Factory CA",
+			Steps: []x509.Step{{Name: "certificate", OK: true}, {Name: step}}}
+		if change != nil {
+			change(&a)
+		}
+		return []x509.Attempt{a}
+	}
+	for name, c := range map[string]struct {
+		device   x509.Device
+		known    bool
+		attempts []x509.Attempt
+		well     bool
+		says     []string
+	}{
+		"admitted":     {good, true, []x509.Attempt{{Admitted: true, Last: now}}, true, []string{"Nothing keeps it out", "last got in"}},
+		"never seen":   {good, true, nil, true, []string{"did not try", "firewall"}},
+		"nobody":       {x509.Device{}, false, nil, false, []string{"No device of that id", "device add"}},
+		"expired":      {good, true, refused("cert_expired", "time", func(a *x509.Attempt) { a.NotAfter = now.Add(-48 * time.Hour) }), false, []string{"expired certificate", "rotate"}},
+		"clock behind": {good, true, refused("cert_not_yet_valid", "time", nil), false, []string{"clock is wrong", "time server"}},
+		"just expired": {good, true, refused("cert_expired", "time", func(a *x509.Attempt) { a.NotAfter = now.Add(-time.Minute) }), false, []string{"less than an hour", "clock"}},
+		"unknown CA":   {good, true, refused("cert_unknown_ca", "signature", nil), false, []string{`"Factory CA"`, "naru ca register"}},
+		"revoked":      {with(func(d *x509.Device) { d.Certs[0].RevokedAt = now }), true, nil, false, []string{"revoked", "rotate"}},
+		"disabled": {with(func(d *x509.Device) { d.Disabled, d.DisabledBy, d.DisabledReason = true, "jun", "floods" }), true, refused("device_disabled", "registration", nil),
+			false, []string{"by jun: floods", "device enable"}},
+		"CN mismatch":     {good, true, refused("client_id_mismatch", "client_id", nil), false, []string{"client id", "Set the client id to d-1"}},
+		"policy":          {good, true, refused("acl_denied", "policy", nil), false, []string{"Policy", "particulars"}},
+		"rate limit":      {good, true, refused("receive_maximum_exceeded", "rate_limit", nil), false, []string{"rate limit", "loop"}},
+		"old certificate": {good, true, refused("cert_unregistered", "registration", nil), false, []string{"not with the certificate it comes with"}},
+		"handshake":       {good, true, refused("handshake_failed", "handshake", nil), false, []string{"particulars", "TLS version"}},
+	} {
+		b := explain("d-1", c.device, c.known, c.attempts, now)
+		for _, want := range c.says {
+			if !strings.Contains(b.Cause+b.Remedy, want) {
+				t.Errorf("%s: says %q, %q; want %q", name, b.Cause, b.Remedy, want)
+			}
+		}
+		if b.Well != c.well || b.Well == (b.Reason != "") {
+			t.Errorf("%s: well %v, reason %q", name, b.Well, b.Reason)
+		}
+	}
+}
+
+// A file of any spreadsheet is read, and a line that is wrong does not stop the others.
+func TestFleetIsReadFromCSVAndJSONLines(t *testing.T) {
+	for format, text := range map[string]string{
+		"csv":   "\ufeffID,Groups,attributes,disabled\nd-1,\"a; b\",\"{\"\"x\"\":\"\"y\"\"}\",yes\n,,,\nd-2,,[1],\nd-3,,,\n",
+		"jsonl": `{"id":"d-1","groups":["a","b"],"attributes":{"x":"y"},"disabled":true}` + "\n{}\n\nx\n" + `{"id":"d-3"}`,
+	} {
+		var ids []string
+		bad := 0
+		err := eachLine(strings.NewReader(text), format, func(line int, d x509.Import, err error) error {
+			switch {
+			case err != nil:
+				bad++
+			case d.ID == "d-1" && (len(d.Groups) != 2 || d.Groups[1] != "b" || d.Attributes["x"] != "y" || !d.Disabled):
+				t.Errorf("%s: read %+v", format, d)
+			}
+			if err == nil {
+				ids = append(ids, d.ID)
+			}
+			return nil
+		})
+		if err != nil || bad != 2 || strings.Join(ids, " ") != "d-1 d-3" {
+			t.Errorf("%s: %v, %d wrong, %v", format, ids, bad, err)
+		}
+	}
+	for format, text := range map[string]string{"csv": "name\nd-1\n", "xml": "<d/>"} {
+		if err := eachLine(strings.NewReader(text), format, func(int, x509.Import, error) error { return nil }); err == nil {
+			t.Errorf("%s is read", format)
+		}
+	}
+}
