@@ -168,9 +168,17 @@ func (e *est) issue(w http.ResponseWriter, r *http.Request, c Client, again bool
 		return nil, err
 	}
 	at.Device = device
-	csr, err := readCSR(w, r, device)
+	csr, err := readCSR(w, r)
 	if err != nil {
 		return nil, err
+	}
+	switch cn := csr.Subject.CommonName; {
+	case cn == device:
+	case token == nil && cn == name(c.Leaf): // one that was provisioned before its device had an id
+	case again:
+		return nil, estBad("csr", "simplereenroll: the csr is for %q; its subject must be the certificate's, %q", short(cn), name(c.Leaf))
+	case cn != "":
+		return nil, estBad("csr", "the csr is for %q, the request for device %q", short(cn), device)
 	}
 	at.pass("csr", "its key is good")
 	g := Registration{ID: device, By: "est"}
@@ -182,9 +190,6 @@ func (e *est) issue(w http.ResponseWriter, r *http.Request, c Client, again bool
 		}
 		at.pass("token", "used up")
 	} else {
-		if again && csr.Subject.CommonName != name(c.Leaf) && csr.Subject.CommonName != device {
-			return nil, estBad("csr", "simplereenroll: the csr's subject must be the certificate's, common name %q", name(c.Leaf))
-		}
 		overlap := overlapDefault
 		g.Overlap = &overlap
 	}
@@ -248,7 +253,7 @@ func (e *est) who(r *http.Request, c Client, again bool, at *Attempt) (device st
 }
 
 // readCSR reads section 4.2.1's body: PKCS #10 in base64.
-func readCSR(w http.ResponseWriter, r *http.Request, device string) (*stdx509.CertificateRequest, error) {
+func readCSR(w http.ResponseWriter, r *http.Request) (*stdx509.CertificateRequest, error) {
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/pkcs10" {
 		return nil, &estRefusal{http.StatusUnsupportedMediaType, "csr", fmt.Errorf("Content-Type %q: application/pkcs10 is wanted", short(r.Header.Get("Content-Type")))}
 	}
@@ -267,7 +272,7 @@ func readCSR(w http.ResponseWriter, r *http.Request, device string) (*stdx509.Ce
 	if err != nil {
 		return nil, estBad("csr", "the request is not base64 of PKCS #10")
 	}
-	csr, err := parseRequest(device, der[:n])
+	csr, err := parseRequest("", der[:n])
 	if err != nil {
 		return nil, estBad("csr", "%w", err)
 	}
