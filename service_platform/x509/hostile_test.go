@@ -321,7 +321,14 @@ func hostiles(t *testing.T) []hostile {
 			return a.claimClient(), lotTopic, provisionOf(a.ownership().Token, map[string]string{"Serial": "1"})
 		})},
 		{"claim, the hook sends elsewhere", message.ACLDenied, asks(func(a *arena) (Client, string, any) {
-			f := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/yes", http.StatusFound) })
+			f := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != "/yes" {
+					http.Redirect(w, r, "/yes", http.StatusTemporaryRedirect)
+					return
+				}
+				w.Header().Set("Content-Type", "application/json")
+				_, _ = w.Write([]byte(`{"allowProvisioning":true}`))
+			})
 			a.hookAnswers.Store(&f)
 			return a.claimClient(), lotTopic, provisionOf(a.ownership().Token, map[string]string{"Serial": "1"})
 		})},
@@ -396,8 +403,8 @@ func TestReplayedTokensAreRefused(t *testing.T) {
 		t.Errorf("an enrolment token with another key: %d", status)
 	}
 	for _, serial := range []string{"1", "2"} {
-		if got := a.ask(a.claimClient(), lotTopic, provisionOf(made.Token, map[string]string{"Serial": serial}), nil); got.Accepted {
-			t.Errorf("an ownership token once more, for %s", serial)
+		if got := a.ask(a.claimClient(), lotTopic, provisionOf(made.Token, map[string]string{"Serial": serial}), nil); got.Accepted || !strings.Contains(string(got.Payload), "used already") {
+			t.Errorf("an ownership token once more, for %s: %s", serial, string(got.Payload))
 		}
 	}
 	again := a.ownership()

@@ -82,12 +82,12 @@ func TestCAWithoutProofOfPossession(t *testing.T) {
 		}
 		return c
 	}
+	late := code()
+	h.clock.move(2 * codeValidity)
 	spent := code()
 	if _, err := h.cas().Register(t.Context(), certPEM(other.cert), certPEM(leafBy(t, h.clock, other, spent, nil)), "", ""); err != nil {
 		t.Fatal(err)
 	}
-	late := code()
-	h.clock.move(2 * codeValidity)
 	with := func(ca pair, change func(*stdx509.Certificate)) []byte {
 		return certPEM(leafBy(t, h.clock, ca, code(), change))
 	}

@@ -119,6 +119,9 @@ func TestRolloverCutOffAnywhere(t *testing.T) {
 	if b := openCA(t, dir, c).Bundle(); !bytes.Equal(b.PEM(), a.Bundle().PEM()) {
 		t.Error("a rollover that was not whole took place")
 	}
+	if _, err := os.Stat(filepath.Join(dir, rolloverDir)); !errors.Is(err, os.ErrNotExist) {
+		t.Error("keys of a rollover that was not whole lie around:", err)
+	}
 }
 
 // foreignCA is somebody else's CA: what it signs, and with which key.

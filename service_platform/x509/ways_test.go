@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	stdx509 "crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -134,8 +135,18 @@ func TestDeviceOfARegisteredCAIsRegisteredJustInTime(t *testing.T) {
 	}
 	a.do("DELETE", "/api/v1/devices/meter-7", nil, nil)
 	a.gate.refused = refusals{}
-	if _, err := a.gate.AdmitClient(t.Context(), Client{Leaf: c}); err == nil {
-		t.Error("a deleted device came back by itself")
+	if _, err := a.gate.AdmitClient(t.Context(), Client{Leaf: c}); err == nil || !strings.Contains(err.Error(), "withdrawn") {
+		t.Errorf("a deleted device comes back by itself: %v", err)
+	}
+}
+
+// Though a template lets devices come again with a new certificate, they are those of the same CA only.
+func TestRegisteredCATakesOverNoDeviceOfAnother(t *testing.T) {
+	a := newArena(t)
+	o := a.s.open.Load()
+	_, _, err := o.registry.Add(t.Context(), Registration{ID: "d-1", Certificate: &Certificate{Fingerprint: strings.Repeat("ab", 32)}, CA: a.factoryID})
+	if !errors.Is(err, ErrRefused) {
+		t.Errorf("got %v; want it refused", err)
 	}
 }
 
