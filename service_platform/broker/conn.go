@@ -56,8 +56,7 @@ type conn struct {
 	joined    bool
 
 	// The reading goroutine's own.
-	pub       packet.Publish
-	msg       message.Message
+	scratch   *scratch // while there is something to read
 	now       time.Time
 	topic     topicInfo
 	bye       bool    // DISCONNECT came
@@ -89,9 +88,25 @@ type conn struct {
 	out sync.Mutex // one writer at a time
 }
 
-// serve is the connection's life.
+// serve is the connection's life until its client has been let in, and for WebSocket all of it. A goroutine that has gone
+// through a handshake and a CONNECT has a stack that an idle connection does not need, so another one goes on.
 func (c *conn) serve(tc *tls.Config) {
 	err := c.live(tc)
+	if errors.Is(err, errLetIn) {
+		if _, tcp := c.sock.(*sock); tcp {
+			c.b.group.Go(func() { c.finish(c.read(nil)) })
+			return
+		}
+		err = c.read(nil)
+	}
+	c.finish(err)
+}
+
+// errLetIn ends the first part of a connection's life.
+var errLetIn = errors.New("let in")
+
+// finish is the end of it.
+func (c *conn) finish(err error) {
 	if c.settleAtStop() {
 		err = errHalted
 	}
@@ -158,7 +173,13 @@ func handshakeReason(err error) message.Reason {
 // read takes packets off the connection until it ends. Between bursts it holds no buffer.
 func (c *conn) read(admitted error) error {
 	limit := uint32(connectMax)
-	for {
+	if c.joined {
+		limit = c.packetLimit()
+	}
+	for before := c.joined; ; {
+		if c.joined != before {
+			return errLetIn
+		}
 		if c.joined {
 			if err := c.parkDeadline(); err != nil {
 				return c.readError(err) // closed meanwhile, and that has its reason
@@ -172,6 +193,7 @@ func (c *conn) read(admitted error) error {
 			return c.readError(err)
 		}
 		c.now = c.b.env.Now()
+		c.scratch = scratches.Get().(*scratch)
 		data := *buf
 		begin, end, packets := 0, n, 0
 		read := n
@@ -190,7 +212,7 @@ func (c *conn) read(admitted error) error {
 				begin += total
 				packets++
 				if c.joined {
-					limit = uint32(c.b.conf.MaxMessageBytes) + headroom
+					limit = c.packetLimit()
 				}
 				continue
 			}
@@ -224,11 +246,30 @@ func (c *conn) read(admitted error) error {
 		}
 		c.b.metrics.in(read, packets)
 		pool.Put(buf)
-		c.pub.Properties.Reset() // which gives the room of many properties back
+		c.scratch.free()
+		c.scratch = nil
 		if err != nil {
 			return err
 		}
 	}
+}
+
+// packetLimit is the largest packet a client that was let in may send.
+func (c *conn) packetLimit() uint32 { return uint32(c.b.conf.MaxMessageBytes) + headroom }
+
+// scratch is what a burst of packets is decoded into. Like the buffer, an idle connection has none.
+type scratch struct {
+	pub packet.Publish
+	msg message.Message
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+func (s *scratch) free() {
+	s.pub.Properties.Reset() // which gives the room of many properties back
+	s.pub.Topic, s.pub.Payload = "", nil
+	s.msg = message.Message{Properties: s.msg.Properties[:0]}
+	scratches.Put(s)
 }
 
 // over says whether the connection was ended from outside its goroutine.

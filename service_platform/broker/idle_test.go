@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/naru-platform/naru/service_platform/broker/packet"
 )
@@ -16,7 +17,7 @@ func serving() int {
 	for {
 		n := runtime.Stack(buf, true)
 		if n < len(buf) {
-			return strings.Count(string(buf[:n]), "broker.(*conn).serve(") + strings.Count(string(buf[:n]), "broker.(*sock).drain(")
+			return strings.Count(string(buf[:n]), "broker.(*conn).read(") + strings.Count(string(buf[:n]), "broker.(*sock).drain(")
 		}
 		buf = make([]byte, 2*len(buf))
 	}
@@ -39,6 +40,15 @@ func TestIdleConnectionsCostOneGoroutineEachAndLeaveNothing(t *testing.T) {
 	}
 	for _, c := range conns {
 		c.Close()
+	}
+	late := time.After(20 * time.Second)
+	for serving() > 0 {
+		select {
+		case <-late:
+			t.Fatalf("%d goroutines serve connections that their clients have closed", serving())
+		default:
+			runtime.Gosched()
+		}
 	}
 	r.stop() // returns when every connection's goroutine has gone
 	if got := serving(); got != 0 {

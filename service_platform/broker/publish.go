@@ -70,7 +70,7 @@ func (c *conn) mayPublish(s message.Subject) error {
 
 // publish handles a PUBLISH. The message is copied into a batch that is being gathered; nothing here waits for the disk.
 func (c *conn) publish(h packet.Header, body []byte) error {
-	p := &c.pub
+	p := &c.scratch.pub
 	if err := p.Decode(h, body, c.version); err != nil {
 		return err
 	}
@@ -106,13 +106,13 @@ func (c *conn) publish(h packet.Header, body []byte) error {
 	if t.denied != nil {
 		return c.refuse(token, p, t.denied)
 	}
-	if err := c.fill(&c.msg, p, t); err != nil {
+	if err := c.fill(&c.scratch.msg, p, t); err != nil {
 		return c.refuse(token, p, err)
 	}
 	if p.QoS == 2 || c.noLocal {
 		c.name(token, p)
 	}
-	if err := t.door.Append(context.Background(), &c.msg, c, token); err != nil {
+	if err := t.door.Append(context.Background(), &c.scratch.msg, c, token); err != nil {
 		return c.refuse(token, p, err)
 	}
 	return nil
@@ -156,15 +156,15 @@ func (c *conn) again(token uint64, p *packet.Publish) (bool, error) {
 
 // name has the message name its session, where the session must know it again.
 func (c *conn) name(token uint64, p *packet.Publish) {
-	c.msg.Client = c.kept.Key()
+	c.scratch.msg.Client = c.kept.Key()
 	if p.QoS != 2 {
 		return
 	}
-	c.msg.Packet = p.ID
+	c.scratch.msg.Packet = p.ID
 	c.mu.Lock()
-	c.acks.at(token).mid = c.msg.ID
+	c.acks.at(token).mid = c.scratch.msg.ID
 	c.mu.Unlock()
-	c.kept.Receive(p.ID, c.msg.ID)
+	c.kept.Receive(p.ID, c.scratch.msg.ID)
 }
 
 // fill makes a message of a PUBLISH. It aliases the read buffer, since the appender copies.

@@ -180,7 +180,7 @@ func (s *Store) arrived(tx component.Tx, m *message.Message) {
 		tx.Delete(packetKey(kindReleased, x.rec.ID, m.Packet))
 		return
 	}
-	x.received[m.Packet] = m.ID
+	note(&x.received, m.Packet, m.ID)
 	delete(x.pending, m.Packet)
 	tx.Set(packetKey(kindReceived, x.rec.ID, m.Packet), m.ID[:])
 }
@@ -214,11 +214,8 @@ func (x *Session) Received(packet uint16) Arrival {
 func (x *Session) Receive(packet uint16, id message.ID) {
 	x.store.mu.Lock()
 	defer x.store.mu.Unlock()
-	x.received[packet] = id
-	if x.pending == nil {
-		x.pending = map[uint16]bool{}
-	}
-	x.pending[packet] = true
+	note(&x.received, packet, id)
+	note(&x.pending, packet, true)
 }
 
 // Stored says that it is there.
@@ -274,7 +271,7 @@ func (x *Session) Release(ctx context.Context, packets []uint16) (known []bool, 
 				continue
 			}
 			// The log has not been heard so far: when it is, the message must not be noted again.
-			x.released[p] = id
+			note(&x.released, p, id)
 			tx.Set(packetKey(kindReleased, x.rec.ID, p), id[:])
 		}
 		return nil

@@ -171,12 +171,9 @@ func (s *Store) load(tx component.Tx) error {
 	byID := map[message.ID]*Session{}
 	var bad error
 	err := tx.Scan([]byte{kindSession}, func(_, v []byte) bool {
-		x := &Session{store: s, received: map[uint16]message.ID{}, released: map[uint16]message.ID{}, head: 1, next: 1}
+		x := &Session{store: s, head: 1, next: 1}
 		if bad = json.Unmarshal(v, &x.rec); bad != nil {
 			return false
-		}
-		if x.rec.Subs == nil {
-			x.rec.Subs = map[string]*Subscription{}
 		}
 		x.kept.Store(true)
 		byID[x.rec.ID] = x
@@ -205,13 +202,13 @@ func (s *Store) load(tx component.Tx) error {
 		x.bytes += int64(itemSize(v))
 		return true
 	})
-	for kind, to := range map[byte]func(*Session) map[uint16]message.ID{
-		kindReceived: func(x *Session) map[uint16]message.ID { return x.received },
-		kindReleased: func(x *Session) map[uint16]message.ID { return x.released },
+	for kind, to := range map[byte]func(*Session) *map[uint16]message.ID{
+		kindReceived: func(x *Session) *map[uint16]message.ID { return &x.received },
+		kindReleased: func(x *Session) *map[uint16]message.ID { return &x.released },
 	} {
 		err = errors.Join(err, tx.Scan([]byte{kind}, func(k, v []byte) bool {
 			if x := byID[message.ID(k[1:17])]; x != nil && len(k) == 19 && len(v) == 16 {
-				to(x)[binary.BigEndian.Uint16(k[17:])] = message.ID(v)
+				note(to(x), binary.BigEndian.Uint16(k[17:]), message.ID(v))
 			}
 			return true
 		}))
@@ -235,6 +232,14 @@ func (s *Store) load(tx component.Tx) error {
 	}
 	s.loaded = true
 	return nil
+}
+
+// note writes into a map that may not be there yet.
+func note[K comparable, V any](m *map[K]V, k K, v V) {
+	if *m == nil {
+		*m = map[K]V{}
+	}
+	(*m)[k] = v
 }
 
 // change changes the store, when it has been read.
@@ -340,8 +345,8 @@ func (s *Store) Connect(ctx context.Context, who Who, clean bool, expiry uint32,
 }
 
 func (s *Store) begin(who Who, expiry uint32) *Session {
-	x := &Session{store: s, head: 1, next: 1, received: map[uint16]message.ID{}, released: map[uint16]message.ID{},
-		rec: record{ID: message.NewID(s.env.Now()), Who: who, Expiry: expiry, Subs: map[string]*Subscription{}}}
+	// Its maps are made when they are written to: most clients never need them.
+	x := &Session{store: s, head: 1, next: 1, rec: record{ID: message.NewID(s.env.Now()), Who: who, Expiry: expiry}}
 	x.kept.Store(expiry > 0)
 	return x
 }

@@ -106,7 +106,7 @@ func (x *Session) Subscribe(ctx context.Context, list []*Subscription) (failed [
 				s.withdraw(old)
 			}
 			sub.of, fresh[i] = x, old == nil
-			x.rec.Subs[sub.Filter] = sub
+			note(&x.rec.Subs, sub.Filter, sub)
 			s.insert(sub)
 		}
 	}
