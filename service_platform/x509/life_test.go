@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -301,6 +302,31 @@ func TestOpenSSLReadsTheRevocationList(t *testing.T) {
 		if (err == nil) != want || !want && !bytes.Contains(out, []byte("revoked")) {
 			t.Errorf("%s: %v\n%s", name, err, out)
 		}
+	}
+}
+
+func TestRootKeyTravelsEncryptedAndIsNotLogged(t *testing.T) {
+	a := startAPI(t)
+	var k struct{ Key, Certificate, Fingerprint string }
+	if got := a.do("POST", "/api/v1/ca/root/export", map[string]string{"passphrase": "short"}, nil); got != http.StatusConflict {
+		t.Errorf("under a short passphrase: %d", got)
+	}
+	a.do("POST", "/api/v1/ca/root/export", map[string]string{"passphrase": passphrase}, &k)
+	if _, err := unsealKey([]byte(k.Key), []byte(passphrase)); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.do("POST", "/api/v1/ca/root/remove", map[string]string{"fingerprint": k.Fingerprint}, nil); got != http.StatusOK {
+		t.Errorf("remove: %d", got)
+	}
+	if got := a.do("POST", "/api/v1/ca/rollover", struct{}{}, nil); got != http.StatusConflict {
+		t.Errorf("rollover without the root's key: %d", got)
+	}
+	var st CAStatus
+	if got := a.do("POST", "/api/v1/ca/root/restore", map[string]string{"key": k.Key, "passphrase": passphrase}, &st); got != http.StatusOK || !st.RootKey {
+		t.Errorf("restore: %d", got)
+	}
+	if strings.Contains(a.logs.String(), passphrase) || strings.Contains(a.logs.String(), "PRIVATE") {
+		t.Error("a secret is in the log")
 	}
 }
 

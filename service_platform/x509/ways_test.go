@@ -2,6 +2,7 @@ package x509
 
 import (
 	"bytes"
+	"context"
 	"crypto/elliptic"
 	"crypto/tls"
 	stdx509 "crypto/x509"
@@ -271,6 +272,44 @@ func TestESTTokenIsGoodAgainForTheSameKey(t *testing.T) {
 		if who, err := a.gate.AdmitClient(t.Context(), Client{Leaf: a.enrolled(text)}); who.Device != "d-9" {
 			t.Error(who, err)
 		}
+	}
+}
+
+// doorway is what a listener in another component asks of an Admission, without a type of this package.
+type doorway interface {
+	ServerTLS() (*tls.Config, error)
+	AdmitPeer(ctx context.Context, address string, s tls.ConnectionState) (device, claim string, err error)
+	RefusePeer(address, clientID string, s tls.ConnectionState, step string, err error)
+	ClaimMayPublish(topic string) bool
+	ClaimMaySubscribe(filter string) bool
+	ProvisionPeer(ctx context.Context, address, clientID string, leaf *stdx509.Certificate, topic string, payload []byte) (answerTopic string, answer []byte)
+	DeviceOf(leaf *stdx509.Certificate) (policy string, groups []string, attributes map[string]string, known bool)
+	OnChange(f func(device string))
+}
+
+func TestListenerOfAnotherComponentNeedsNoTypeOfThisOne(t *testing.T) {
+	a := newArena(t)
+	var door doorway = a.gate
+	claim := tls.ConnectionState{PeerCertificates: []*stdx509.Certificate{certOf(t, a.claim)}, Version: tls.VersionTLS13}
+	if device, lot, err := door.AdmitPeer(t.Context(), "192.0.2.7:4711", claim); device != "" || lot != "lot-7" || err != nil {
+		t.Errorf("a claim is admitted as %q, %q, %v", device, lot, err)
+	}
+	topic, answer := door.ProvisionPeer(t.Context(), "192.0.2.7:4711", "any", claim.PeerCertificates[0], topicCreate, []byte("{}"))
+	if topic != topicCreate+"/accepted" || !bytes.Contains(answer, []byte("certificateOwnershipToken")) {
+		t.Errorf("answered at %q", topic)
+	}
+	device := tls.ConnectionState{PeerCertificates: []*stdx509.Certificate{certOf(t, a.device)}}
+	door.RefusePeer("192.0.2.8:4711", "d-2", device, "client_id", message.Rejectf(message.ClientIDMismatch, "it calls itself d-2"))
+	if got := a.attempts(attemptFilter{address: "192.0.2.8"}); len(got) != 1 || got[0].Reason != "client_id_mismatch" || got[0].Device != "d-1" || !got[0].Known {
+		t.Errorf("recorded %+v", got)
+	}
+	a.do("POST", "/api/v1/devices", Enrolment{ID: "d-1", Policy: "pump", Groups: []string{"a"}}, nil)
+	if policy, groups, _, known := door.DeviceOf(device.PeerCertificates[0]); policy != "pump" || len(groups) != 1 || !known {
+		t.Errorf("the registry has %q, %v, %v", policy, groups, known)
+	}
+	a.do("POST", "/api/v1/devices/d-1/revoke", nil, nil)
+	if _, _, _, known := door.DeviceOf(device.PeerCertificates[0]); known {
+		t.Error("a revoked certificate has a policy")
 	}
 }
 

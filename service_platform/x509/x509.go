@@ -1,9 +1,14 @@
 // Package x509 is the platform's certificate authority and the one that decides which certificate admits which device.
 //
 // The CA ([Authority]) is a root and an issuing CA of ECDSA P-256, made at the first start in the component's own
-// directory; its keys are encrypted there, and never leave that directory but for the root's, which may be exported. It runs in one process. The devices and their certificates
-// ([Registry]) and the public trust bundle are tables on the bus, so that [Admission] decides in every process that has
-// a door for devices.
+// directory. Its keys are encrypted there, and never leave that directory but for the root's, which may be exported and
+// removed. It runs in one process. The devices and their certificates ([Registry]), the CAs of others ([CAs]), the
+// templates and the public trust bundle are tables on the bus, so that [Admission] decides in every process that has a
+// door for devices.
+//
+// The ways in: an operator adds a device; a device enrols by EST (RFC 7030) with a one-time token or renews with its
+// certificate; a claim certificate asks on AWS IoT's provisioning topics; a device of a registered CA is registered when
+// it first comes. Every attempt is recorded step by step, for `naru why device`.
 //
 // A process with such a door but without this component needs a server certificate all the same: `server_cert` and
 // `server_key` in its configuration, or server.crt and server.key in `<data>/service_platform.x509/`.
