@@ -199,7 +199,7 @@ func (p *platform) settled(accepted uint64) []ledgerLine {
 	for {
 		var lines []ledgerLine
 		p.json(&lines, "ledger")
-		ok, device := len(lines) > 0, false
+		ok, device := len(lines) > 0, accepted == 0
 		for _, l := range lines {
 			ok = ok && l.Waiting == 0 && l.Balanced
 			device = device || l.Log == "device" && l.Consumer == "operator.journal" && l.Accepted >= accepted
