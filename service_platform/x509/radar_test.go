@@ -4,8 +4,10 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
+	"github.com/goccy/go-yaml"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -14,6 +16,22 @@ func TestAlertsAskForMetricsThatThereAre(t *testing.T) {
 	rules, err := os.ReadFile("../../deploy/prometheus/x509.rules.yaml")
 	if err != nil {
 		t.Fatal(err)
+	}
+	var file struct {
+		Groups []struct {
+			Rules []struct {
+				Alert, Expr string
+				Annotations map[string]string
+			}
+		}
+	}
+	if err := yaml.Unmarshal(rules, &file); err != nil || len(file.Groups) != 1 {
+		t.Fatalf("%d groups, %v", len(file.Groups), err)
+	}
+	for _, r := range file.Groups[0].Rules {
+		if r.Alert == "" || r.Expr == "" || r.Annotations["summary"] == "" || !strings.Contains(r.Annotations["description"], "`naru ") && !strings.Contains(r.Annotations["description"], "log") {
+			t.Errorf("%s does not say what to do: %+v", r.Alert, r)
+		}
 	}
 	a := startAPI(t)
 	have, err := a.s.env.Metrics.(*prometheus.Registry).Gather()
