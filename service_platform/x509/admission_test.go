@@ -24,7 +24,7 @@ import (
 type house struct {
 	*testing.T
 	clock *clock
-	bus   *tables
+	bus   bus.Bus
 	dir   string
 	ca    *Authority
 	reg   *Registry

@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/smallstep/pkcs7"
+
+	"github.com/naru-platform/naru/bus"
 )
 
 // arena is a whole CA with every way in open: a device d-1, a factory's CA that registers just in time, a claim
@@ -37,7 +39,13 @@ type arena struct {
 
 func newArena(t *testing.T) *arena {
 	t.Helper()
+	return newArenaOn(t, newTables())
+}
+
+func newArenaOn(t *testing.T, b bus.Bus) *arena {
+	t.Helper()
 	a := &arena{api: newAPI(t)}
+	a.bus = b
 	a.clock.ns.Store(time.Now().UnixNano()) // TLS and foreign tools have no other clock
 	a.hookAllows.Store(true)
 	hook := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/message"
 	serviceplatform "github.com/naru-platform/naru/message/service_platform"
@@ -29,7 +30,7 @@ type api struct {
 	mux   *http.ServeMux
 	logs  *bytes.Buffer
 	clock *clock
-	bus   *tables
+	bus   bus.Bus
 	dir   string
 	conf  Config
 	s     *service

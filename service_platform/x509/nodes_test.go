@@ -2,6 +2,8 @@ package x509
 
 import (
 	"context"
+	"crypto/elliptic"
+	stdx509 "crypto/x509"
 	"log/slog"
 	"net/http"
 	"testing"
@@ -82,5 +84,37 @@ func TestRevocationReachesEveryNodeWithinASecond(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
+	}
+}
+
+// The ways in on the engine that ships: its tables keep the promises that tokens stand on.
+func TestWaysInOnTheEngineThatShips(t *testing.T) {
+	b, err := nats.Open(t.Context(), nats.Options{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	a := newArenaOn(t, b)
+	made := a.ownership()
+	for i, want := range []bool{true, false} {
+		if got := a.ask(a.claimClient(), lotTopic, provisionOf(made.Token, map[string]string{"Serial": "1"}), nil); got.Accepted != want {
+			t.Errorf("ownership token, use %d: %s", i+1, string(got.Payload))
+		}
+	}
+	token := a.token("d-9")
+	for i, want := range []int{200, 401} {
+		if got, text := a.est(estCall{path: estEnroll, user: "d-9", token: token, body: csrText(t, ecKey(t, elliptic.P256()), "d-9")}); got != want {
+			t.Errorf("enrolment token, use %d: %d %s", i+1, got, text)
+		}
+	}
+	c := leafBy(t, a.clock, a.factory, "meter-7", func(c *stdx509.Certificate) { c.Subject.Organization = []string{"acme"} })
+	if who, err := a.gate.AdmitClient(t.Context(), Client{Leaf: c}); who.Device != "meter-7" {
+		t.Errorf("just in time: %v", err)
+	}
+	a.must(a.do("DELETE", "/api/v1/devices/meter-7", nil, nil), 204)
+	a.must(a.do("POST", "/api/v1/devices", Enrolment{ID: "meter-7"}, nil), 201) // and made anew where it was deleted
+	refused := a.attempts(attemptFilter{refused: true})
+	if len(refused) != 2 {
+		t.Errorf("%d attempts are recorded as refused: %+v", len(refused), refused)
 	}
 }
