@@ -170,6 +170,29 @@ func TestReadingABatchAllocatesNothingPerMessage(t *testing.T) {
 	}
 }
 
+func TestFlagsAreReadWithoutTheRest(t *testing.T) {
+	var b Builder
+	b.Reset(Header{}, 0)
+	for i := range 8 {
+		m := small(i)
+		m.QoS, m.Retain = uint8(i%3), i%2 == 0
+		b.Add(m)
+	}
+	batch, err := ParseBatch(b.Seal(1, 0, 0, ID{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := batch.Cursor()
+	for i := range 8 {
+		if qos, retain, ok := c.NextFlags(); !ok || int(qos) != i%3 || retain != (i%2 == 0) {
+			t.Errorf("record %d has QoS %d, retain %t, %t", i, qos, retain, ok)
+		}
+	}
+	if _, _, ok := c.NextFlags(); ok || c.Err() != nil {
+		t.Errorf("there is no end: %v", c.Err())
+	}
+}
+
 func FuzzParseBatch(f *testing.F) {
 	f.Add(build(Header{}, whole(), small(3)))
 	f.Add(build(Header{Derived: true, Mark: []byte("m")}))

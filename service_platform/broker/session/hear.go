@@ -38,10 +38,15 @@ func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Store
 		s.heardUpTo(b.Position)
 		return nil
 	}
+	s.mu.Lock()
+	if s.subs.root.empty() && !special(&b) {
+		s.heardUpTo(b.Position)
+		s.mu.Unlock()
+		return nil
+	}
 	var now []delivery
 	var m message.Message
 	queued := map[*Session]bool{}
-	s.mu.Lock()
 	cursor := b.Batch.Cursor()
 	for i := uint32(0); cursor.Next(&m); i++ {
 		if m.QoS == 2 && m.Client != "" {
@@ -81,6 +86,20 @@ func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Store
 		now[i].to.Deliver(&now[i].m, now[i].o)
 	}
 	return cursor.Err()
+}
+
+// special says whether something in a batch concerns a broker that nobody has subscribed at.
+func special(b *bus.Stored) bool {
+	cursor := b.Batch.Cursor()
+	for {
+		qos, retain, ok := cursor.NextFlags()
+		if !ok {
+			return cursor.Err() != nil
+		}
+		if retain || qos == 2 {
+			return true
+		}
+	}
 }
 
 // catchUpMost is how long a subscription waits at most: it is answered then, and may find a retained message late.

@@ -159,8 +159,8 @@ type Owed struct {
 // PacketOf is the identifier of a queue's number.
 func PacketOf(n uint64) uint16 { return uint16(n%65535) + 1 }
 
-// Behind gives up to most messages that are owed behind a number, the oldest first, and the number up to which it has
-// looked. What lost its worth, or is no longer in the log, is struck off on the way.
+// Behind gives up to most messages that are owed behind a number, the oldest first, and the number of the last one it
+// has seen. What is queued and not committed yet is not seen: Wake follows when it is. What lost its worth, or is no longer in the log, is struck off on the way.
 func (x *Session) Behind(ctx context.Context, n uint64, most int) (list []Owed, upto uint64, err error) {
 	type found struct {
 		n uint64
@@ -217,9 +217,6 @@ func (x *Session) Behind(ctx context.Context, n uint64, most int) (list []Owed, 
 	}
 	if len(gone) > 0 {
 		err = errors.Join(err, x.Settle(ctx, upto, nil, gone))
-	}
-	if len(items) < most && err == nil {
-		upto = max(upto, end-1) // numbers in between are settled
 	}
 	return list, upto, err
 }
