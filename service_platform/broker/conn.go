@@ -59,8 +59,9 @@ type conn struct {
 	scratch   *scratch // while there is something to read
 	now       time.Time
 	topic     topicInfo
-	bye       bool    // DISCONNECT came
-	final     *uint32 // the session's expiry that came with it
+	parked    time.Time // the deadline that is set while nothing comes; zero for another one
+	bye       bool      // DISCONNECT came
+	final     *uint32   // the session's expiry that came with it
 	aliasesIn []string
 	noLocal   bool // the session does not want to hear itself somewhere
 
@@ -125,7 +126,7 @@ func (c *conn) live(tc *tls.Config) error {
 	var admitted error
 	switch tcp, _ := c.sock.(*sock); {
 	case tcp == nil:
-		c.src = webSource{c.sock}
+		c.src = newTLSSource(c.sock) // as with TLS, a frame has to be read before it is known
 		if c.in.Auth == byCertificate {
 			if c.leaf == nil {
 				return message.Rejectf(message.CertMissing, "no client certificate")
@@ -149,7 +150,7 @@ func (c *conn) live(tc *tls.Config) error {
 			}
 			return message.Reject(handshakeReason(err), err)
 		}
-		c.src = tlsSource{t}
+		c.src = newTLSSource(t)
 		if c.in.Auth != byCertificate {
 			break
 		}
@@ -222,11 +223,18 @@ func (c *conn) read(admitted error) error {
 				begin = 0
 			}
 			if need > len(data) {
-				bigger := make([]byte, max(need, 2*len(data)))
+				var bigger []byte
+				if len(data) < bufferSize && need <= bufferSize {
+					buf = pool.Get().(*[]byte)
+					bigger = *buf
+				} else {
+					bigger = make([]byte, max(need, 2*len(data)))
+				}
 				copy(bigger, data[:end])
 				data = bigger
 			}
 			if c.joined {
+				c.parked = time.Time{}
 				err = c.src.SetReadDeadline(time.Now().Add(packetTimeout))
 			}
 			if err == nil && c.over() {
@@ -245,7 +253,7 @@ func (c *conn) read(admitted error) error {
 			err = io.EOF
 		}
 		c.b.metrics.in(read, packets)
-		pool.Put(buf)
+		give(buf)
 		c.scratch.free()
 		c.scratch = nil
 		if err != nil {
@@ -280,12 +288,27 @@ func (c *conn) over() bool {
 }
 
 // parkDeadline is one and a half keep alives (MQTT 5 §3.1.2.10).
+//
+// A deadline that is far enough is left as it is, since a busy connection would set one for each burst; so it may be an
+// eighth of the keep alive late.
 func (c *conn) parkDeadline() error {
 	if c.keepAlive == 0 {
+		if c.parked.Equal(never) {
+			return nil
+		}
+		c.parked = never
 		return c.src.SetReadDeadline(noDeadline)
 	}
-	return c.src.SetReadDeadline(time.Now().Add(c.keepAlive + c.keepAlive/2))
+	least := time.Now().Add(c.keepAlive + c.keepAlive/2)
+	if c.parked.After(least) {
+		return nil
+	}
+	c.parked = least.Add(c.keepAlive / 8)
+	return c.src.SetReadDeadline(c.parked)
 }
+
+// never stands for the deadline of a connection without keep alive.
+var never = time.Unix(1<<40, 0)
 
 func (c *conn) readError(err error) error {
 	ended := c.over()
@@ -473,12 +496,18 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	}
 	c.b.enter(c)
 	c.b.metrics.connects.WithLabelValues(c.version.String()).Inc()
-	if err := c.send(ack.Append(nil, c.version)); err != nil {
+	// Who writes from now on waits until CONNACK is out; who ends the connection knows that it can be told why.
+	c.out.Lock()
+	c.mu.Lock()
+	c.joined = true
+	c.mu.Unlock()
+	connack := ack.Append(nil, c.version)
+	c.b.metrics.out(len(connack))
+	_, err = c.src.Write(connack)
+	c.out.Unlock()
+	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	c.joined = true // for end, which another goroutine calls
-	c.mu.Unlock()
 	c.presence(true, 0)
 	c.Wake()
 	c.b.env.Log.Debug("connected", "client_id", name, "listener", c.in.Name, "address", c.addr, "version", c.version, "session_present", present)

@@ -137,7 +137,7 @@ func (s *sock) whenDrained(f func()) { s.drained = f }
 // source is where a connection's bytes come from. A connection that waits holds no buffer.
 type source interface {
 	net.Conn
-	// await waits for the first bytes of a burst, and gives them in a buffer of pool.
+	// await waits for the first bytes of a burst, and gives them in a buffer, which give takes back.
 	await() (buf *[]byte, n int, err error)
 }
 
@@ -184,17 +184,32 @@ func (p plainSource) await() (*[]byte, int, error) {
 	return buf, n, nil
 }
 
-// tlsSource waits for one byte, since TLS has to decrypt before it knows of more.
-type tlsSource struct{ net.Conn }
+// tlsSource waits with a small buffer of its own, since TLS has to decrypt before it knows that there is something; most
+// packets fit into it.
+type tlsSource struct {
+	net.Conn
+	first []byte
+}
+
+func newTLSSource(c net.Conn) tlsSource { return tlsSource{c, make([]byte, 512)} }
 
 func (t tlsSource) await() (*[]byte, int, error) {
-	var one [1]byte
-	if _, err := io.ReadFull(t.Conn, one[:]); err != nil {
+	n, err := t.Conn.Read(t.first)
+	if n == 0 {
 		return nil, 0, err
 	}
+	if n < len(t.first) {
+		return &t.first, n, nil
+	}
 	buf := pool.Get().(*[]byte)
-	(*buf)[0] = one[0]
-	return buf, 1, nil
+	return buf, copy(*buf, t.first), nil
+}
+
+// give takes a buffer back that await gave.
+func give(buf *[]byte) {
+	if len(*buf) == bufferSize {
+		pool.Put(buf)
+	}
 }
 
 // timedOut says whether an error is a deadline that passed.

@@ -146,8 +146,3 @@ func (w *webWire) backlog() int {
 }
 
 func (w *webWire) whenDrained(f func()) { w.drained = f }
-
-// webSource waits for the first byte of a burst.
-type webSource struct{ net.Conn }
-
-func (s webSource) await() (*[]byte, int, error) { return tlsSource(s).await() }
