@@ -4,10 +4,13 @@ package e2e
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -109,25 +112,7 @@ func (s *sender) session(stop <-chan struct{}) {
 // TestNothingAcknowledgedIsLostToSIGKILL kills the platform ten times under load.
 func TestNothingAcknowledgedIsLostToSIGKILL(t *testing.T) {
 	p := newPlatform(t)
-	p.start()
-	stop := make(chan struct{})
-	var group sync.WaitGroup
-	senders := make([]*sender, 20)
-	for i := range senders {
-		s := &sender{id: fmt.Sprintf("d-%d", i), addr: p.plain, sent: map[int]int{}, acked: map[int]bool{}}
-		senders[i] = s
-		group.Go(func() { s.run(stop) })
-	}
-	r := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
-	for range 10 {
-		<-time.After(300*time.Millisecond + time.Duration(r.Int64N(int64(900*time.Millisecond))))
-		p.kill()
-		p.start()
-	}
-	<-time.After(500 * time.Millisecond)
-	close(stop)
-	group.Wait()
-
+	senders := killed(p, 10)
 	acked := 0
 	for _, s := range senders {
 		acked += len(s.acked)
@@ -143,6 +128,77 @@ func TestNothingAcknowledgedIsLostToSIGKILL(t *testing.T) {
 	checkStored(t, p.data, senders)
 }
 
+// TestAMutantThatAcknowledgesBeforeTheAppendIsCaught builds naru with one fault, and wants the same check to see it.
+func TestAMutantThatAcknowledgesBeforeTheAppendIsCaught(t *testing.T) {
+	file, err := filepath.Abs("../../service_platform/broker/publish.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	src, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const sound = "if err := t.door.Append(context.Background(), &c.scratch.msg, c, token); err != nil {"
+	const mutant = "c.Appended(token, bus.Position{}, nil); c.Settled(); if err := t.door.Append(context.Background(), &c.scratch.msg, nil, 0); err != nil {"
+	if strings.Count(string(src), sound) != 1 {
+		t.Fatalf("%s has no line %q any more: let the mutant follow it", file, sound)
+	}
+	dir := t.TempDir()
+	faulty := filepath.Join(dir, "publish.go")
+	if err := os.WriteFile(faulty, []byte(strings.Replace(string(src), sound, mutant, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {file: faulty}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := newPlatform(t)
+	p.binary = filepath.Join(dir, "naru")
+	if out, err := exec.Command("go", "build", "-overlay", filepath.Join(dir, "overlay.json"), "-o", p.binary, "../../cmd/naru").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	senders := killed(p, 3)
+	p.stop()
+	b, err := nats.Open(t.Context(), nats.Options{Dir: filepath.Join(p.data, "bus")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	for _, fault := range logFaults(t, b, senders) {
+		if strings.HasSuffix(fault, "was acknowledged and is lost") {
+			return
+		}
+	}
+	t.Error("nothing was found to be lost, though it was acknowledged before it was stored")
+}
+
+// killed drives a platform from many devices, and kills it so many times.
+func killed(p *platform, kills int) []*sender {
+	p.start()
+	stop := make(chan struct{})
+	var group sync.WaitGroup
+	senders := make([]*sender, 20)
+	for i := range senders {
+		s := &sender{id: fmt.Sprintf("d-%d", i), addr: p.plain, sent: map[int]int{}, acked: map[int]bool{}}
+		senders[i] = s
+		group.Go(func() { s.run(stop) })
+	}
+	r := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
+	for range kills {
+		<-time.After(300*time.Millisecond + time.Duration(r.Int64N(int64(900*time.Millisecond))))
+		p.kill()
+		p.start()
+	}
+	<-time.After(500 * time.Millisecond)
+	close(stop)
+	group.Wait()
+
+	return senders
+}
+
 // checkStored opens the store that is left and holds it against what the senders know.
 func checkStored(t *testing.T, data string, senders []*sender) {
 	b, err := nats.Open(t.Context(), nats.Options{Dir: filepath.Join(data, "bus")})
@@ -155,6 +211,15 @@ func checkStored(t *testing.T, data string, senders []*sender) {
 
 func checkLog(t *testing.T, b bus.Bus, senders []*sender) {
 	t.Helper()
+	for _, fault := range logFaults(t, b, senders) {
+		t.Error(fault)
+	}
+}
+
+// logFaults lists what is lost or doubled.
+func logFaults(t *testing.T, b bus.Bus, senders []*sender) (faults []string) {
+	t.Helper()
+	found := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
 	l, err := b.Log(t.Context(), message.Device, bus.LogOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -181,7 +246,7 @@ func checkLog(t *testing.T, b bus.Bus, senders []*sender) {
 		c := s.Batch.Cursor()
 		for c.Next(&m) {
 			if ids[m.ID] {
-				t.Errorf("id %s is in the log twice", m.ID)
+				found("id %s is in the log twice", m.ID)
 			}
 			ids[m.ID] = true
 			if !strings.HasSuffix(string(m.Subject), ".telemetry") {
@@ -205,10 +270,11 @@ func checkLog(t *testing.T, b bus.Bus, senders []*sender) {
 		for n := range s.acked {
 			switch times := stored[s.id][n]; {
 			case times == 0:
-				t.Errorf("%s: %d was acknowledged and is lost", s.id, n)
+				found("%s: %d was acknowledged and is lost", s.id, n)
 			case times > s.sent[n]:
-				t.Errorf("%s: %d was sent %d times and is stored %d times", s.id, n, s.sent[n], times)
+				found("%s: %d was sent %d times and is stored %d times", s.id, n, s.sent[n], times)
 			}
 		}
 	}
+	return faults
 }

@@ -63,14 +63,15 @@ func freeAddr(t *testing.T) string {
 
 // platform is a naru process on a data directory.
 type platform struct {
-	t     *testing.T
-	data  string
-	mqtt  string
-	plain string
-	args  []string
-	run   []string // instead of up
-	cmd   *exec.Cmd
-	out   *syncBuffer
+	t      *testing.T
+	data   string
+	mqtt   string
+	plain  string
+	args   []string
+	run    []string // instead of up
+	binary string   // instead of the one that is tested
+	cmd    *exec.Cmd
+	out    *syncBuffer
 }
 
 type syncBuffer struct {
@@ -112,7 +113,11 @@ func (p *platform) start() {
 	}
 	args := append(append([]string{}, verb...), []string{"--data", p.data, "--mqtt", p.mqtt, "--mqtt-plain", p.plain, "--http", "127.0.0.1:0"}...)
 	args = append(args, p.args...)
-	p.cmd = exec.Command(naruBinary(p.t), args...)
+	bin := p.binary
+	if bin == "" {
+		bin = naruBinary(p.t)
+	}
+	p.cmd = exec.Command(bin, args...)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
