@@ -95,6 +95,7 @@ type Broker struct {
 	env       component.Env
 	conf      Config
 	admission Admission
+	keeper    Doorkeeper // the admission, where it is one
 	timeout   time.Duration
 	metrics   *metrics
 	refusals  *refusals
@@ -149,6 +150,7 @@ func New(env component.Env, c Config, a Admission) (*component.Part, error) {
 		clients: map[string]*conn{}, all: map[*conn]struct{}{}, devices: map[string]map[*conn]struct{}{}, metrics: newMetrics(env.Metrics)}
 	b.refusals = newRefusals(b, c.RefusalsKept)
 	b.online.b = b
+	b.keeper, _ = a.(Doorkeeper)
 	b.expiry = &expiry{b: b}
 	b.store = session.New(env, session.Limits{Expiry: expires, Messages: c.SessionMessagesMax, Bytes: c.SessionBytesMax,
 		Subscriptions: c.SubscriptionsMax, Sessions: c.SessionsMax, Retained: c.RetainedMax}, b.lost)
@@ -347,7 +349,12 @@ func (b *Broker) recheck(device string) {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		_, err := b.admission.Admit(ctx, c.leaf, c.chain)
+		var err error
+		if b.keeper != nil {
+			_, _, err = b.keeper.AdmitPeer(ctx, c.addr, tls.ConnectionState{PeerCertificates: append([]*x509.Certificate{c.leaf}, c.chain...)})
+		} else {
+			_, err = b.admission.Admit(ctx, c.leaf, c.chain)
+		}
 		cancel()
 		if err != nil {
 			c.end(message.ReasonOf(err, message.CertUnregistered), err)

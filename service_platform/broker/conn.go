@@ -43,6 +43,8 @@ type conn struct {
 	packetMax uint32
 	terse     bool // the client wants no reasons in words (Request Problem Information, MQTT 5 §3.1.2.11.7)
 	leaf      *x509.Certificate
+	claim     string               // the claim certificate's name; what such a client may is in claim.go
+	web       *tls.ConnectionState // of WebSocket, until the client is admitted
 	chain     []*x509.Certificate
 	session   message.ID
 	kept      *session.Session
@@ -63,6 +65,7 @@ type conn struct {
 	bye       bool      // DISCONNECT came
 	final     *uint32   // the session's expiry that came with it
 	aliasesIn []string
+	denied    bool // a denial was recorded
 	noLocal   bool // the session does not want to hear itself somewhere
 
 	mu         sync.Mutex // guards what follows
@@ -75,6 +78,8 @@ type conn struct {
 	endErr     error
 	outID      uint16
 	inflight   map[uint16]flight
+	asking     int             // requests for certificates under way
+	answers    map[string]byte // QoS of their answers' topics that were subscribed to
 	waiting    []waiting
 	aliasesOut map[string]uint16
 	more       bool // the queue may have more
@@ -128,12 +133,12 @@ func (c *conn) live(tc *tls.Config) error {
 	case tcp == nil:
 		c.src = newTLSSource(c.sock) // as with TLS, a frame has to be read before it is known
 		if c.in.Auth == byCertificate {
-			if c.leaf == nil {
-				return message.Rejectf(message.CertMissing, "no client certificate")
-			}
 			ctx, cancel := context.WithDeadline(context.Background(), c.since.Add(c.b.timeout))
 			defer cancel()
-			c.device, admitted = c.b.admission.Admit(ctx, c.leaf, c.chain)
+			if admitted = c.admit509(ctx, *c.web); c.leaf == nil {
+				return admitted
+			}
+			c.web = nil
 		}
 	case tc == nil:
 		c.src = plainSource{tcp}
@@ -142,26 +147,30 @@ func (c *conn) live(tc *tls.Config) error {
 		ctx, cancel := context.WithDeadline(context.Background(), c.since.Add(c.b.timeout))
 		defer cancel()
 		if err := t.HandshakeContext(ctx); err != nil {
-			if timedOut(err) || errors.Is(err, context.DeadlineExceeded) {
-				return message.Reject(message.SlowHandshake, err)
-			}
-			if errors.Is(err, io.EOF) {
-				return message.Reject(message.HandshakeFailed, err)
-			}
-			return message.Reject(handshakeReason(err), err)
+			err = handshakeError(err)
+			c.recordRefusal("", "handshake", err)
+			return err
 		}
 		c.src = newTLSSource(t)
 		if c.in.Auth != byCertificate {
 			break
 		}
-		certs := t.ConnectionState().PeerCertificates
-		if len(certs) == 0 {
-			return message.Rejectf(message.CertMissing, "no client certificate")
+		if admitted = c.admit509(ctx, t.ConnectionState()); c.leaf == nil {
+			c.recordRefusal("", "handshake", admitted)
+			return admitted
 		}
-		c.leaf, c.chain = certs[0], certs[1:]
-		c.device, admitted = c.b.admission.Admit(ctx, c.leaf, c.chain)
 	}
 	return c.read(admitted)
+}
+
+func handshakeError(err error) error {
+	switch {
+	case timedOut(err), errors.Is(err, context.DeadlineExceeded):
+		return message.Reject(message.SlowHandshake, err)
+	case errors.Is(err, io.EOF):
+		return message.Reject(message.HandshakeFailed, err)
+	}
+	return message.Reject(handshakeReason(err), err)
 }
 
 func handshakeReason(err error) message.Reason {
@@ -397,6 +406,13 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 		c.packetMax = p.Properties.Num(packet.MaximumPacketSize, packet.LengthMax)
 	}
 	refuse := func(code packet.ReasonCode, err error) error {
+		if admitted == nil { // else it has been recorded
+			step := "connect"
+			if message.ReasonOf(err, 0) == message.ClientIDMismatch {
+				step = "client_id"
+			}
+			c.recordRefusal(p.ClientID, step, err)
+		}
 		c.refuseConnect(code, err)
 		return err
 	}
@@ -410,7 +426,11 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	if c.version != packet.V5 && p.ClientID == "" && !p.CleanStart {
 		return refuse(packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "no client id, and a session that is to be kept")) // MQTT-3.1.3-8 of 3.1.1
 	}
-	who, code, err := c.identify(&p)
+	identify := c.identify
+	if c.claim != "" {
+		identify = c.identifyClaim
+	}
+	who, code, err := identify(&p)
 	if err != nil {
 		return refuse(code, err)
 	}
@@ -436,6 +456,9 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 		c.sendMax = int(p.Properties.Num(packet.ReceiveMaximum, 65535))
 		c.aliasMax = min(p.Properties.Num(packet.TopicAliasMaximum, 0), aliasMax)
 		c.terse = p.Properties.Num(packet.RequestProblemInfo, 1) == 0
+	}
+	if c.claim != "" {
+		p.CleanStart, c.expiry = true, 0
 	}
 	name := who.ClientID
 	c.clientID = name // for what is told of a refusal

@@ -91,6 +91,9 @@ func (c *conn) publish(h packet.Header, body []byte) error {
 		return err
 	}
 	c.b.metrics.from[p.QoS].Inc()
+	if c.claim != "" {
+		return c.publishClaim(token, p)
+	}
 	if p.QoS == 2 {
 		if again, err := c.again(token, p); again || err != nil {
 			return err
@@ -104,6 +107,7 @@ func (c *conn) publish(h packet.Header, body []byte) error {
 		return c.refuse(token, p, message.Reject(message.TopicInvalid, t.invalid))
 	}
 	if t.denied != nil {
+		c.recordDenial(t.denied)
 		return c.refuse(token, p, t.denied)
 	}
 	if err := c.fill(&c.scratch.msg, p, t); err != nil {

@@ -15,6 +15,9 @@ func (c *conn) subscribe(h packet.Header, body []byte) error {
 	if err := p.Decode(h, body, c.version); err != nil {
 		return err
 	}
+	if c.claim != "" {
+		return c.subscribeClaim(&p)
+	}
 	answer := packet.SubAnswer{Type: packet.SUBACK, ID: p.ID, Codes: make([]packet.ReasonCode, len(p.Subscriptions))}
 	var list []*session.Subscription
 	var place []int // of each in the answer
@@ -23,6 +26,7 @@ func (c *conn) subscribe(h packet.Header, body []byte) error {
 		answer.Codes[i] = code
 		if err != nil {
 			c.notGranted(s.Filter, err)
+			c.recordDenial(err)
 			continue
 		}
 		if len(p.Properties.SubscriptionIDs) > 0 {

@@ -51,8 +51,8 @@ func (b *Broker) serveWeb(w http.ResponseWriter, r *http.Request, e *entrance) {
 		_ = ws.Close(websocket.StatusTryAgainLater, "too many connections")
 		return
 	}
-	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
-		c.leaf, c.chain = r.TLS.PeerCertificates[0], r.TLS.PeerCertificates[1:]
+	if c.web = r.TLS; c.web == nil {
+		c.web = new(tls.ConnectionState)
 	}
 	b.group.Add(1)
 	defer b.group.Done()
