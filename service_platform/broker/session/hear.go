@@ -2,7 +2,9 @@ package session
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/message"
+	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 )
 
 // heard is what one session hears of a message, from all of its subscriptions that select it.
@@ -39,7 +42,7 @@ func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Store
 		return nil
 	}
 	s.mu.Lock()
-	if s.subs.root.empty() && !special(&b) {
+	if log != message.ServicePlatform && s.subs.root.empty() && !special(&b) {
 		s.heardUpTo(b.Position)
 		s.mu.Unlock()
 		return nil
@@ -51,6 +54,12 @@ func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Store
 	for i := uint32(0); cursor.Next(&m); i++ {
 		if m.QoS == 2 && m.Client != "" {
 			s.arrived(tx, &m)
+		}
+		if log == message.ServicePlatform && deletions.Matches(m.Subject) {
+			if err := s.deleted(tx, &m); err != nil {
+				s.mu.Unlock()
+				return err
+			}
 		}
 		if m.Retain {
 			if err := s.retain(tx, &m); err != nil {
@@ -86,6 +95,37 @@ func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Store
 		now[i].to.Deliver(&now[i].m, now[i].o)
 	}
 	return cursor.Err()
+}
+
+// deletions are where a device's end is told.
+const deletions = message.Pattern("service_platform.x509.device.*")
+
+// deleted forgets what is kept of and for a device that was deleted. The store's mutex is held.
+func (s *Store) deleted(tx component.Tx, m *message.Message) error {
+	var c serviceplatform.DeviceChanged
+	if err := json.Unmarshal(m.Data, &c); err != nil || c.Change != serviceplatform.Deleted || c.Device == "" {
+		return nil // it is kept to its contract where it is said
+	}
+	for _, x := range slices.Collect(maps.Values(s.sessions)) {
+		if x.rec.Who.Mount != "" || x.rec.Who.Identity != c.Device {
+			continue
+		}
+		if client := x.client; client != nil {
+			tx.After(client.TakenOver)
+		}
+		if err := s.erase(tx, x); err != nil {
+			return err
+		}
+		s.forget(x)
+	}
+	var gone [][]byte
+	prefix := retainedKey(message.NewSubject(message.Device, c.Device) + ".")
+	err := tx.Scan(prefix, func(k, _ []byte) bool { gone = append(gone, slices.Clone(k)); return true })
+	for _, k := range gone {
+		tx.Delete(k)
+		s.retained--
+	}
+	return err
 }
 
 // special says whether something in a batch concerns a broker that nobody has subscribed at.

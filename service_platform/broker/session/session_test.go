@@ -32,7 +32,7 @@ var wide = Limits{Expiry: 24 * time.Hour, Messages: 1000, Bytes: 1 << 20, Subscr
 
 func start(t *testing.T, r *componenttest.Rig, l Limits) *rig {
 	x := &rig{Rig: r, t: t}
-	r.Start(component.Define(component.Spec{Name: name, Doc: "keeps", Hears: []message.Pattern{"device.>"}, State: component.Local, PerNode: true},
+	r.Start(component.Define(component.Spec{Name: name, Doc: "keeps", Hears: []message.Pattern{"device.>", "service_platform.>"}, State: component.Local, PerNode: true},
 		struct{}{}, func(env component.Env, _ struct{}) (*component.Part, error) {
 			x.store = New(env, l, func(w Who, r message.Reason, err error) {
 				x.mu.Lock()
@@ -324,6 +324,34 @@ func TestBeyondItsLimitsTheOldestOfASessionDie(t *testing.T) {
 	failed, err := x.Subscribe(t.Context(), []*Subscription{{Filter: "other"}})
 	if err != nil || message.ReasonOf(failed[0], 0) != message.SessionLimit {
 		t.Errorf("a subscription beyond the limit gives %v %v", failed, err)
+	}
+}
+
+func TestNothingIsKeptOfADeletedDevice(t *testing.T) {
+	r := start(t, componenttest.New(t), wide)
+	x, epoch, _, _ := r.connect("d", false, 60)
+	r.subscribe(x, &Subscription{Filter: "device/d/#", QoS: 1})
+	if _, err := x.Disconnect(t.Context(), epoch, nil); err != nil {
+		t.Fatal(err)
+	}
+	other, _, _, _ := r.connect("e", false, 60)
+	r.subscribe(other, &Subscription{Filter: "device/#", QoS: 1})
+	r.publish("device/d/x", "kept", 1, retained)
+	r.publish("device/dd/x", "another's", 1, retained)
+	for _, change := range []string{"disabled", "deleted"} {
+		m := componenttest.Message("service_platform.x509.device.d", "d", `{"device":"d","change":"`+change+`","by":"test"}`)
+		r.Say(m)
+		r.Settled(name+"/n1", "service_platform")
+		if got := len(r.store.List()); change == "disabled" && got != 2 || change == "deleted" && got != 1 {
+			t.Errorf("after it was %s there are %d sessions", change, got)
+		}
+	}
+	_, _, present, _ := r.connect("d", false, 60)
+	fresh, _, _, c := r.connect("f", true, 0)
+	r.subscribe(fresh, &Subscription{Filter: "device/#", QoS: 1})
+	want(t, "retained", c.heard(), "another's q1 rtrue []")
+	if present {
+		t.Error("its session is there still")
 	}
 }
 
