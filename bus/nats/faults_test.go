@@ -7,6 +7,7 @@ import (
 	"time"
 
 	natsgo "github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
@@ -144,6 +145,51 @@ func TestDoorOpensBehindARowWhoseLastBatchIsGarbage(t *testing.T) {
 	var fault *message.CorruptError
 	if err != nil || !errors.As(bad.Err, &fault) {
 		t.Fatalf("the garbage is given as %+v, %v", bad, err)
+	}
+}
+
+// TestARowsAccountIsFoundHoweverBusyItsNeighboursAre has more between the row's batches than anybody would walk through.
+func TestARowsAccountIsFoundHoweverBusyItsNeighboursAre(t *testing.T) {
+	b := open(t, t.TempDir())
+	l := openLog(t, b)
+	a := openAppender(t, l, "door")
+	appendOne(t, a, 0)
+	appendOne(t, a, 1)
+	if err := a.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range 1500 {
+		if err := b.nc.Publish(rowSubject("device", 1, 0, "neighbour"), []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if _, err := b.nc.Request(rowSubject("device", 1, 0, "door"), []byte("garbage"), 10*time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := appendOne(t, openAppender(t, l, "door"), 2)
+	got, err := l.Fetch(t.Context(), p)
+	if err != nil || got.Batch.Number != 5 || got.Batch.Running != 2 {
+		t.Fatalf("the row goes on with number %d behind %d messages (%v); want 5 and 2", got.Batch.Number, got.Batch.Running, err)
+	}
+}
+
+// TestWhatADroppedGenerationLeftIsDeletedAtTheNextOpening is for a process that died between the two.
+func TestWhatADroppedGenerationLeftIsDeletedAtTheNextOpening(t *testing.T) {
+	b := open(t, t.TempDir())
+	l := openLog(t, b)
+	if err := l.Repartition(t.Context(), 2); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.change(t.Context(), func(m *logMeta) bool { m.find(1, 0).Gone = true; return true }); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.openOrCreate(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.js.Stream(t.Context(), streamName("device", 1, 0)); !errors.Is(err, jetstream.ErrStreamNotFound) {
+		t.Errorf("the stream of the dropped generation: %v", err)
 	}
 }
 

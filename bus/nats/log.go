@@ -111,6 +111,16 @@ func (l *Log) openOrCreate(ctx context.Context, partitions int) error {
 	}
 	// The streams are made after the list says that they are there; whoever finds the list makes those that lack.
 	m := l.snapshot()
+	for _, g := range m.Generations {
+		if !g.Gone {
+			continue
+		}
+		for part := range g.Trimmed { // whoever found that it is finished may have died before this
+			if err := l.b.js.DeleteStream(ctx, streamName(l.name, g.Number, uint32(part))); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+				return err
+			}
+		}
+	}
 	for part := range m.open().Trimmed {
 		if err := l.createStream(ctx, m.open().Number, uint32(part)); err != nil {
 			return err

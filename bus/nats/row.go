@@ -92,28 +92,49 @@ func (r *row) unreadable(ctx context.Context, seq uint64, why error) (message.He
 	return h, err
 }
 
-// salvageMax bounds the way back to a batch that can be read.
-const salvageMax = 1024
-
-// salvage looks before an unreadable batch for the row's account.
+// salvage looks before an unreadable batch for the row's account. Whose it is, is not known: the owner stays empty, so
+// that nobody takes another's batch for his own.
 func (r *row) salvage(ctx context.Context, seq uint64) (message.Header, error) {
-	lost := uint64(1)
-	for n := seq - 1; n > 0 && seq-n < salvageMax; n-- {
-		m, err := r.l.at(ctx, r.gen, r.part, n)
-		if errors.Is(err, bus.ErrNotFound) || err == nil && m.subject != r.subject() {
-			continue
-		}
+	for lost := uint64(1); ; lost++ {
+		m, ok, err := r.before(ctx, seq)
 		if err != nil {
 			return message.Header{}, err
+		}
+		if !ok {
+			return message.Header{Number: lost}, nil
 		}
 		if b, err := message.ParseBatch(m.data); err == nil {
 			h := b.Header
 			h.Number += lost
+			h.Owner = message.ID{}
 			return h, nil
 		}
-		lost++
+		seq = m.seq
 	}
-	return message.Header{Number: lost}, nil
+}
+
+// before finds the row's last batch before a sequence. The engine gives only the first at or behind one, so it is asked
+// as often as a binary search wants, however many batches of neighbours are in between.
+func (r *row) before(ctx context.Context, seq uint64) (best raw, ok bool, err error) {
+	for low, high := uint64(1), seq; low < high; {
+		mid := low + (high-low)/2
+		if !ok {
+			mid = low // the first of all
+		}
+		m, err := r.l.nextOf(ctx, r.gen, r.part, r.subject(), mid)
+		switch {
+		case err != nil && !errors.Is(err, bus.ErrNotFound):
+			return raw{}, false, err
+		case err != nil || m.seq >= seq:
+			if !ok {
+				return raw{}, false, nil
+			}
+			high = mid
+		default:
+			best, ok, low = m, true, m.seq+1
+		}
+	}
+	return best, ok, nil
 }
 
 // write stores the batch behind the row's last one, once. While the engine does not confirm, it offers the same bytes
@@ -223,7 +244,13 @@ func (r *row) resolve(ctx context.Context, raw []byte, said uint64) (uint64, err
 			r.followRaw(first.seq, raw)
 			return first.seq, nil
 		case err == nil:
-			if b, perr := message.ParseBatch(first.data); perr != nil || b.Number > r.number+1 {
+			b, perr := message.ParseBatch(first.data)
+			if perr != nil {
+				if b.Header, err = r.unreadable(ctx, first.seq, perr); err != nil {
+					return 0, err
+				}
+			}
+			if perr != nil || b.Number > r.number+1 {
 				// What was behind our place was trimmed, or cannot be read.
 				r.follow(first.seq, b.Header)
 				return 0, message.Rejectf(message.BusUnavailable, "%s was continued before a lost confirmation could be made good; perhaps stored", r)
