@@ -127,8 +127,9 @@ func (x *Session) enqueue(tx component.Tx, i item) {
 
 // drop gives the oldest message up. A handshake that has begun is not given up.
 func (x *Session) drop(tx component.Tx) bool {
-	for ; x.head < x.next; x.head++ {
-		k := queueKey(x.rec.ID, x.head)
+	for n := max(x.head, x.dropped+1); n < x.next; n++ {
+		x.dropped = n
+		k := queueKey(x.rec.ID, n)
 		v, err := tx.Get(k)
 		if err != nil {
 			return false
@@ -137,7 +138,9 @@ func (x *Session) drop(tx component.Tx) bool {
 			continue
 		}
 		tx.Delete(k)
-		x.head++
+		if n == x.head {
+			x.head++
+		}
 		x.count--
 		x.bytes -= int64(itemSize(v))
 		x.store.tell(x.rec.Who, message.SessionLimit, fmt.Errorf("its session holds %d messages of %d bytes, which is its limit; the oldest are given up", x.count, x.bytes))
@@ -168,7 +171,7 @@ func (x *Session) Behind(ctx context.Context, n uint64, most int) (list []Owed, 
 	}
 	s := x.store
 	s.mu.RLock()
-	next, head, sent := x.next, x.head, x.rec.Sent
+	next, head, sent := x.next, x.head, x.sent
 	s.mu.RUnlock()
 	// Identifiers come round: what has the same one as something that is still owed waits.
 	end := min(next, head+65535)
@@ -305,9 +308,9 @@ func (x *Session) Settle(ctx context.Context, sent uint64, released, done []uint
 			}
 			x.head++
 		}
-		if sent > x.rec.Sent {
-			x.rec.Sent = sent
-			return x.save(tx)
+		if sent > x.sent {
+			x.sent = sent
+			tx.Set(key(kindSent, x.rec.ID), binary.BigEndian.AppendUint64(nil, sent))
 		}
 		return nil
 	})

@@ -90,7 +90,6 @@ type record struct {
 	Who    Who                      `json:"who"`
 	Expiry uint32                   `json:"expiry"` // seconds
 	Gone   time.Time                `json:"gone"`   // when its connection ended; zero while it is there
-	Sent   uint64                   `json:"sent"`   // up to which number all may have been sent
 	Subs   map[string]*Subscription `json:"subscriptions,omitempty"`
 }
 
@@ -105,6 +104,8 @@ type Session struct {
 	epoch    uint64 // of the connection
 	head     uint64 // the oldest number that may be owed
 	next     uint64
+	sent     uint64 // up to which number all may have been sent
+	dropped  uint64 // up to which number all was looked at that was to be given up
 	count    int
 	bytes    int64
 	received map[uint16]message.ID // inbound QoS 2 messages whose PUBREL has not come
@@ -142,6 +143,7 @@ func New(env component.Env, l Limits, tell func(Who, message.Reason, error)) *St
 const (
 	kindSession  = 's' // session id
 	kindQueue    = 'q' // session id, number
+	kindSent     = 'n' // session id
 	kindReceived = 'r' // session id, packet id
 	kindReleased = 'd' // session id, packet id
 	kindRetained = 'R' // subject
@@ -202,6 +204,12 @@ func (s *Store) load(tx component.Tx) error {
 		x.bytes += int64(itemSize(v))
 		return true
 	})
+	err = errors.Join(err, tx.Scan([]byte{kindSent}, func(k, v []byte) bool {
+		if x := byID[message.ID(k[1:17])]; x != nil && len(v) == 8 {
+			x.sent = binary.BigEndian.Uint64(v)
+		}
+		return true
+	}))
 	for kind, to := range map[byte]func(*Session) *map[uint16]message.ID{
 		kindReceived: func(x *Session) *map[uint16]message.ID { return &x.received },
 		kindReleased: func(x *Session) *map[uint16]message.ID { return &x.released },
@@ -219,7 +227,7 @@ func (s *Store) load(tx component.Tx) error {
 	}
 	now := s.env.Now()
 	for _, x := range byID {
-		x.next = max(x.next, x.rec.Sent+1)
+		x.next = max(x.next, x.sent+1)
 		if x.count == 0 {
 			x.head = x.next
 		}
@@ -242,9 +250,10 @@ func note[K comparable, V any](m *map[K]V, k K, v V) {
 	(*m)[k] = v
 }
 
-// change changes the store, when it has been read.
+// change changes the store, when it has been read. It does not end before f has, or the component: f gives results to its
+// caller, and what it did would not be taken back.
 func (s *Store) change(ctx context.Context, f func(tx component.Tx) error) error {
-	return s.env.Change(ctx, func(tx component.Tx) error {
+	return s.env.Change(context.WithoutCancel(ctx), func(tx component.Tx) error {
 		if err := s.load(tx); err != nil {
 			return err
 		}
@@ -388,6 +397,7 @@ func (s *Store) erase(tx component.Tx, x *Session) error {
 	}
 	s.kept--
 	tx.Delete(key(kindSession, x.rec.ID))
+	tx.Delete(key(kindSent, x.rec.ID))
 	for _, kind := range []byte{kindQueue, kindReceived, kindReleased} {
 		var keys [][]byte
 		if err := tx.Scan(key(kind, x.rec.ID), func(k, _ []byte) bool { keys = append(keys, slices.Clone(k)); return true }); err != nil {
@@ -421,6 +431,7 @@ func (x *Session) Disconnect(ctx context.Context, epoch uint64, expiry *uint32) 
 		s.mu.Unlock()
 		return true, nil
 	}
+	x.rec.Gone = s.env.Now()
 	s.mu.Unlock()
 	err = s.change(ctx, func(tx component.Tx) error {
 		s.mu.Lock()
@@ -438,7 +449,6 @@ func (x *Session) Disconnect(ctx context.Context, epoch uint64, expiry *uint32) 
 				return err
 			}
 		}
-		x.rec.Gone = s.env.Now()
 		return x.save(tx)
 	})
 	return ends, err
