@@ -80,6 +80,7 @@ func (j *Journal) serveList(_ http.ResponseWriter, r *http.Request) (any, error)
 	}
 	w := j.witness()
 	var lines []Line
+	j.fresh(r.Context())
 	if outcome != "" {
 		if err := j.learnDead(r.Context(), w, q.Since); err != nil {
 			return nil, err
@@ -126,6 +127,7 @@ func (j *Journal) serveMessage(_ http.ResponseWriter, r *http.Request) (any, err
 	if err != nil {
 		return nil, answer.Bad(err)
 	}
+	j.fresh(r.Context())
 	res, err := j.Find(r.Context(), Query{ID: id, Limit: 1})
 	if err != nil {
 		return nil, err
@@ -151,6 +153,7 @@ func (j *Journal) serveTrace(_ http.ResponseWriter, r *http.Request) (any, error
 	if err != nil {
 		return nil, answer.Bad(err)
 	}
+	j.fresh(r.Context())
 	res, err := j.Find(r.Context(), Query{Trace: id, Limit: 10_000, OldestFirst: true})
 	if err != nil {
 		return nil, err

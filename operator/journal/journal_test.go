@@ -163,3 +163,18 @@ func TestJournalRefusesBadQuestionsClearly(t *testing.T) {
 		}
 	}
 }
+
+func TestAnAnswerHoldsWhatWasSaidBeforeTheQuestion(t *testing.T) {
+	r := newRig(t)
+	h := r.host.Handler(func(*http.Request) bool { return true })
+	for range 5 {
+		m := r.say("d-1", message.Trace{}, nil)
+		for _, path := range []string{"/api/v1/messages/" + m.ID.String(), "/api/v1/traces/" + m.Trace.ID.String()} {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+			if w.Code != http.StatusOK {
+				t.Fatalf("%s: %d %s", path, w.Code, w.Body)
+			}
+		}
+	}
+}

@@ -24,7 +24,7 @@ const (
 	attemptsPerChunk = 16  // keeps an entry at some kilobytes
 	chunks           = 256 // of each ring: 4096 attempts, repeats counted as one
 	unwrittenMax     = 32  // chunks that may wait for the bus; beyond it attempts are dropped
-	flushEvery       = time.Second
+	flushEvery       = 250 * time.Millisecond
 	stepsMax         = 16
 )
 
