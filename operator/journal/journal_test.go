@@ -166,6 +166,8 @@ func TestJournalRefusesBadQuestionsClearly(t *testing.T) {
 
 func TestAnAnswerHoldsWhatWasSaidBeforeTheQuestion(t *testing.T) {
 	r := newRig(t)
+	var list List
+	r.get("/api/v1/messages", &list, func() bool { return true }) // it runs
 	h := r.host.Handler(func(*http.Request) bool { return true })
 	for range 5 {
 		m := r.say("d-1", message.Trace{}, nil)
