@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 TOOL := go tool -modfile=tools/go.mod
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+FOREIGN := $(if $(wildcard test/foreign/node_modules),foreign) # clients for Node, where .ci/run or npm ci has installed them
 .PHONY: help run build test quick race long fuzz bench lint clean
 
 help: ## this list
@@ -23,7 +24,7 @@ race: ## the suites under the race detector
 	go test -race -timeout 20m $$(go list ./... | grep -v /test/)
 
 long: ## SIGKILL, clusters, full disks: the suites behind the build tag `long`
-	go test -tags long -count=1 -timeout 35m -p 1 ./bus/nats ./test/... # the cache does not see that the binary has changed
+	go test -tags "long $(FOREIGN)" -count=1 -timeout 35m -p 1 ./bus/nats ./test/... # the cache does not see that the binary has changed
 
 fuzz: ## each fuzz target for 20 s (FUZZTIME=1m for longer)
 	@set -e; grep -rl '^func Fuzz' --include=*_test.go . | while read -r f; do \
@@ -36,8 +37,8 @@ bench: build ## the budgets of docs/benchmarks.md
 
 lint: ## gofmt, vet, staticcheck, known vulnerabilities
 	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi
-	go vet ./... && go vet -tags long ./...
-	$(TOOL) staticcheck -tags long ./...
+	go vet ./... && go vet -tags "long foreign" ./...
+	$(TOOL) staticcheck -tags long,foreign ./...
 	@./tools/vulncheck.sh
 
 clean: ## remove what was built; naru-data stays

@@ -135,8 +135,9 @@ func (c *conn) appendPublish(b []byte, p *packet.Publish, m *message.Message, o 
 }
 
 // aliasOut replaces a topic by its alias, as far as the client takes any (MQTT 5 §3.3.2.3.4). The first topics get them.
+// QoS 2 goes without: there are clients (mqtt.js 5.16) that keep such a message as it came, and at PUBREL have no topic.
 func (c *conn) aliasOut(p *packet.Publish, topic string) {
-	if c.aliasMax == 0 {
+	if c.aliasMax == 0 || p.QoS == 2 {
 		return
 	}
 	if a, ok := c.aliasesOut[topic]; ok {
