@@ -350,8 +350,7 @@ func (c *conn) packet(h packet.Header, body []byte, admitted error) error {
 			return err
 		}
 		if h.Type == packet.PUBREL {
-			c.release(&a)
-			return nil
+			return c.release(&a)
 		}
 		return c.acknowledged(&a)
 	case packet.SUBSCRIBE:

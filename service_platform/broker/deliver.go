@@ -275,12 +275,16 @@ func (c *conn) acknowledged(a *packet.Ack) error {
 	return nil
 }
 
-// release handles PUBREL.
-func (c *conn) release(a *packet.Ack) {
+// release handles PUBREL. There are no more identifiers than 65,535, so neither can there be more to be released.
+func (c *conn) release(a *packet.Ack) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if len(c.releases) >= 65535 {
+		return &packet.Error{Code: packet.ReceiveMaximumExceeded, Detail: "more PUBREL under way than there are packet identifiers"}
+	}
 	c.releases = append(c.releases, a.ID)
 	c.settleSoon()
+	return nil
 }
 
 // settleSoon has what was acknowledged written down, by one goroutine at a time, which takes all there is with each

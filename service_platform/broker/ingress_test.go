@@ -104,6 +104,23 @@ func TestBrokerThatStopsWaitsForTheDisk(t *testing.T) {
 		t.Fatal(h.Type)
 	}
 	go r.stop()
+	for { // until the broker has begun to stop
+		c, err := net.Dial("tcp", r.plain)
+		if err != nil {
+			break
+		}
+		c.Close()
+	}
+	p.write(ping)
+	for { // until nothing is read any more; the client is told nothing while the disk is away
+		h, _, err := p.try(300 * time.Millisecond)
+		if err != nil && timedOut(err) {
+			break
+		}
+		if err != nil || h.Type != packet.PINGRESP {
+			t.Fatalf("while the disk is away the client is told %s (%v)", h.Type, err)
+		}
+	}
 	r.bus.SetDown(false)
 	list, _ := split(t, p.ended())
 	if len(list) != 2 || list[0].Type != packet.PUBACK || list[1].Type != packet.DISCONNECT {
