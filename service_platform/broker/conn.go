@@ -31,6 +31,7 @@ type conn struct {
 	src   source
 	addr  string
 	since time.Time
+	quit  chan struct{} // closed when no packet is handled any more
 
 	// Set by CONNECT, and not changed after it.
 	version   packet.Version
@@ -113,6 +114,7 @@ var errLetIn = errors.New("let in")
 
 // finish is the end of it.
 func (c *conn) finish(err error) {
+	close(c.quit)
 	if c.settleAtStop() {
 		err = errHalted
 	}

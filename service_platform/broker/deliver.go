@@ -168,8 +168,17 @@ func (c *conn) Wake() {
 	go c.pump()
 }
 
-// TakenOver says that the session has another connection.
-func (c *conn) TakenOver() { c.end(message.TakenOver, nil) }
+// TakenOver says that the session has another connection. It returns when this one handles no packet any more: what both
+// would handle at once, such as a QoS 2 message that is sent again, would be taken for two.
+func (c *conn) TakenOver() {
+	c.end(message.TakenOver, nil)
+	late := time.NewTimer(stopPatience)
+	defer late.Stop()
+	select {
+	case <-c.quit:
+	case <-late.C:
+	}
+}
 
 // pump sends from the session's queue until it is empty, or the client has enough for now.
 func (c *conn) pump() {

@@ -32,6 +32,14 @@ func TestIdleConnectionsCostOneGoroutineEachAndLeaveNothing(t *testing.T) {
 		p := r.join(fmt.Sprintf("idle-%d", i), packet.V311)
 		conns[i] = p.Conn
 	}
+	for late := time.After(20 * time.Second); serving() != n; { // the goroutine that let a client in hands over to another one
+		select {
+		case <-late:
+			t.Fatalf("%d connections are served by %d goroutines", n, serving())
+		default:
+			runtime.Gosched()
+		}
+	}
 	if got := serving(); got != n {
 		t.Errorf("%d connections are served by %d goroutines", n, got)
 	}

@@ -382,7 +382,7 @@ func (b *Broker) newConn(nc net.Conn, e *entrance) *conn {
 }
 
 func (b *Broker) take(w wire, e *entrance, addr string) *conn {
-	c := &conn{b: b, in: e, sock: w, since: b.env.Now(), addr: addr}
+	c := &conn{b: b, in: e, sock: w, since: b.env.Now(), addr: addr, quit: make(chan struct{})}
 	c.free = sync.NewCond(&c.mu)
 	w.whenDrained(c.Wake)
 	b.mu.Lock()

@@ -111,7 +111,7 @@ func (s *Store) deleted(tx component.Tx, m *message.Message) error {
 			continue
 		}
 		if client := x.client; client != nil {
-			tx.After(client.TakenOver)
+			tx.After(func() { go client.TakenOver() })
 		}
 		if err := s.erase(tx, x); err != nil {
 			return err

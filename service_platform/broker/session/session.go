@@ -39,13 +39,13 @@ type Limits struct {
 	Retained      int           // messages
 }
 
-// Client is a session's connection. Its methods are called by any goroutine, and do not block.
+// Client is a session's connection. Its methods are called by any goroutine; only TakenOver may block.
 type Client interface {
 	// Deliver hands over a message that is owed to nobody: QoS 0, or of a session that ends with its connection.
 	Deliver(m *message.Message, o Options)
 	// Wake says that the queue has more.
 	Wake()
-	// TakenOver says that the session has another connection now.
+	// TakenOver says that the session has another connection now. It returns when the client handles nothing more of it.
 	TakenOver()
 }
 
