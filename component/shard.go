@@ -21,7 +21,8 @@ type shards struct {
 
 func newShards(w *worker, n int) *shards { return &shards{w, n, maphash.MakeSeed()} }
 
-// result is what a handler did with a message; tx is nil where it was not called.
+// result is what a handler did with a message. tx is nil where it was not called: the message was behind a parked one of its
+// key, and is parked, or handled in its place where nothing of its key is parked any more.
 type result struct {
 	tx  *tx
 	err error

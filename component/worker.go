@@ -159,7 +159,7 @@ func (w *worker) untilCommit() time.Duration {
 func (w *worker) intake() <-chan event {
 	why := ""
 	if w.parked.n >= w.retry.ParkedMax {
-		why = fmt.Sprintf("%d messages are parked and the limit is %d; `naru dead list` and the exceptions below tell why", w.parked.n, w.retry.ParkedMax)
+		why = fmt.Sprintf("%d messages are parked and the limit is %d; `naru messages --outcome dead` and the exceptions below tell why", w.parked.n, w.retry.ParkedMax)
 	}
 	if (why == "") != (w.full == "") {
 		for at := range w.points {
@@ -196,10 +196,15 @@ func (w *worker) drain(ctx context.Context) error {
 	return nil
 }
 
-func (w *worker) handleDelivery(ctx context.Context, d bus.Delivery) error {
+// begun notes when the first thing of a commit came in: what comes within a moment shares it.
+func (w *worker) begun() {
 	if w.pendingMessages == 0 {
 		w.pendingSince = time.Now()
 	}
+}
+
+func (w *worker) handleDelivery(ctx context.Context, d bus.Delivery) error {
+	w.begun()
 	return w.take(ctx, d)
 }
 
@@ -211,6 +216,7 @@ type call struct {
 
 // answer makes a change, and says so when it is committed.
 func (w *worker) answer(ctx context.Context, c call) error {
+	w.begun()
 	w.tx.reset(nil)
 	err := w.guard(func() error { return c.f(w.tx) })
 	if err != nil {
@@ -252,9 +258,7 @@ func (w *worker) change(ctx context.Context, f func(Tx) error) error {
 }
 
 func (w *worker) handle(ctx context.Context, e event) error {
-	if w.pendingMessages == 0 {
-		w.pendingSince = time.Now()
-	}
+	w.begun()
 	if e.alarm != 0 {
 		if err := w.alarm(e.alarm, e.detail); err != nil {
 			return err
@@ -475,7 +479,7 @@ func (w *worker) message(ctx context.Context, c *Checkpoint, at place, p bus.Pos
 		return nil
 	case w.parked.blocks(at.log, m.Key()):
 		return w.park(at, p, m, 0, message.HandlerError, "waits behind an earlier message of its key")
-	case r != nil:
+	case r != nil && r.tx != nil:
 		return w.decide(ctx, c, at, p, m, w.keepEffects(ctx, r.tx, r.err))
 	}
 	err := w.call(ctx, m)

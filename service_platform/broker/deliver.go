@@ -165,7 +165,7 @@ func (c *conn) Wake() {
 		return
 	}
 	c.pumping = true
-	go c.pump()
+	c.b.group.Go(c.pump)
 }
 
 // TakenOver says that the session has another connection. It returns when this one handles no packet any more: what both
@@ -211,7 +211,11 @@ func (c *conn) pump() {
 		c.out.Unlock()
 		if err != nil && !ended {
 			c.b.env.Log.Warn("read a session's queue", "client_id", c.clientID, "error", err)
-			<-time.After(wait)
+			select {
+			case <-time.After(wait):
+			case <-c.quit:
+				return
+			}
 			wait = min(2*wait, 5*time.Second)
 		}
 	}

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,6 +21,7 @@ type heard struct {
 	x       *Session
 	o       Options
 	publish bool // a subscription keeps the retain flag
+	shared  bool // by a shared subscription: the session's own ones give a copy of their own (MQTT 5 §4.8.2)
 }
 
 // delivery is for a client, now.
@@ -214,7 +216,7 @@ func (s *Store) matches(m *message.Message) (list []heard) {
 		qos := min(sub.QoS, m.QoS)
 		for i := range list {
 			h := &list[i]
-			if h.x == sub.of && sub.Share == "" {
+			if h.x == sub.of && sub.Share == "" && !h.shared {
 				// Overlapping subscriptions give one message, at the highest QoS, with all identifiers (MQTT-3.3.4-2, -3).
 				h.o.QoS = max(h.o.QoS, qos)
 				h.o.IDs = append(h.o.IDs, sub.ids()...)
@@ -223,7 +225,7 @@ func (s *Store) matches(m *message.Message) (list []heard) {
 				return
 			}
 		}
-		list = append(list, heard{sub.of, Options{QoS: qos, IDs: sub.ids()}, sub.AsPublished})
+		list = append(list, heard{sub.of, Options{QoS: qos, IDs: sub.ids()}, sub.AsPublished, sub.Share != ""})
 	})
 	return list
 }
@@ -234,9 +236,13 @@ func (s *Store) arrived(tx component.Tx, m *message.Message) {
 	if x == nil || !x.Kept() {
 		return
 	}
-	if x.released[m.Packet] == m.ID {
-		delete(x.released, m.Packet)
-		tx.Delete(packetKey(kindReleased, x.rec.ID, m.Packet))
+	// What is older than the one that was released was released with it: ids sort by time, and a client uses an
+	// identifier again only after PUBCOMP. Taken for one that waits for its PUBREL, it would swallow a later message.
+	if done, ok := x.released[m.Packet]; ok && bytes.Compare(m.ID[:], done[:]) <= 0 {
+		if m.ID == done {
+			delete(x.released, m.Packet)
+			tx.Delete(packetKey(kindReleased, x.rec.ID, m.Packet))
+		}
 		return
 	}
 	note(&x.received, m.Packet, m.ID)
@@ -327,6 +333,8 @@ func (x *Session) Release(ctx context.Context, packets []uint16) (known []bool, 
 			}
 			if v != nil {
 				tx.Delete(k)
+			}
+			if string(v) == string(id[:]) {
 				continue
 			}
 			// The log has not been heard so far: when it is, the message must not be noted again.

@@ -125,7 +125,8 @@ func (x *Session) enqueue(tx component.Tx, i item) {
 	}
 }
 
-// drop gives the oldest message up. A handshake that has begun is not given up.
+// drop gives the oldest message up. One whose handshake has begun, as far as is known, is not given up while its client
+// is there.
 func (x *Session) drop(tx component.Tx) bool {
 	for n := max(x.head, x.dropped+1); n < x.next; n++ {
 		x.dropped = n
@@ -134,7 +135,7 @@ func (x *Session) drop(tx component.Tx) bool {
 		if err != nil {
 			return false
 		}
-		if v == nil || v[0] == itemReleased {
+		if v == nil || v[0] == itemReleased || n <= x.sent && x.client != nil {
 			continue
 		}
 		tx.Delete(k)

@@ -170,6 +170,8 @@ func (s *Store) load(tx component.Tx) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	// It begins anew where an earlier attempt failed midway.
+	s.sessions, s.kept, s.subs, s.groups, s.retained = map[string]*Session{}, 0, trie{}, map[string]*group{}, 0
 	byID := map[message.ID]*Session{}
 	var bad error
 	err := tx.Scan([]byte{kindSession}, func(_, v []byte) bool {
@@ -324,10 +326,7 @@ func (s *Store) Connect(ctx context.Context, who Who, clean bool, expiry uint32,
 			if client != nil {
 				former = client.TakenOver
 			}
-			if expiry == 0 { // it lives as long as this connection, and its debts with it
-				x.rec.Expiry = 1
-			}
-			return x.save(tx)
+			return x.save(tx) // with expiry 0 it lives as long as this connection, and its debts with it
 		}
 		if expiry > 0 && s.kept >= s.limits.Sessions && (old == nil || !old.Kept()) {
 			return message.Rejectf(message.SessionLimit, "%d sessions are kept, which is the limit; this one would outlive its connection", s.kept)
@@ -440,14 +439,13 @@ func (x *Session) Disconnect(ctx context.Context, epoch uint64, expiry *uint32) 
 			return nil
 		}
 		if expiry != nil {
-			x.rec.Expiry = min(*expiry, uint32(min(s.limits.Expiry/time.Second, Never)))
-			if x.rec.Expiry == 0 {
-				x.rec.Expiry = 1 // so that it is erased as one that was kept
-				ends = true
-				err := s.erase(tx, x)
-				s.forget(x)
-				return err
-			}
+			x.rec.Expiry = uint32(min(uint64(*expiry), uint64(s.limits.Expiry/time.Second)))
+		}
+		if x.rec.Expiry == 0 {
+			ends = true
+			err := s.erase(tx, x)
+			s.forget(x)
+			return err
 		}
 		return x.save(tx)
 	})
