@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -43,5 +44,40 @@ func TestMoreParkedThanAPositionHoldsIsWaitedForInTheMiddleOfABatch(t *testing.T
 			}
 			last[m.Device] = string(m.Data)
 		}
+	}
+}
+
+func TestWhatShardsLeftOutInACrowdedBatchIsHandledInItsPlace(t *testing.T) {
+	for _, parallel := range []int{1, 4} {
+		r := componenttest.New(t)
+		var failed sync.Map
+		spec := of(func(_ context.Context, _ component.Tx, m *message.Message) error {
+			if _, again := failed.LoadOrStore(m.ID, true); !again && string(m.Data) == "first" {
+				return errors.New("what it depends on is away, and this is said at some length, so that each takes its whole room in the position of the batch")
+			}
+			return nil
+		}, derived, func(s *component.Spec) {
+			s.Parallel, s.Retry = parallel, component.Retry{First: time.Millisecond}
+		})
+		var batch []*message.Message
+		for i := range 3500 {
+			batch = append(batch, reading(fmt.Sprint("d", i), "first"))
+		}
+		batch = append(batch, reading("d0", "second"), reading("d1", "second")) // behind those that are parked, and by then are not
+		together(t, r, batch)
+		r.Start(spec)
+		if rep := r.Settled(worker, "device"); rep.Outcomes[component.Handled].Count != 3502 {
+			t.Errorf("with %d at a time outcomes are %+v", parallel, rep.Outcomes)
+		}
+		families, err := r.Host.Metrics.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "naru_component_restarts_total" && f.GetMetric()[0].GetCounter().GetValue() > 0 {
+				t.Errorf("with %d at a time it fell over and was started again", parallel)
+			}
+		}
+		r.Stop()
 	}
 }

@@ -114,7 +114,9 @@ func (c *conn) publish(h packet.Header, body []byte) error {
 		return c.refuse(token, p, err)
 	}
 	if p.QoS == 2 || c.noLocal {
-		c.name(token, p)
+		if !c.name(token, p) {
+			return errEnded
+		}
 	}
 	if err := t.door.Append(context.Background(), &c.scratch.msg, c, token); err != nil {
 		return c.refuse(token, p, err)
@@ -158,17 +160,21 @@ func (c *conn) again(token uint64, p *packet.Publish) (bool, error) {
 	return true, nil
 }
 
-// name has the message name its session, where the session must know it again.
-func (c *conn) name(token uint64, p *packet.Publish) {
+// name has the message name its session, where the session must know it again. It gives false where the session has
+// another connection by now.
+func (c *conn) name(token uint64, p *packet.Publish) bool {
 	c.scratch.msg.Client = c.kept.Key()
 	if p.QoS != 2 {
-		return
+		return true
 	}
 	c.scratch.msg.Packet = p.ID
+	if !c.kept.Receive(c.epoch, p.ID, c.scratch.msg.ID) {
+		return false
+	}
 	c.mu.Lock()
 	c.acks.at(token).mid = c.scratch.msg.ID
 	c.mu.Unlock()
-	c.kept.Receive(p.ID, c.scratch.msg.ID)
+	return true
 }
 
 // fill makes a message of a PUBLISH. It aliases the read buffer, since the appender copies.

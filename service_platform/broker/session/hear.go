@@ -275,12 +275,17 @@ func (x *Session) Received(packet uint16) Arrival {
 	return Known
 }
 
-// Receive notes that a message is on its way into the log.
-func (x *Session) Receive(packet uint16, id message.ID) {
+// Receive notes that a message is on its way into the log. It gives false where the session has another connection than the
+// one of the epoch: what this one still has in hand, the other one is sent again.
+func (x *Session) Receive(epoch uint64, packet uint16, id message.ID) bool {
 	x.store.mu.Lock()
 	defer x.store.mu.Unlock()
+	if x.epoch != epoch || x.ended {
+		return false
+	}
 	note(&x.received, packet, id)
 	note(&x.pending, packet, true)
+	return true
 }
 
 // Stored says that it is there.

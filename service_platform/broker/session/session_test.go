@@ -269,7 +269,9 @@ func TestAQoS2MessageIsKnownUntilItsReleaseAlsoAfterACrash(t *testing.T) {
 	// The release overtakes the log: the message is heard after it.
 	m := componenttest.Message("device.d.x", "d", "2")
 	m.QoS, m.Client, m.Packet = 2, x.rec.Who.Key(), 8
-	x.Receive(8, m.ID)
+	if !x.Receive(x.epoch, 8, m.ID) || x.Receive(x.epoch-1, 9, m.ID) || x.Received(9) != Unknown {
+		t.Error("a former connection's message counts, or this one's does not")
+	}
 	if known, err := x.Release(t.Context(), []uint16{8}); !known[0] || err != nil {
 		t.Fatal(known, err)
 	}
