@@ -303,7 +303,7 @@ func patienceEnds(s *scene) {
 	_, err := bus.AppendSync(s.ctx, a, s.message("d"))
 	s.refused(err, message.BusUnavailable, "after patience has ended")
 	s.SetDown(false)
-	s.append(a, s.message("d"))
+	s.append(s.appender(l, bus.AppenderOptions{}), s.message("d")) // with the usual patience: the engine takes its time to come back
 }
 
 func closeWrites(s *scene) {

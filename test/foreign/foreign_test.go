@@ -3,6 +3,7 @@
 package foreign
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"os"
@@ -69,16 +70,18 @@ func free(t *testing.T) (addr, port string) {
 	return l.Addr().String(), port
 }
 
-// node runs a script, and gives what it prints.
+// node runs a script, and gives what it prints. A script may end by killing itself once it has printed its answer.
 func node(t *testing.T, env []string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	c := exec.CommandContext(ctx, "node", args...)
 	c.Env = append(os.Environ(), env...)
-	out, err := c.CombinedOutput()
-	if err != nil {
-		t.Errorf("node %v: %v\n%s", args, err, out)
+	var stderr bytes.Buffer
+	c.Stderr = &stderr
+	out, err := c.Output()
+	if killed := c.ProcessState != nil && c.ProcessState.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL; err != nil && (!killed || len(out) == 0 || ctx.Err() != nil) {
+		t.Errorf("node %v: %v\n%s%s", args, err, out, stderr.Bytes())
 	}
 	return strings.TrimSpace(string(out))
 }

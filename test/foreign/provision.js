@@ -17,13 +17,14 @@ async function main() {
   const identity = iotidentity.IotIdentityClientv2.newFromMqtt5(client, { maxRequestResponseSubscriptions: 5, maxStreamingSubscriptions: 2, operationTimeoutInSeconds: 30 });
   const made = csr === '-' ? await identity.createKeysAndCertificate({}) : await identity.createCertificateFromCsr({ certificateSigningRequest: fs.readFileSync(csr, 'utf8') });
   const registered = await identity.registerThing({ templateName: template, certificateOwnershipToken: made.certificateOwnershipToken, parameters: { SerialNumber: serial } });
-  console.log(registered.thingName);
   const stopped = new Promise((done) => client.on('stopped', done));
   identity.close();
   client.stop();
   await stopped;
   client.close();
   clearTimeout(late);
+  fs.writeSync(1, registered.thingName);
+  process.kill(process.pid, 'SIGKILL');
 }
 
 main().catch((err) => { console.error(err); process.exit(1); });
