@@ -10,11 +10,11 @@ import (
 	"github.com/naru-platform/naru/message"
 )
 
-// logsOf are the logs that a component's patterns can select from.
-func logsOf(patterns []message.Pattern) []string {
+// Logs are the logs that what a component hears can come from.
+func (s *Spec) Logs() []string {
 	var names []string
 	for _, ns := range message.Namespaces() {
-		for _, p := range patterns {
+		for _, p := range s.Hears {
 			if p[0] == '*' || p[0] == '>' || message.Subject(p).Namespace() == ns {
 				names = append(names, ns)
 				break
@@ -37,7 +37,7 @@ func consume(ctx context.Context, env Env, w *worker) error {
 			}
 		})
 	}
-	for _, name := range logsOf(env.Spec.Hears) {
+	for _, name := range env.Spec.Logs() {
 		run(func() error { return w.follow(ctx, name) })
 	}
 	for i, p := range env.Spec.Takes {

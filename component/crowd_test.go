@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,21 +19,27 @@ import (
 func TestMoreParkedThanAPositionHoldsIsWaitedForInTheMiddleOfABatch(t *testing.T) {
 	for _, parallel := range []int{1, 4} {
 		r := componenttest.New(t) // its engine takes batches of 1 MiB
-		var tries atomic.Int64
+		var well atomic.Bool
 		spec := of(func(ctx context.Context, tx component.Tx, m *message.Message) error {
-			if string(m.Data) == "first" && tries.Add(1) <= 7000 {
+			if string(m.Data) == "first" && !well.Load() {
 				return errors.New("not yet, and this is said at some length, so that each of them takes its room in the position of the batch, up to where it is cut")
 			}
 			return echo(ctx, tx, m)
 		}, derived, func(s *component.Spec) {
-			s.Parallel, s.Retry = parallel, component.Retry{First: time.Millisecond, Most: time.Millisecond, Attempts: 1000, ParkedMax: 100_000}
+			s.Parallel, s.Retry = parallel, component.Retry{First: 20 * time.Millisecond, Most: 20 * time.Millisecond, Attempts: 1000, ParkedMax: 100_000}
 		})
 		var batch []*message.Message
-		for i := range 3500 {
-			batch = append(batch, reading(fmt.Sprint("d", i), "first"), reading(fmt.Sprint("d", i), "second"))
+		for _, data := range []string{"first", "second"} {
+			for i := range 3500 {
+				batch = append(batch, reading(fmt.Sprint("d", i), data))
+			}
 		}
 		together(t, r, batch)
 		r.Start(spec)
+		r.Until(func() bool {
+			return slices.ContainsFunc(r.Host.Peers().Reports(), func(rep component.Report) bool { return strings.Contains(rep.Fault, "as many as fit") })
+		}, func() string { return "nobody is told that too many are parked" })
+		well.Store(true)
 		rep := r.Settled(worker, "device")
 		if n := rep.Outcomes[component.Handled].Count; n != 7000 {
 			t.Errorf("with %d at a time %d messages are handled; want 7000", parallel, n)

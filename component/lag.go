@@ -30,7 +30,7 @@ func (l *lag) add(n uint64, at time.Time) {
 func (r *run) measureLag(ctx context.Context, workers []*worker) error {
 	reports := map[place]Report{}
 	lags := map[string]*lag{}
-	for _, name := range logsOf(r.spec.Hears) {
+	for _, name := range r.spec.Logs() {
 		lags[name] = new(lag)
 	}
 	var held map[place]bool

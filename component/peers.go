@@ -3,6 +3,7 @@ package component
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,6 +16,7 @@ const (
 	healthTable = "naru_nodes"
 	reportTTL   = time.Minute
 	healthTTL   = 30 * time.Second
+	nodeTTL     = 10 * time.Minute // after which a node that says nothing is taken for gone for good, with its consumers
 )
 
 // Peers is an operator's view of all components on the bus, in whatever process. It is safe for concurrent use.
@@ -90,7 +92,8 @@ func (p *Peers) run(ctx context.Context, b bus.Bus) error {
 			p.health[e.Key] = h
 		}, func() {})
 	})
-	// Entries that go by their time to live are not told of: what was not said again is dropped here.
+	// Entries that go by their time to live are not told of: what was not said again is dropped here. What a component has
+	// finished is remembered, since its messages wait for it; but a consumer that is a node's own goes with the node.
 	tick := time.NewTicker(healthTTL / 3)
 	defer tick.Stop()
 	for {
@@ -105,7 +108,17 @@ func (p *Peers) run(ctx context.Context, b bus.Bus) error {
 					delete(p.health, k)
 				}
 			}
+			p.forget(now)
 			p.mu.Unlock()
+		}
+	}
+}
+
+// forget drops the consumers of nodes that are gone. The view's mutex is held.
+func (p *Peers) forget(now time.Time) {
+	for k, r := range p.reports {
+		if strings.Contains(r.Consumer, "/") && now.Sub(r.At) > nodeTTL {
+			delete(p.reports, k)
 		}
 	}
 }

@@ -149,7 +149,7 @@ func (s *spread) giveBack() {
 
 // wanted lists the partitions of each log's first generation that is not finished.
 func (s *spread) wanted(ctx context.Context) (list []want, err error) {
-	for _, name := range logsOf(s.r.spec.Hears) {
+	for _, name := range s.r.spec.Logs() {
 		log, err := s.r.h.Bus.Log(ctx, name, bus.LogOptions{})
 		if err != nil {
 			return nil, err
