@@ -108,7 +108,7 @@ func (c *conn) admit(p *packet.Publish) (uint64, error) {
 	}
 	limit := c.b.conf.ReceiveMaximum
 	if c.version == packet.V5 && c.acks.len() >= limit {
-		return 0, &packet.Error{Code: packet.ReceiveMaximumExceeded, Detail: "more QoS 1 messages under way than Receive Maximum", Statement: "MQTT-3.3.4-7"}
+		return 0, &packet.Error{Code: packet.ReceiveMaximumExceeded, Detail: "more messages of QoS 1 and 2 under way than Receive Maximum", Statement: "MQTT-3.3.4-7"}
 	}
 	if c.acks.holds(p.ID) {
 		return c.repeated(p)

@@ -50,7 +50,7 @@ type Config struct {
 	MaxMessageBytes int `json:"max_message_bytes"`
 	// ConnectTimeout is how long a client may take from its first byte to the last of its CONNECT.
 	ConnectTimeout string `json:"connect_timeout"`
-	// ReceiveMaximum is how many QoS 1 messages of a client may be unacknowledged.
+	// ReceiveMaximum is how many messages of QoS 1 and 2 of a client may be unacknowledged.
 	ReceiveMaximum int `json:"receive_maximum"`
 	// MaxConnections is how many clients may be connected.
 	MaxConnections int `json:"max_connections"`
@@ -119,11 +119,11 @@ type Broker struct {
 
 // New builds the broker.
 func New(env component.Env, c Config, a Admission) (*component.Part, error) {
-	longest, kerr := time.ParseDuration(c.KeepAliveMax)
+	longest, kerr := keepAlive(c.KeepAliveMax)
 	timeout, err := time.ParseDuration(c.ConnectTimeout)
 	switch {
-	case kerr != nil || longest < 0 || longest%time.Second != 0 || longest > 65535*time.Second:
-		return nil, fmt.Errorf("keep_alive_max %q: want whole seconds up to 65535s, such as 1h; 0s for no limit", c.KeepAliveMax)
+	case kerr != nil:
+		return nil, kerr
 	case err != nil || timeout <= 0:
 		return nil, fmt.Errorf("connect_timeout %q: want a duration such as 10s", c.ConnectTimeout)
 	case c.ReceiveMaximum < 1 || c.ReceiveMaximum > 65535:
@@ -216,7 +216,7 @@ func (b *Broker) catchUp(ctx context.Context) error {
 		gen, part uint32
 	}
 	ends := map[place]uint64{}
-	for _, name := range []string{message.Device, message.ServicePlatform, message.DataPlatform, message.ThirdParty} {
+	for _, name := range b.env.Spec.Logs() {
 		log, err := b.env.Bus.Log(ctx, name, bus.LogOptions{})
 		if err != nil {
 			return err
@@ -277,6 +277,15 @@ func (b *Broker) expire(ctx context.Context) {
 // lost tells of a message that died before its session's client had it.
 func (b *Broker) lost(w session.Who, why message.Reason, err error) {
 	b.refusals.add(refusal{reason: why, detail: err, device: w.Identity, client: w.ClientID})
+}
+
+// keepAlive reads a longest keep alive.
+func keepAlive(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 || d%time.Second != 0 || d > 65535*time.Second {
+		return 0, fmt.Errorf("keep_alive_max %q: want whole seconds up to 65535s, such as 1h; 0s for no limit", s)
+	}
+	return d, nil
 }
 
 // loopback says that an address is not this machine's own.

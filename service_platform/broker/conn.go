@@ -23,7 +23,8 @@ const (
 	packetTimeout = 30 * time.Second // for the rest of a packet that has begun
 )
 
-// conn is one client's connection. Its goroutine reads and decides; what is sent goes out under out.
+// conn is one client's connection. Its goroutine reads and decides; what is sent goes out under out. Its parts are by who
+// may touch them.
 type conn struct {
 	b     *Broker
 	in    *entrance
@@ -33,32 +34,43 @@ type conn struct {
 	since time.Time
 	quit  chan struct{} // closed when no packet is handled any more
 
-	// Set by CONNECT, and not changed after it.
+	party
+	inbound
+	mu   sync.Mutex // guards outbound
+	free *sync.Cond
+	outbound
+	out sync.Mutex // one writer at a time
+}
+
+// party is who the client is and what it asked for: set by CONNECT, and not changed after it.
+type party struct {
 	version   packet.Version
 	clientID  string
 	device    string
 	uri       string // the source of its messages
 	own       message.Pattern
 	keepAlive time.Duration
-	sendMax   int // QoS 1 messages the client takes at once
+	sendMax   int // messages of QoS 1 and 2 that the client takes at once
 	packetMax uint32
 	terse     bool // the client wants no reasons in words (Request Problem Information, MQTT 5 §3.1.2.11.7)
 	leaf      *x509.Certificate
+	chain     []*x509.Certificate
 	claim     string               // the claim certificate's name; what such a client may is in claim.go
 	web       *tls.ConnectionState // of WebSocket, until the client is admitted
-	chain     []*x509.Certificate
 	session   message.ID
 	kept      *session.Session
 	epoch     uint64
-	will      *message.Message
+	will      *message.Message // nil once DISCONNECT has taken it back
 	willID    message.ID
 	willDelay time.Duration
 	willLife  time.Duration
 	expiry    uint32 // of the session, as CONNECT asked
 	aliasMax  uint32 // topic aliases that the client takes
-	joined    bool
+	joined    bool   // CONNACK was said; changed under mu
+}
 
-	// The reading goroutine's own.
+// inbound is the reading goroutine's own.
+type inbound struct {
 	scratch   *scratch // while there is something to read
 	now       time.Time
 	topic     topicInfo
@@ -68,9 +80,10 @@ type conn struct {
 	aliasesIn []string
 	denied    bool // a denial was recorded
 	noLocal   bool // the session does not want to hear itself somewhere
+}
 
-	mu         sync.Mutex // guards what follows
-	free       *sync.Cond
+// outbound is what is owed to the client, and what it owes, by any goroutine under conn.mu.
+type outbound struct {
 	acks       acks
 	received   uint64
 	sent       uint64
@@ -91,8 +104,6 @@ type conn struct {
 	releases   []uint16
 	halted     bool      // the broker stops: nothing more is read, and what was taken is acknowledged
 	held       *[]func() // keeps deliveries back, while SUBACK is on its way
-
-	out sync.Mutex // one writer at a time
 }
 
 // serve is the connection's life until its client has been let in, and for WebSocket all of it. A goroutine that has gone
@@ -440,7 +451,7 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 		c.uri = "//naru/client/" + message.Escape(who.ClientID)
 	}
 	keepAlive := int(p.KeepAlive)
-	if most := c.in.KeepAliveMax; most > 0 && (keepAlive == 0 || keepAlive > most) && c.version != packet.V5 {
+	if most := int(c.in.most / time.Second); most > 0 && (keepAlive == 0 || keepAlive > most) && c.version != packet.V5 {
 		return refuse(packet.ClientIDNotValid, message.Rejectf(message.Unsupported, "keep alive of %d s; listener %s allows 1 to %d", keepAlive, c.in.Name, most))
 	}
 	if most := c.keepAliveMax(); most > 0 && (keepAlive == 0 || keepAlive > most) && c.version == packet.V5 {
@@ -540,8 +551,8 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 
 // keepAliveMax is the longest keep alive, the listener's or else the broker's; zero for any.
 func (c *conn) keepAliveMax() int {
-	if c.in.KeepAliveMax > 0 {
-		return c.in.KeepAliveMax
+	if c.in.KeepAliveMax != "" {
+		return int(c.in.most / time.Second)
 	}
 	return int(c.b.keepAliveMax / time.Second)
 }

@@ -331,7 +331,7 @@ func (c *conn) settle() {
 		}
 		if err == nil && len(releases) > 0 {
 			var known []bool
-			if known, err = c.kept.Release(context.Background(), releases); err == nil {
+			if known, err = c.kept.Release(context.Background(), c.epoch, releases); err == nil {
 				for i, id := range releases {
 					comp := packet.Ack{Type: packet.PUBCOMP, ID: id}
 					if !known[i] && c.version == packet.V5 {

@@ -40,9 +40,9 @@ type Listener struct {
 	Policy string `json:"policy"`
 	// Refuse lists topic filters that nobody here may publish to or subscribe to.
 	Refuse []string `json:"refuse"`
-	// KeepAliveMax is the longest keep alive in seconds; zero for any. MQTT 5 clients are told; older ones with more are
-	// refused.
-	KeepAliveMax int `json:"keep_alive_max"`
+	// KeepAliveMax is the longest keep alive here, in place of the component's; empty for that one. MQTT 5 clients are told
+	// it. Where it is said here, MQTT 3.1.1 clients that ask for a longer one, or for none, are refused.
+	KeepAliveMax string `json:"keep_alive_max"`
 }
 
 const (
@@ -58,6 +58,7 @@ type entrance struct {
 	Listener
 	mount   message.Pattern // empty for none
 	depth   int             // tokens of it
+	most    time.Duration   // KeepAliveMax; zero where only the component's counts
 	refuse  []message.Pattern
 	users   map[string][]byte
 	checked *passwords
@@ -126,10 +127,14 @@ func newEntrance(l Listener) (*entrance, error) {
 		return nil, fmt.Errorf("policy %q; there are device and open", e.Policy)
 	case e.Policy == policyOpen && e.Mount == "":
 		return nil, errors.New("policy open wants a mount point, such as mount: 3rd_party.legacy, or its clients could speak for devices")
-	case e.KeepAliveMax < 0 || e.KeepAliveMax > 65535:
-		return nil, fmt.Errorf("keep_alive_max is %d; want 0 to 65535 seconds", e.KeepAliveMax)
 	case (e.Auth == byPassword) != (e.UsersFile != ""):
 		return nil, errors.New("auth password and users_file go together")
+	}
+	if e.KeepAliveMax != "" {
+		var err error
+		if e.most, err = keepAlive(e.KeepAliveMax); err != nil {
+			return nil, err
+		}
 	}
 	if e.Mount != "" {
 		if err := message.Subject(e.Mount).Valid(); err != nil {

@@ -340,7 +340,7 @@ func TestNobodyTakesOverAnotherListenersSession(t *testing.T) {
 		t.Fatal(err)
 	}
 	conf, addr := open(t, func(l *Listener) {
-		l.Auth, l.UsersFile, l.KeepAliveMax, l.Refuse = "password", users, 30, []string{"secret/#"}
+		l.Auth, l.UsersFile, l.KeepAliveMax, l.Refuse = "password", users, "30s", []string{"secret/#"}
 	})
 	r := newRig(t, conf)
 	in := func(user, password string) packet.Connect {
@@ -417,7 +417,7 @@ func TestListenersAreCheckedWhenTheyAreRead(t *testing.T) {
 		"wants a mount":  {Address: "127.0.0.1:1", Protocol: "mqtt", Auth: "none", Policy: "open"},
 		"live under":     {Address: "127.0.0.1:1", Protocol: "mqtt", Auth: "none", Policy: "open", Mount: "operator.x"},
 		"go together":    {Address: "127.0.0.1:1", Auth: "password"},
-		"keep_alive_max": {Address: "127.0.0.1:1", KeepAliveMax: -1},
+		"keep_alive_max": {Address: "127.0.0.1:1", KeepAliveMax: "-1s"},
 		"refuse":         {Address: "127.0.0.1:1", Refuse: []string{"a/#/b"}},
 		"users_file":     {Address: "127.0.0.1:1", Auth: "password", UsersFile: "/nowhere"},
 	} {

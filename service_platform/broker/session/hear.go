@@ -307,9 +307,12 @@ func (x *Session) Forget(packet uint16, id message.ID) {
 	}
 }
 
+var errFormer = message.Rejectf(message.TakenOver, "the session has another connection")
+
 // Release ends packet identifiers: PUBREL came. It returns when that is on disk, where the session is kept; PUBCOMP may
-// be sent then. known is false for those with which nothing was received.
-func (x *Session) Release(ctx context.Context, packets []uint16) (known []bool, err error) {
+// be sent then. known is false for those with which nothing was received. From a former connection of a kept session it is
+// refused as taken_over: a late PUBREL would end the identifier of a message that the one that followed is sending.
+func (x *Session) Release(ctx context.Context, epoch uint64, packets []uint16) (known []bool, err error) {
 	s := x.store
 	known = make([]bool, len(packets))
 	if !x.Kept() {
@@ -324,6 +327,9 @@ func (x *Session) Release(ctx context.Context, packets []uint16) (known []bool, 
 	return known, s.change(ctx, func(tx component.Tx) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		if x.epoch != epoch || x.ended {
+			return errFormer
+		}
 		for i, p := range packets {
 			id, ok := x.received[p]
 			known[i] = ok

@@ -424,7 +424,7 @@ func (x *Session) Disconnect(ctx context.Context, epoch uint64, expiry *uint32) 
 		s.mu.Unlock()
 		return false, nil
 	}
-	x.client = nil
+	x.client, x.dropped = nil, 0 // handshakes that had begun may be given up from now on
 	if !x.Kept() {
 		s.forget(x)
 		s.mu.Unlock()

@@ -260,10 +260,10 @@ func TestAQoS2MessageIsKnownUntilItsReleaseAlsoAfterACrash(t *testing.T) {
 	if x.Received(7) != Known || x.received[7] != first.ID {
 		t.Errorf("after a crash packet 7 is %v", x.Received(7))
 	}
-	if known, err := x.Release(t.Context(), []uint16{7}); !known[0] || err != nil {
+	if known, err := x.Release(t.Context(), x.epoch, []uint16{7}); !known[0] || err != nil {
 		t.Fatal(known, err)
 	}
-	if known, err := x.Release(t.Context(), []uint16{7}); known[0] || err != nil {
+	if known, err := x.Release(t.Context(), x.epoch, []uint16{7}); known[0] || err != nil {
 		t.Error("a second release finds something", err)
 	}
 	// The release overtakes the log: the message is heard after it.
@@ -272,7 +272,7 @@ func TestAQoS2MessageIsKnownUntilItsReleaseAlsoAfterACrash(t *testing.T) {
 	if !x.Receive(x.epoch, 8, m.ID) || x.Receive(x.epoch-1, 9, m.ID) || x.Received(9) != Unknown {
 		t.Error("a former connection's message counts, or this one's does not")
 	}
-	if known, err := x.Release(t.Context(), []uint16{8}); !known[0] || err != nil {
+	if known, err := x.Release(t.Context(), x.epoch, []uint16{8}); !known[0] || err != nil {
 		t.Fatal(known, err)
 	}
 	r = r.again(wide)
