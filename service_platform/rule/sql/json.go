@@ -1,0 +1,449 @@
+package sql
+
+import (
+	"bytes"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// jsonDepthMax bounds how deep a payload may nest: reading it uses stack.
+const jsonDepthMax = 512
+
+// checker reads bytes that nobody has checked, once, and notes where the wanted top-level members are.
+type checker struct {
+	b    []byte
+	i    int
+	want [][]byte // names of top-level members
+	at   [][]byte // their values; the last of equal names
+}
+
+// check says whether all of b is one JSON text (RFC 8259) in UTF-8 of bearable depth; where it is not, i is the place.
+func (s *checker) check() bool {
+	if !utf8.Valid(s.b) {
+		for s.i < len(s.b) {
+			r, n := utf8.DecodeRune(s.b[s.i:])
+			if r == utf8.RuneError && n == 1 {
+				return false
+			}
+			s.i += n
+		}
+	}
+	s.space()
+	if !s.value(0) {
+		return false
+	}
+	s.space()
+	return s.i == len(s.b)
+}
+
+func (s *checker) space() {
+	for s.i < len(s.b) {
+		switch s.b[s.i] {
+		case ' ', '\n', '\t', '\r':
+			s.i++
+		default:
+			return
+		}
+	}
+}
+
+func (s *checker) value(depth int) bool {
+	if s.i >= len(s.b) || depth > jsonDepthMax {
+		return false
+	}
+	switch c := s.b[s.i]; c {
+	case '{':
+		return s.object(depth)
+	case '[':
+		return s.array(depth)
+	case '"':
+		return s.string()
+	case 't':
+		return s.word("true")
+	case 'f':
+		return s.word("false")
+	case 'n':
+		return s.word("null")
+	default:
+		return s.number()
+	}
+}
+
+func (s *checker) object(depth int) bool {
+	s.i++
+	s.space()
+	if s.is('}') {
+		return true
+	}
+	for {
+		from := s.i
+		if !s.string() {
+			return false
+		}
+		key := s.b[from:s.i]
+		s.space()
+		if !s.is(':') {
+			return false
+		}
+		s.space()
+		from = s.i
+		if !s.value(depth + 1) {
+			return false
+		}
+		if depth == 0 {
+			for n, w := range s.want {
+				if keyIs(key, w) {
+					s.at[n] = s.b[from:s.i]
+				}
+			}
+		}
+		s.space()
+		if s.is('}') {
+			return true
+		}
+		if !s.is(',') {
+			return false
+		}
+		s.space()
+	}
+}
+
+func (s *checker) array(depth int) bool {
+	s.i++
+	s.space()
+	if s.is(']') {
+		return true
+	}
+	for {
+		if !s.value(depth + 1) {
+			return false
+		}
+		s.space()
+		if s.is(']') {
+			return true
+		}
+		if !s.is(',') {
+			return false
+		}
+		s.space()
+	}
+}
+
+func (s *checker) is(c byte) bool {
+	if s.i < len(s.b) && s.b[s.i] == c {
+		s.i++
+		return true
+	}
+	return false
+}
+
+func (s *checker) word(w string) bool {
+	if len(s.b)-s.i < len(w) || string(s.b[s.i:s.i+len(w)]) != w {
+		return false
+	}
+	s.i += len(w)
+	return true
+}
+
+func (s *checker) string() bool {
+	if !s.is('"') {
+		return false
+	}
+	for s.i < len(s.b) {
+		switch c := s.b[s.i]; {
+		case c == '"':
+			s.i++
+			return true
+		case c < ' ':
+			return false
+		case c == '\\':
+			s.i++
+			if s.i == len(s.b) {
+				return false
+			}
+			switch s.b[s.i] {
+			case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+			case 'u':
+				for range 4 {
+					s.i++
+					if s.i == len(s.b) || unhex(s.b[s.i]) < 0 {
+						return false
+					}
+				}
+			default:
+				return false
+			}
+			s.i++
+		default:
+			s.i++
+		}
+	}
+	return false
+}
+
+func (s *checker) number() bool {
+	s.is('-')
+	switch {
+	case s.is('0'):
+	case !s.digits():
+		return false
+	}
+	if s.is('.') && !s.digits() {
+		return false
+	}
+	if s.is('e') || s.is('E') {
+		if !s.is('+') {
+			s.is('-')
+		}
+		return s.digits()
+	}
+	return true
+}
+
+func (s *checker) digits() bool {
+	from := s.i
+	for s.i < len(s.b) && s.b[s.i] >= '0' && s.b[s.i] <= '9' {
+		s.i++
+	}
+	return s.i > from
+}
+
+func unhex(c byte) int {
+	switch {
+	case c >= '0' && c <= '9':
+		return int(c - '0')
+	case c >= 'a' && c <= 'f':
+		return int(c-'a') + 10
+	case c >= 'A' && c <= 'F':
+		return int(c-'A') + 10
+	}
+	return -1
+}
+
+// What follows reads JSON that is known to be valid.
+
+// walk goes through the members of an object or the items of an array. key is a member's name with its quotes.
+type walk struct {
+	raw      []byte
+	i        int
+	object   bool
+	key, val []byte
+}
+
+func walkOver(raw []byte) walk { return walk{raw: raw, i: 1, object: raw[0] == '{'} }
+
+func (w *walk) next() bool {
+	i := skipSpace(w.raw, w.i)
+	if w.raw[i] == ',' {
+		i = skipSpace(w.raw, i+1)
+	}
+	if w.raw[i] == '}' || w.raw[i] == ']' {
+		return false
+	}
+	if w.object {
+		end := skipString(w.raw, i)
+		w.key = w.raw[i:end]
+		i = skipSpace(w.raw, skipSpace(w.raw, end)+1)
+	}
+	end := skipValue(w.raw, i)
+	w.val = w.raw[i:end]
+	w.i = end
+	return true
+}
+
+func skipSpace(b []byte, i int) int {
+	for b[i] == ' ' || b[i] == '\n' || b[i] == '\t' || b[i] == '\r' {
+		i++
+	}
+	return i
+}
+
+func skipString(b []byte, i int) int {
+	for i++; b[i] != '"'; i++ {
+		if b[i] == '\\' {
+			i++
+		}
+	}
+	return i + 1
+}
+
+func skipValue(b []byte, i int) int {
+	switch b[i] {
+	case '"':
+		return skipString(b, i)
+	case '{', '[':
+		for depth := 0; ; {
+			switch b[i] {
+			case '"':
+				i = skipString(b, i)
+				continue
+			case '{', '[':
+				depth++
+			case '}', ']':
+				if depth--; depth == 0 {
+					return i + 1
+				}
+			}
+			i++
+		}
+	}
+	for i < len(b) && !ends(b[i]) {
+		i++
+	}
+	return i
+}
+
+// ends says whether c ends a number or a word.
+func ends(c byte) bool {
+	switch c {
+	case ',', '}', ']', ' ', '\n', '\t', '\r':
+		return true
+	}
+	return false
+}
+
+// find gives the value of an object's member; of equal names, the last. It is nil where there is none.
+func find(object, name []byte) (val []byte) {
+	for w := walkOver(object); w.next(); {
+		if keyIs(w.key, name) {
+			val = w.val
+		}
+	}
+	return val
+}
+
+func keyIs(quoted, name []byte) bool {
+	in := quoted[1 : len(quoted)-1]
+	if len(in) == len(name) {
+		return bytes.Equal(in, name) && bytes.IndexByte(in, '\\') < 0
+	}
+	return len(in) > len(name) && bytes.IndexByte(in, '\\') >= 0 && bytes.Equal(unquote(quoted), name)
+}
+
+// unquote gives the text of a JSON string; where nothing is escaped it is a part of the same bytes.
+func unquote(quoted []byte) []byte {
+	in := quoted[1 : len(quoted)-1]
+	esc := bytes.IndexByte(in, '\\')
+	if esc < 0 {
+		return in
+	}
+	out := append(make([]byte, 0, len(in)), in[:esc]...)
+	for i := esc; i < len(in); i++ {
+		if in[i] != '\\' {
+			out = append(out, in[i])
+			continue
+		}
+		i++
+		switch in[i] {
+		case 'b':
+			out = append(out, '\b')
+		case 'f':
+			out = append(out, '\f')
+		case 'n':
+			out = append(out, '\n')
+		case 'r':
+			out = append(out, '\r')
+		case 't':
+			out = append(out, '\t')
+		case 'u':
+			r := hex4(in[i+1:])
+			i += 4
+			if utf16.IsSurrogate(r) {
+				if i+6 < len(in) && in[i+1] == '\\' && in[i+2] == 'u' {
+					if both := utf16.DecodeRune(r, hex4(in[i+3:])); both != utf8.RuneError {
+						r = both
+						i += 6
+					}
+				}
+			}
+			out = utf8.AppendRune(out, r)
+		default:
+			out = append(out, in[i])
+		}
+	}
+	return out
+}
+
+func hex4(b []byte) (r rune) {
+	for _, c := range b[:4] {
+		r = r<<4 | rune(unhex(c))
+	}
+	return r
+}
+
+// appendQuoted writes text as a JSON string. Bytes that are no UTF-8 become U+FFFD.
+func appendQuoted(dst, text []byte) []byte {
+	const hex = "0123456789abcdef"
+	dst = append(dst, '"')
+	from := 0
+	for i := 0; i < len(text); {
+		c := text[i]
+		if c >= ' ' && c != '"' && c != '\\' && c < utf8.RuneSelf {
+			i++
+			continue
+		}
+		if c >= utf8.RuneSelf {
+			r, n := utf8.DecodeRune(text[i:])
+			if r == utf8.RuneError && n == 1 {
+				dst = append(dst, text[from:i]...)
+				dst = append(dst, "\uFFFD"...)
+				from = i + 1
+			}
+			i += n
+			continue
+		}
+		dst = append(dst, text[from:i]...)
+		switch c {
+		case '"', '\\':
+			dst = append(dst, '\\', c)
+		case '\b':
+			dst = append(dst, '\\', 'b')
+		case '\f':
+			dst = append(dst, '\\', 'f')
+		case '\n':
+			dst = append(dst, '\\', 'n')
+		case '\r':
+			dst = append(dst, '\\', 'r')
+		case '\t':
+			dst = append(dst, '\\', 't')
+		default:
+			dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+		}
+		i++
+		from = i
+	}
+	dst = append(dst, text[from:]...)
+	return append(dst, '"')
+}
+
+// appendCompact copies a JSON value without white space, and whole numbers without a point (10.0 as 10).
+func appendCompact(dst, raw []byte) []byte {
+	for i := 0; i < len(raw); {
+		switch c := raw[i]; {
+		case c == '"':
+			end := skipString(raw, i)
+			dst = append(dst, raw[i:end]...)
+			i = end
+		case c == ' ' || c == '\n' || c == '\t' || c == '\r':
+			i++
+		case c == '-' || c >= '0' && c <= '9':
+			end := skipValue(raw, i)
+			dst = appendNumber(dst, raw[i:end])
+			i = end
+		default:
+			dst = append(dst, c)
+			i++
+		}
+	}
+	return dst
+}
+
+// appendNumber copies a JSON number as it is spelled, unless it is a whole number spelled with a point or exponent.
+func appendNumber(dst, raw []byte) []byte {
+	if bytes.ContainsAny(raw, ".eE") {
+		if d, ok := parseDecimal(raw, true); ok && d.isInt() {
+			return d.append(dst)
+		}
+	}
+	return append(dst, raw...)
+}
