@@ -31,7 +31,7 @@ func (f *function) arity() string {
 var functions = map[string]*function{}
 
 func init() {
-	for _, group := range [][]function{collectionFunctions} {
+	for _, group := range [][]function{collectionFunctions, numberFunctions, textFunctions, regexpFunctions, hashFunctions, messageFunctions, timeFunctions} {
 		for _, f := range group {
 			functions[strings.ToLower(f.name)] = &f
 		}

@@ -132,7 +132,9 @@ func (p *parser) statement(s *Statement) {
 		p.want("SELECT")
 	}
 	p.advance()
+	s.at.from = p.tok.from
 	s.selection = p.selection()
+	s.at.to = s.at.from + len(strings.TrimRight(p.text[s.at.from:p.tok.from], " \t\n\r\f"))
 	if p.accept("FROM") {
 		s.filter = p.topicFilter()
 	}

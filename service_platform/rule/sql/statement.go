@@ -13,7 +13,8 @@ type Statement struct {
 	program
 	selection
 	filter string
-	where  expr // nil: every message
+	where  expr  // nil: every message
+	at     place // of the SELECT list
 }
 
 // Compile reads one rule's statement of up to 64 KiB. Errors are *Error.
