@@ -286,3 +286,53 @@ func (x *query) one(e *env, element value) (v value, held bool) {
 	}
 	return value{kind: Object, node: x.build(e, element)}, true
 }
+
+// bytesOf says whether the call is encode(*, …), which takes the payload's bytes whatever they are.
+func (x *call) bytesOf() (*star, bool) {
+	if x.fn.name != "encode" || len(x.args) == 0 {
+		return nil, false
+	}
+	s, ok := x.args[0].(*star)
+	return s, ok && !s.nested
+}
+
+// children are the expressions that x is made of.
+func children(x expr) []expr {
+	switch x := x.(type) {
+	case *member:
+		return []expr{x.of}
+	case *element:
+		return []expr{x.of, x.at}
+	case *negation:
+		return []expr{x.of}
+	case *minus:
+		return []expr{x.of}
+	case *operation:
+		return []expr{x.a, x.b}
+	case *list:
+		return x.items
+	case *object:
+		return x.items
+	case *choice:
+		all := append(append([]expr{}, x.when...), x.then...)
+		for _, one := range [...]expr{x.of, x.otherwise} {
+			if one != nil {
+				all = append(all, one)
+			}
+		}
+		return all
+	case *call:
+		return x.args
+	case *conversion:
+		return []expr{x.of}
+	case *query: // what it selects is of the elements
+		return []expr{x.from}
+	case *among:
+		return []expr{x.of, x.in}
+	case *like:
+		return []expr{x.of, x.pattern}
+	case *isKind:
+		return []expr{x.of}
+	}
+	return nil
+}

@@ -140,10 +140,13 @@ func encode(e *env, c *call, a []value) value {
 		return undefined
 	}
 	var b []byte
-	if s, ok := c.args[0].(*star); ok && !s.nested {
+	if _, whole := c.bytesOf(); whole {
 		b = e.in.Payload
-	} else if b, ok = e.toText(a[0]); !ok {
-		return undefined
+	} else {
+		var ok bool
+		if b, ok = e.toText(a[0]); !ok {
+			return undefined
+		}
 	}
 	if base64.StdEncoding.EncodedLen(len(b)) > outputMax {
 		e.fail(errTooLarge)

@@ -149,37 +149,44 @@ func (s *checker) string() bool {
 	if !s.is('"') {
 		return false
 	}
-	for s.i < len(s.b) {
-		switch c := s.b[s.i]; {
-		case c == '"':
-			s.i++
-			return true
-		case c < ' ':
-			return false
-		case c == '\\':
-			s.i++
-			if s.i == len(s.b) {
-				return false
-			}
-			switch s.b[s.i] {
-			case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
-			case 'u':
-				for range 4 {
-					s.i++
-					if s.i == len(s.b) || unhex(s.b[s.i]) < 0 {
-						return false
-					}
-				}
-			default:
-				return false
-			}
-			s.i++
-		default:
+	for {
+		for s.i < len(s.b) && !special[s.b[s.i]] {
 			s.i++
 		}
+		if s.i == len(s.b) || s.b[s.i] < ' ' {
+			return false
+		}
+		s.i++
+		if s.b[s.i-1] == '"' {
+			return true
+		}
+		if s.i == len(s.b) {
+			return false
+		}
+		switch s.b[s.i] {
+		case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+		case 'u':
+			for range 4 {
+				s.i++
+				if s.i == len(s.b) || unhex(s.b[s.i]) < 0 {
+					return false
+				}
+			}
+		default:
+			return false
+		}
+		s.i++
 	}
-	return false
 }
+
+// special are the bytes that mean something within a string.
+var special = func() (t [256]bool) {
+	for c := range ' ' {
+		t[c] = true
+	}
+	t['"'], t['\\'] = true, true
+	return t
+}()
 
 func (s *checker) number() bool {
 	s.is('-')

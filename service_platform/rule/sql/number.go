@@ -193,12 +193,28 @@ func wide(w *big.Int, e int) (decimal, bool) {
 
 var ten = big.NewInt(10)
 
-func tens(n int) *big.Int { return new(big.Int).Exp(ten, big.NewInt(int64(n)), nil) }
+// powers are the powers of ten that divisions and roundings of 34 digits need.
+var powers = func() (p [128]*big.Int) {
+	p[0] = big.NewInt(1)
+	for i := 1; i < len(p); i++ {
+		p[i] = new(big.Int).Mul(p[i-1], ten)
+	}
+	return p
+}()
 
+// tens gives 10ⁿ, which must not be changed.
+func tens(n int) *big.Int {
+	if n < len(powers) {
+		return powers[n]
+	}
+	return new(big.Int).Exp(ten, big.NewInt(int64(n)), nil)
+}
+
+// digits counts those of w, which is not zero.
 func digits(w *big.Int) int {
-	n := len(w.Text(10))
-	if w.Sign() < 0 {
-		n--
+	n := w.BitLen() * 1233 >> 12 // log10(2), rounded down: one too few at most
+	if w.CmpAbs(tens(n)) >= 0 {
+		n++
 	}
 	return n
 }
@@ -321,6 +337,9 @@ func (d decimal) quo(o decimal) (decimal, bool) {
 			}
 			c *= 10
 		}
+	}
+	if d.sign() == 0 {
+		return decimal{}, true
 	}
 	x, y := d.big(), o.big()
 	scale := max(0, digitsMax+2-digits(x)+digits(y))

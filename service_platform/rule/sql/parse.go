@@ -11,7 +11,8 @@ const (
 	statementMax    = 64 << 10
 	depthMax        = 64
 	variableNameMax = 64
-	templatesMax    = 64 // expressions in one template
+	templatesMax    = 64  // expressions in one template
+	namesMax        = 256 // items of one list, and different names read of one payload: each is compared with each
 )
 
 // program is what statements and templates have in common.
@@ -24,8 +25,9 @@ type program struct {
 }
 
 type assignment struct {
-	name string
-	of   expr
+	name  string
+	of    expr
+	reads bool // takes something from the payload as JSON
 }
 
 type parser struct {
@@ -116,6 +118,7 @@ type selection struct {
 	items []item
 	value bool // SELECT VALUE: one item without a name
 	plain bool // no *, and each name is one word and different: can be written straight away
+	more  bool // * and then such items
 }
 
 func (s *selection) starOnly() bool { return !s.value && len(s.items) == 1 && s.items[0].of == nil }
@@ -175,7 +178,7 @@ func (p *parser) assignments() {
 		}
 		p.expect("=", "=")
 		of := p.expression()
-		p.variables = append(p.variables, assignment{name.text, of})
+		p.variables = append(p.variables, assignment{name.text, of, p.readsPayload(of)})
 		if !p.accept(",") {
 			return
 		}
@@ -191,6 +194,9 @@ func (p *parser) selection() (s selection) {
 		p.advance()
 		s.value = true
 		s.items = []item{{of: p.expression()}}
+		if whole, ok := s.items[0].of.(*star); ok && !whole.nested { // the same as *
+			s.items, s.value = []item{{}}, false
+		}
 		if p.tok.is(",") {
 			p.failAt(p.tok.from, "FROM, WHERE or the end", p.tok.String(), "SELECT VALUE puts out one value; put several into [ ] or { }")
 		}
@@ -199,16 +205,33 @@ func (p *parser) selection() (s selection) {
 		}
 		return s
 	}
-	s.plain = true
 	for {
-		one := p.item()
-		s.plain = s.plain && one.of != nil && len(one.as) == 1 &&
-			!slices.ContainsFunc(s.items, func(o item) bool { return string(o.as[0]) == string(one.as[0]) })
-		s.items = append(s.items, one)
+		s.items = append(s.items, p.item())
+		if len(s.items) > namesMax {
+			p.failAt(p.tok.from, fmt.Sprintf("at most %d items", namesMax), "more", "")
+		}
 		if !p.accept(",") {
-			return s
+			break
 		}
 	}
+	s.plain = flat(s.items)
+	s.more = len(s.items) > 1 && s.items[0].of == nil && flat(s.items[1:])
+	return s
+}
+
+// flat says whether no item is * and each name is one word and different.
+func flat(items []item) bool {
+	for i, one := range items {
+		if one.of == nil || len(one.as) != 1 {
+			return false
+		}
+		for _, other := range items[:i] {
+			if string(other.as[0]) == string(one.as[0]) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // valueMode tells the word VALUE from a name «value» in the payload.

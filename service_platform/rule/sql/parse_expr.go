@@ -236,6 +236,9 @@ func (p *parser) key(name string) int {
 			return i
 		}
 	}
+	if len(p.keys) == namesMax {
+		p.failAt(p.tok.from, fmt.Sprintf("at most %d names of the payload", namesMax), "more", "")
+	}
 	p.keys = append(p.keys, []byte(name))
 	return len(p.keys) - 1
 }

@@ -15,6 +15,7 @@ type Statement struct {
 	filter string
 	where  expr  // nil: every message
 	at     place // of the SELECT list
+	reads  bool  // the SELECT list takes something from the payload as JSON
 }
 
 // Compile reads one rule's statement of up to 64 KiB. Errors are *Error.
@@ -28,6 +29,9 @@ func Compile(statement string) (*Statement, error) {
 		return nil, err
 	}
 	s.program = p.program
+	for _, one := range s.items {
+		s.reads = s.reads || one.of != nil && s.readsPayload(one.of)
+	}
 	return s, nil
 }
 
@@ -96,17 +100,25 @@ func (s *Statement) run(e *env) (out Output, matched bool, err error) {
 
 // put makes the output.
 func (s *Statement) put(e *env) []byte {
-	switch {
-	case s.starOnly():
+	if s.starOnly() {
 		return e.in.Payload
+	}
+	// Where members are to be taken from a payload that has none, silence would be a loss that nobody sees.
+	if s.reads && len(e.in.Payload) > 0 && !e.index() {
+		e.fail(e.payloadError("JSON, to take members from it"))
+		return nil
+	}
+	switch {
 	case s.value:
 		return slices.Clone(e.into(e.eval(s.items[0].of)))
 	case s.plain:
-		e.need(s.items)
 		return slices.Clone(e.plain(s.items))
 	}
-	e.need(s.items)
-	n := s.build(e, e.base(s.items))
+	base := e.base(s.items)
+	if s.more && base.b != nil && e.err == nil {
+		return slices.Clone(e.more(base.b, s.items[1:]))
+	}
+	n := s.build(e, base)
 	return slices.Clone(e.into(value{kind: Object, node: n}))
 }
 
@@ -129,34 +141,64 @@ func (e *env) plain(items []item) []byte {
 	return e.out
 }
 
+// more writes the members of the payload and after them the items, without those members that the items replace.
+func (e *env) more(payload []byte, items []item) []byte {
+	base := len(e.stack)
+	for i := range items {
+		v := e.eval(items[i].of)
+		e.stack = append(e.stack, v)
+	}
+	values := e.stack[base:]
+	dst := append(e.out[:0], '{')
+members:
+	for w := walkOver(payload); w.next(); {
+		for i, v := range values {
+			if v.kind != Undefined && v.kind != binary && keyIs(w.key, items[i].as[0]) {
+				continue members
+			}
+		}
+		if len(dst) > 1 {
+			dst = append(dst, ',')
+		}
+		dst = append(append(dst, w.key...), ':')
+		dst = appendCompact(dst, w.val)
+	}
+	for i, v := range values {
+		if v.kind != Undefined && v.kind != binary {
+			if len(dst) > 1 {
+				dst = append(dst, ',')
+			}
+			dst = appendQuoted(dst, items[i].as[0])
+			dst = append(dst, ':')
+			dst = e.appendJSON(dst, v)
+		}
+	}
+	clear(values)
+	e.stack = e.stack[:base]
+	e.out = append(dst, '}')
+	return e.out
+}
+
 func (e *env) into(v value) []byte {
 	e.out = e.appendJSON(e.out[:0], v)
 	return e.out
 }
 
-// need fails where items are to be taken from a payload that has none: silence would be a loss that nobody sees.
-func (e *env) need(items []item) {
-	for _, one := range items {
-		if readsPayload(one.of) && len(e.in.Payload) > 0 {
-			if !e.index() {
-				e.fail(e.payloadError("JSON, to take members from it"))
-			}
-			return
-		}
-	}
-}
-
-// readsPayload tells items that are names of the payload. Others (encode(*, …), timestamp()) make sense of any bytes.
-func readsPayload(x expr) bool {
+// readsPayload tells expressions that take something from the payload as JSON, also by a variable. encode(*, …) takes bytes.
+func (p *program) readsPayload(x expr) bool {
 	switch x := x.(type) {
 	case *path:
-		return true
-	case *member:
-		return readsPayload(x.of)
-	case *operation:
-		return readsPayload(x.a) || readsPayload(x.b)
+		return !x.nested
+	case *star:
+		return !x.nested
+	case *variable:
+		return p.variables[x.index].reads
+	case *call:
+		if _, whole := x.bytesOf(); whole {
+			return slices.ContainsFunc(x.args[1:], p.readsPayload)
+		}
 	}
-	return false
+	return slices.ContainsFunc(children(x), p.readsPayload)
 }
 
 // base is what * stands for beside other items: the members of the payload; an empty payload has none.
