@@ -65,8 +65,23 @@ func Contracts() []message.Contract {
 		},
 		{
 			Subjects: "device.*.twin.>", Type: "device.twin.v1", Owner: "service_platform", Route: message.ByLog,
-			Doc:  "A device asks for its twin or updates it, and the twin's answers.",
-			Says: []string{"device", "service_platform.twin"}, Hears: []string{"service_platform.twin", "device"},
+			Doc:   "A request to a device's twin (get, update, delete) and the twin's answers (accepted, rejected, delta, documents), in the documents of AWS IoT's Device Shadow. No answer: service_platform.twin is behind or away.",
+			Says:  []string{"device", "service_platform.gateway", "service_platform.rule", "service_platform.worker", "service_platform.twin"},
+			Hears: []string{"service_platform.twin", "device"},
+		},
+		{
+			Subjects: "device.*.twin.changed", Type: "device.twin_changed.v1", Owner: "service_platform", Route: message.ByLog,
+			Doc:  "The state of one of a device's twins became another one: what it was, what it is, which values changed. Not said where an update repeats what was there.",
+			Says: []string{"service_platform.twin"}, Hears: []string{"service_platform.rule", "data_platform.bridge"},
+			ContentType: "application/json",
+			Schema: json.RawMessage(`{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object",
+"required":["device","change","version","at","source","paths"],
+"properties":{"device":{"type":"string"},"shadow":{"type":"string"},"change":{"enum":["created","updated","deleted"]},
+"version":{"type":"integer","minimum":1},"at":{"type":"string","format":"date-time"},"source":{"type":"string"},
+"paths":{"type":"array","items":{"type":"string"}},"previous":{"type":"object"},"current":{"type":"object"}}}`),
+			Example: json.RawMessage(`{"device":"d-17","change":"updated","version":8,"at":"2026-11-23T03:00:00Z","source":"//naru/n1/mqtt/d-17",
+"paths":["/reported/color"],"previous":{"desired":{"color":"red"},"reported":{"color":"green"}},
+"current":{"desired":{"color":"red"},"reported":{"color":"red"}}}`),
 		},
 	}
 }

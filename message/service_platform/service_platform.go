@@ -40,7 +40,7 @@ func Contracts() []message.Contract {
 			Subjects: "service_platform.x509.device.*", Type: "service_platform.x509.device_changed.v1", Owner: "service_platform",
 			Route: message.ByLog,
 			Doc:   "What changed of a device's registration, and by whom. With `deleted` its session, retained messages and twin go too.",
-			Says:  []string{"service_platform.x509"}, Hears: []string{"operator.journal"},
+			Says:  []string{"service_platform.x509"}, Hears: []string{"operator.journal", "service_platform.twin"},
 			ContentType: "application/json",
 			Schema: json.RawMessage(`{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object",
 "required":["device","change","by"],

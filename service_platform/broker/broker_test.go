@@ -398,7 +398,7 @@ func TestBrokerNeverAcknowledgesWhatItCannotStore(t *testing.T) {
 func TestBrokerHoldsADeviceToItsSubtree(t *testing.T) {
 	r := newRig(t, nil)
 	five, three := r.join("d-5", packet.V5), r.join("d-3", packet.V311)
-	for i, topic := range []string{"device/d-6/telemetry", "device/d-5", "device/d-5/presence", "device/d-5/command/reboot/1", "device/d-5/twin/update/accepted",
+	for i, topic := range []string{"device/d-6/telemetry", "device/d-5", "device/d-5/presence", "device/d-5/command/reboot/1", "device/d-5/twin/update/accepted", "device/d-5/twin/changed",
 		"service_platform/x509/device/d-5", "operator/dead/a/b", "$SYS/x", "home/kitchen"} {
 		five.publish(uint16(i+1), topic, "x")
 		if code := five.acked(uint16(i + 1)); code != packet.NotAuthorized {

@@ -62,7 +62,7 @@ func (c *conn) mayPublish(s message.Subject) error {
 		return message.Rejectf(message.ACLDenied, "presence is the broker's to tell, not %s's", device)
 	case rest[0] == "command" && (len(rest) != 4 || last != "reply"):
 		return message.Rejectf(message.ACLDenied, "%s answers commands (….reply) and gives none", device)
-	case rest[0] == "twin" && (last == "accepted" || last == "rejected" || last == "delta" || last == "documents"):
+	case rest[0] == "twin" && (last == "accepted" || last == "rejected" || last == "delta" || last == "documents" || last == "changed"):
 		return message.Rejectf(message.ACLDenied, "%s is the twin's to say, not %s's", s, device)
 	}
 	return nil
