@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/naru-platform/naru/internal/answer"
@@ -133,6 +134,9 @@ func (c *client) open(ctx context.Context, method, path string, query url.Values
 	if err != nil {
 		if ctx.Err() != nil && errors.Is(ctx.Err(), context.Canceled) {
 			return nil, ctx.Err()
+		}
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return nil, fmt.Errorf("no naru answers at %s (connection refused); start it with `naru up`, or name another by --data or --server", c.URL)
 		}
 		return nil, fmt.Errorf("the platform does not answer at %s: %w; is it running?", c.URL, unwrapURL(err))
 	}

@@ -93,23 +93,26 @@ They exit with 2 when they found a fault.`,
 		root.AddCommand(c)
 	}
 	root.AddCommand(versionCommand(o))
-	strictArgs(root)
+	strictArgs(o, root)
 	return root
 }
 
 // strictArgs makes a command that takes no arguments, or has subcommands, say so clearly.
-func strictArgs(c *cobra.Command) {
+func strictArgs(o *options, c *cobra.Command) {
 	for _, sub := range c.Commands() {
-		strictArgs(sub)
+		strictArgs(o, sub)
 	}
 	if c.HasSubCommands() && c.Run == nil && c.RunE == nil && c.HasParent() {
 		c.RunE = func(c *cobra.Command, args []string) error {
-			if len(args) == 0 {
+			if len(args) == 0 && o.output == "text" {
 				return c.Help()
 			}
 			var names []string
 			for _, s := range c.Commands() {
 				names = append(names, s.Name())
+			}
+			if len(args) == 0 {
+				return fmt.Errorf("%s: which? There are %s", c.CommandPath(), strings.Join(names, ", "))
 			}
 			return fmt.Errorf("%s has no command %q; there are %s", c.CommandPath(), args[0], strings.Join(names, ", "))
 		}

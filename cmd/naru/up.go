@@ -437,13 +437,21 @@ func (p *process) announce(ctx context.Context, c *cobra.Command, began time.Tim
 			at = " --data " + p.data
 		}
 		fmt.Fprintf(&b, "try, in another terminal:\n")
-		fmt.Fprintf(&b, "  naru%s topic echo 'device.*.telemetry'    what devices say, live\n", at)
-		fmt.Fprintf(&b, "  naru%s messages --follow                  the message list\n", at)
-		fmt.Fprintf(&b, "  naru%s trace <trace id>                   one message's way\n", at)
-		fmt.Fprintf(&b, "  naru%s device add d-1 --out d-1           a certificate for a device of yours\n\n", at)
+		fmt.Fprintf(&b, "  %s%s topic echo 'device.*.telemetry'    what devices say, live\n", calledAs(), at)
+		fmt.Fprintf(&b, "  %s%s messages --follow                  the message list\n", calledAs(), at)
+		fmt.Fprintf(&b, "  %s%s trace <trace id>                   one message's way\n", calledAs(), at)
+		fmt.Fprintf(&b, "  %s%s device add d-1 --out d-1           a certificate for a device of yours\n\n", calledAs(), at)
 	}
 	fmt.Fprintf(&b, "Ctrl-C stops it; what was acknowledged stays.\n")
 	fmt.Fprint(c.OutOrStdout(), b.String())
+}
+
+// calledAs is how this program was called, so that what people copy runs.
+func calledAs() string {
+	if name := os.Args[0]; strings.ContainsRune(name, filepath.Separator) && !filepath.IsAbs(name) {
+		return name
+	}
+	return "naru"
 }
 
 // lock makes sure that a data directory has one process.

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -94,7 +95,12 @@ func explain(id string, d x509.Device, known bool, attempts []x509.Attempt, now 
 	if known {
 		b.State = d.State(now)
 	}
-	refused := last != nil && !last.Admitted
+	// What policy refused it to say or hear does not keep it out.
+	denied := false
+	if last != nil && last.Reason == "acl_denied" && step(last) == "policy" {
+		denied = slices.ContainsFunc(attempts, func(a x509.Attempt) bool { return a.Admitted }) || b.State == "active"
+	}
+	refused := last != nil && !last.Admitted && !denied
 	switch {
 	case b.State == "disabled":
 		b.say("device_disabled", fmt.Sprintf("It is disabled since %s, by %s: %s.", d.DisabledAt.Format(time.RFC3339), d.DisabledBy, d.DisabledReason), "naru device enable "+id)
@@ -112,6 +118,10 @@ func explain(id string, d x509.Device, known bool, attempts []x509.Attempt, now 
 		b.Well = true
 		b.Cause = "Nothing keeps it out, and it did not try to get in within a day: not one of its connections reached a listener."
 		b.Remedy = "Look at its power and network, at the address and port it connects to, and at what lies between: a firewall, a load balancer, DNS."
+	case denied:
+		b.Well = true
+		b.Cause = "It gets in. What it asked for was refused by policy, " + ago(last.Last, now) + ": " + last.Detail + "."
+		b.Remedy = "A device speaks on device/" + id + "/… and hears its own commands; `naru messages --outcome refused` lists what was refused."
 	default:
 		b.Well = true
 		b.Cause = "Nothing keeps it out; it last got in " + ago(last.Last, now) + " from " + orNowhere(last.Address) + "."
@@ -126,12 +136,8 @@ func (b *because) say(reason, cause, remedy string) {
 
 // explainRefusal puts a refusal in words for a person. What it has no words for, the list of reasons has.
 func (b *because) explainRefusal(a *x509.Attempt) {
-	step := ""
-	if n := len(a.Steps); n > 0 {
-		step = a.Steps[n-1].Name
-	}
 	switch {
-	case step == "rate_limit":
+	case step(a) == "rate_limit":
 		b.say(a.Reason, "It was refused by a rate limit: "+a.Detail+".", "Does it connect in a loop? Its attempts are counted below.")
 	case a.Reason == "cert_expired" && a.Last.Sub(a.NotAfter) < time.Hour:
 		b.say(a.Reason, "It came with a certificate that ended less than an hour before. "+a.Detail+".", "naru device rotate "+b.Device+"; and compare this machine's clock with a time server")
@@ -144,7 +150,7 @@ func (b *because) explainRefusal(a *x509.Attempt) {
 	case a.Reason == "client_id_mismatch":
 		b.say(a.Reason, "Its MQTT client id is not the name in its certificate. "+a.Detail+".", "Set the client id to "+a.Device)
 	case a.Reason == "acl_denied":
-		b.say(a.Reason, "Policy refused it. "+a.Detail+".", "Look at the policy that naru device show "+b.Device+" names")
+		b.say(a.Reason, "Policy refused it. "+a.Detail+".", "Its will, or what else it says at CONNECT, must be on device/"+b.Device+"/…")
 	case a.Reason == "cert_unregistered" && b.State != "unregistered":
 		b.say(a.Reason, "It is registered, but not with the certificate it comes with. "+a.Detail+".", "naru device show "+b.Device+" lists those that are; does the device use an old one?")
 	default:
@@ -155,6 +161,14 @@ func (b *because) explainRefusal(a *x509.Attempt) {
 	}
 }
 
+// step is where an attempt ended.
+func step(a *x509.Attempt) string {
+	if n := len(a.Steps); n > 0 {
+		return a.Steps[n-1].Name
+	}
+	return ""
+}
+
 func orNowhere(address string) string {
 	if address == "" {
 		return "an address that was not recorded"
@@ -163,7 +177,7 @@ func orNowhere(address string) string {
 }
 
 func showBecause(p *printer, b because) {
-	p.line("%s is %s. %s", b.Device, b.State, cut(b.Cause, 600))
+	p.line("%q is %s. %s", b.Device, b.State, cut(b.Cause, 600))
 	if b.Remedy != "" {
 		p.line("  -> %s", b.Remedy)
 	}

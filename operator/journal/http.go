@@ -188,6 +188,7 @@ func (w *witness) line(f *Found, shown int) Line {
 		var refusal struct{ Reason message.Reason }
 		if json.Unmarshal(m.Data, &refusal) == nil {
 			l.Reason = refusal.Reason
+			l.Outcome = OutcomeRefused // of what it tells of; it was heard itself
 		}
 	}
 	data := m.Data
