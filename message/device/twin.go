@@ -17,7 +17,7 @@ type TwinChanged struct {
 	// Change is created, updated or deleted.
 	Change  string    `json:"change"`
 	Version uint64    `json:"version"`
-	At      time.Time `json:"at"`     // when the message that changed it was accepted
+	At      time.Time `json:"at"`     // when the message that changed it was accepted, in whole seconds; its id says it more exactly
 	Source  string    `json:"source"` // of that message, whose id is this one's cause
 	// Paths are the JSON pointers of the values that changed, such as /desired/color.
 	Paths []string `json:"paths"`
@@ -56,7 +56,7 @@ func TwinRequest(s message.Subject) (device, shadow, request string, ok bool) {
 	case len(tokens) < 4 || tokens[0] != message.Device || tokens[2] != "twin":
 	case len(tokens) == 4:
 		return s.Token(1), "", tokens[3], answers[tokens[3]] != nil
-	case len(tokens) == 6 && tokens[3] == "name":
+	case len(tokens) == 6 && tokens[3] == "name" && tokens[4] != "%": // which would be no name
 		return s.Token(1), s.Token(4), tokens[5], answers[tokens[5]] != nil
 	}
 	return "", "", "", false

@@ -90,7 +90,7 @@ func TestRequestsToTwinsAreKnownByTheirSubjects(t *testing.T) {
 			t.Errorf("%s is written as %s", subject, got)
 		}
 	}
-	for _, s := range []message.Subject{"device.d.twin.get.accepted", "device.d.twin.changed", "device.d.twin.name.get", "device.d.twin.name.a.get.accepted", "device.d.telemetry", "3rd_party.d.twin.get"} {
+	for _, s := range []message.Subject{"device.d.twin.get.accepted", "device.d.twin.changed", "device.d.twin.name.get", "device.d.twin.name.%.get", "device.d.twin.name.a.get.accepted", "device.d.telemetry", "3rd_party.d.twin.get"} {
 		if _, _, _, ok := TwinRequest(s); ok {
 			t.Errorf("%s is taken for a request", s)
 		}

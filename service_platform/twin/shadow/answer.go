@@ -108,7 +108,7 @@ func (d *Doc) Delete(request []byte, name string, now time.Time) (*Doc, []byte, 
 
 // Gone is the document of the shadow when it is deleted.
 func (d *Doc) Gone(now time.Time) *Doc {
-	return &Doc{Version: d.Version, Changes: d.Changes + 1, Deleted: now}
+	return &Doc{Version: d.Version, Changes: d.Changes + 1, Deleted: now.Truncate(time.Millisecond)} // as it is kept
 }
 
 // tokenOf gives the client token of a request that need not have one, nor be JSON.

@@ -12,7 +12,9 @@ import (
 type Error struct {
 	Code    int
 	Message string
-	token   string // as JSON; empty for none
+	// Stated is the version that a request stated in vain; of a version conflict only.
+	Stated uint64
+	token  string // as JSON; empty for none
 }
 
 // Error gives both.
@@ -50,7 +52,9 @@ func tooLarge() *Error {
 	return &Error{Code: http.StatusRequestEntityTooLarge, Message: "The payload exceeds the maximum size allowed"}
 }
 
-func conflict() *Error { return &Error{Code: http.StatusConflict, Message: "Version conflict"} }
+func conflict(stated uint64) *Error {
+	return &Error{Code: http.StatusConflict, Message: "Version conflict", Stated: stated}
+}
 
 func notUTF8() *Error {
 	return &Error{Code: http.StatusUnsupportedMediaType, Message: "Unsupported documented encoding; supported encoding is UTF-8"}
@@ -58,6 +62,9 @@ func notUTF8() *Error {
 
 // ThingNotFound refuses a request for a device that there is not.
 func ThingNotFound() *Error { return &Error{Code: http.StatusNotFound, Message: "Thing not found"} }
+
+// TooMany refuses to make one more shadow for a device. AWS has no such limit, and no such error.
+func TooMany(most int) *Error { return bad(fmt.Sprintf("Too many shadows; maximum is %d", most)) }
 
 // InvalidName refuses a shadow's name that CheckName does.
 func InvalidName() *Error { return bad("Invalid shadow name") }

@@ -39,7 +39,7 @@ func (d *Doc) Update(request []byte, by Cause, now time.Time, l Limits) (*Update
 	}
 	before := d.at(now)
 	if r.hasVersion && r.version != before.Version {
-		e := conflict()
+		e := conflict(r.version)
 		e.token = r.token
 		return nil, e
 	}
