@@ -101,7 +101,7 @@ func (k *local) say(s said) error {
 		return err
 	}
 	k.queued = append(k.queued, s)
-	return k.s.set([]byte{'n'}, beAppend(k.next))
+	return nil
 }
 
 func (k *local) room(int) bool         { return true }
@@ -119,6 +119,11 @@ func (k *local) patience(lazy bool) time.Duration {
 func (k *local) commit(_ context.Context, dirty []*Checkpoint, _ *parking) error {
 	for _, c := range dirty {
 		if err := k.s.setCheckpoint(c); err != nil {
+			return err
+		}
+	}
+	if len(k.queued) > 0 {
+		if err := k.s.set([]byte{'n'}, beAppend(k.next)); err != nil {
 			return err
 		}
 	}
