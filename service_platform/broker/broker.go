@@ -112,7 +112,7 @@ type Broker struct {
 	clients map[string]*conn              // by their sessions' names
 	wills   map[message.ID]pending        // that wait for their delay; nil where none is said any more
 	all     map[*conn]struct{}            // every connection, also before its CONNECT
-	devices map[string]map[*conn]struct{} // by device
+	devices map[string]map[*conn]struct{} // by their certificate's device
 	group   sync.WaitGroup
 	addrs   []net.Addr
 }
@@ -318,13 +318,13 @@ func (b *Broker) enter(c *conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.clients[c.kept.Key()] = c
-	if c.device == "" {
+	if c.peer == "" {
 		return
 	}
-	if b.devices[c.device] == nil {
-		b.devices[c.device] = map[*conn]struct{}{}
+	if b.devices[c.peer] == nil {
+		b.devices[c.peer] = map[*conn]struct{}{}
 	}
-	b.devices[c.device][c] = struct{}{}
+	b.devices[c.peer][c] = struct{}{}
 }
 
 // leave forgets a connection; last says that its session has no other.
@@ -337,9 +337,9 @@ func (b *Broker) leave(c *conn) (last bool) {
 		delete(b.clients, c.kept.Key())
 		last = true
 	}
-	if d := b.devices[c.device]; d != nil {
+	if d := b.devices[c.peer]; d != nil {
 		if delete(d, c); len(d) == 0 {
-			delete(b.devices, c.device)
+			delete(b.devices, c.peer)
 		}
 	}
 	return last

@@ -46,6 +46,7 @@ func (c *conn) admit509(ctx context.Context, s tls.ConnectionState) error {
 	} else {
 		c.device, err = c.b.admission.Admit(ctx, c.leaf, c.chain)
 	}
+	c.peer = c.device
 	return err
 }
 

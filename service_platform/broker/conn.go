@@ -46,7 +46,8 @@ type conn struct {
 type party struct {
 	version   packet.Version
 	clientID  string
-	device    string
+	device    string // of the fleet; empty below a mount point
+	peer      string // the device that the certificate belongs to, wherever it comes in
 	uri       string // the source of its messages
 	own       message.Pattern
 	keepAlive time.Duration
@@ -84,26 +85,27 @@ type inbound struct {
 
 // outbound is what is owed to the client, and what it owes, by any goroutine under conn.mu.
 type outbound struct {
-	acks       acks
-	received   uint64
-	sent       uint64
-	ended      bool
-	endWhy     message.Reason
-	endErr     error
-	outID      uint16
-	inflight   map[uint16]flight
-	asking     int             // requests for certificates under way
-	answers    map[string]byte // QoS of their answers' topics that were subscribed to
-	waiting    []waiting
-	aliasesOut map[string]uint16
-	more       bool // the queue may have more
-	pumping    bool
-	pumped     uint64 // up to which number of the queue all was looked at
-	settling   bool
-	done, recs []uint64 // numbers that were acknowledged, and of which PUBREC came
-	releases   []uint16
-	halted     bool      // the broker stops: nothing more is read, and what was taken is acknowledged
-	held       *[]func() // keeps deliveries back, while SUBACK is on its way
+	acks         acks
+	received     uint64
+	sent         uint64
+	ended        bool
+	endWhy       message.Reason
+	endErr       error
+	outID        uint16
+	inflight     map[uint16]flight
+	asking       int             // requests for certificates under way
+	answers      map[string]byte // QoS of their answers' topics that were subscribed to
+	waiting      []waiting
+	waitingBytes int
+	aliasesOut   map[string]uint16
+	more         bool // the queue may have more
+	pumping      bool
+	pumped       uint64 // up to which number of the queue all was looked at
+	settling     bool
+	done, recs   []uint64 // numbers that were acknowledged, and of which PUBREC came
+	releases     []uint16
+	halted       bool      // the broker stops: nothing more is read, and what was taken is acknowledged
+	held         *[]func() // keeps deliveries back, while SUBACK is on its way
 }
 
 // serve is the connection's life until its client has been let in, and for WebSocket all of it. A goroutine that has gone
@@ -447,7 +449,7 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 		return refuse(code, err)
 	}
 	c.uri = "//naru/device/" + who.Identity
-	if c.in.Policy == policyOpen {
+	if c.in.Policy == policyOpen || c.in.mount != "" {
 		c.uri = "//naru/client/" + message.Escape(who.ClientID)
 	}
 	keepAlive := int(p.KeepAlive)
@@ -501,7 +503,7 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	c.b.keepQuiet(c.session)
 	if c.will != nil {
 		c.willID = message.NewID(c.now)
-		w := session.Will{ID: c.willID, Session: c.session, Delay: c.willDelay, Message: c.will}
+		w := session.Will{ID: c.willID, Session: c.session, Delay: c.willDelay, Life: c.willLife, Message: c.will}
 		if err := c.b.store.KeepWill(ctx, w); err != nil {
 			c.will = nil
 			c.joined = false
@@ -543,7 +545,7 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	if err != nil {
 		return err
 	}
-	c.presence(true, 0)
+	c.presence(true, 0, c.b.env.Now())
 	c.Wake()
 	c.b.env.Log.Debug("connected", "client_id", name, "listener", c.in.Name, "address", c.addr, "version", c.version, "session_present", present)
 	return nil
@@ -636,6 +638,7 @@ func (c *conn) leave(err error) {
 	if !c.joined {
 		if c.kept != nil { // CONNACK could not be sent
 			c.leaveSession(why)
+			c.gone(why) // of the one that it took over from, too
 		}
 		if why != 0 && why != message.ServerStopping {
 			c.b.refusals.add(refusal{reason: why, detail: detail, device: c.device, client: c.clientID, address: c.addr})
@@ -644,10 +647,7 @@ func (c *conn) leave(err error) {
 	}
 	c.leaveSession(why)
 	if last {
-		if why == 0 && !c.bye {
-			why = message.ConnectionLost
-		}
-		c.presence(false, why)
+		c.gone(why)
 	}
 	if why != 0 && why != message.ConnectionLost && why != message.ServerStopping {
 		c.b.refusals.add(refusal{reason: why, detail: detail, device: c.device, client: c.clientID, address: c.addr})
@@ -666,17 +666,18 @@ func (c *conn) leaveSession(why message.Reason) {
 	if c.will == nil {
 		return
 	}
-	w := session.Will{ID: c.willID, Session: c.session, Delay: c.willDelay, Message: c.will}
+	w := session.Will{ID: c.willID, Session: c.session, Delay: c.willDelay, Life: c.willLife, Message: c.will}
 	switch e := time.Duration(c.kept.Expiry()) * time.Second; {
 	case ends || c.kept.Ended():
 		w.Delay = 0
 	case w.Delay > e:
 		w.Delay = e
 	}
-	if why == message.TakenOver && c.b.connected(c.kept, c) && w.Delay > 0 {
-		return // the same session goes on (MQTT-3.1.3-9); its new connection has its own will
+	if w.Delay > 0 && c.kept.Succeeded(c.epoch) {
+		c.b.dropWill(w.ID) // the same session goes on (MQTT-3.1.3-9); its new connection has its own will, or none
+		return
 	}
-	c.b.sayWill(w, c.willLife)
+	c.b.sayWill(w)
 }
 
 // judge finds the reason in what ended the reading, and tells an MQTT 5 client.
@@ -723,13 +724,25 @@ func (c *conn) judge(err error) (message.Reason, error) {
 	return why, err
 }
 
+// gone tells that the device has gone, unless it is there by another connection by now.
+func (c *conn) gone(why message.Reason) {
+	at := c.b.env.Now() // before what is told of a connection that comes from now on
+	if c.kept.Succeeded(c.epoch) {
+		return
+	}
+	if why == 0 && !c.bye {
+		why = message.ConnectionLost
+	}
+	c.presence(false, why, at)
+}
+
 // presence tells whether the device is there.
-func (c *conn) presence(online bool, why message.Reason) {
+func (c *conn) presence(online bool, why message.Reason, at time.Time) {
 	if c.device == "" {
 		return // no device of the fleet
 	}
 	c.b.online.mark(c.device, online)
-	m := c.b.presence(c.device, online, why, c.session)
+	m := c.b.presence(c.device, online, why, c.session, at)
 	c.append(m)
 }
 

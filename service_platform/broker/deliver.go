@@ -11,7 +11,8 @@ import (
 )
 
 const (
-	waitingMax = 1000      // messages for a client that does not acknowledge, of a session that keeps none; beyond, they are dropped
+	waitingMax = 1000      // messages for a client that does not acknowledge, of a session that keeps none; beyond, they are dropped;
+	waitBytes  = 1 << 20   // and so many bytes of them
 	sendAhead  = 256 << 10 // bytes that a client may leave unread before nothing more is taken from its queue
 	pumpAtOnce = 64        // messages taken from a queue at once
 )
@@ -21,6 +22,7 @@ type flight struct {
 	number   uint64 // in the session's queue; zero where it keeps none
 	qos      byte
 	released bool // PUBREL was sent, or is to be
+	told     bool // it was sent
 }
 
 // waiting is a message that waits for the client to acknowledge others.
@@ -39,26 +41,35 @@ func (c *conn) Deliver(m *message.Message, o session.Options) {
 		return
 	}
 	if c.held != nil {
-		kept := m.Clone()
+		kept := lasting(m, o)
 		*c.held = append(*c.held, func() { c.Deliver(kept, o) })
 		c.mu.Unlock()
 		return
 	}
 	full := o.QoS > 0 && len(c.inflight) >= c.sendMax
 	switch {
-	case full && len(c.waiting) >= waitingMax, !full && c.sock.backlog() > sendAhead:
+	case full && (len(c.waiting) >= waitingMax || c.waitingBytes+len(m.Data) > waitBytes && len(c.waiting) > 0), !full && c.sock.backlog() > sendAhead:
 		c.mu.Unlock()
 		c.b.refusals.add(refusal{reason: message.SlowConsumer, device: c.device, client: c.clientID, address: c.addr,
 			detail: errors.New("a live message was dropped: the client reads or acknowledges too slowly"), topic: m.Subject.Topic()})
 		return
 	case full:
-		c.waiting = append(c.waiting, waiting{m.Clone(), o})
+		c.waiting = append(c.waiting, waiting{lasting(m, o), o})
+		c.waitingBytes += len(m.Data)
 		c.mu.Unlock()
 		return
 	}
 	b := c.outgoing(nil, m, o)
 	c.mu.Unlock()
 	c.write(b)
+}
+
+// lasting is a message that may be kept.
+func lasting(m *message.Message, o session.Options) *message.Message {
+	if o.Lasting {
+		return m
+	}
+	return m.Clone()
 }
 
 // write sends what there is; c.out is held. A connection that is gone ends its reader.
@@ -99,8 +110,12 @@ func (c *conn) fly(id uint16, f flight) {
 
 // appendPublish completes and writes a PUBLISH; nothing where the client cannot or need not have it. c.mu is held.
 func (c *conn) appendPublish(b []byte, p *packet.Publish, m *message.Message, o session.Options) []byte {
+	if c.in.refused(message.Pattern(m.Subject)) {
+		return b // a wildcard's reach ends at what the listener refuses
+	}
 	topic := c.in.topic(m.Subject)
 	p.Topic, p.Payload, p.Retain = topic, m.Data, o.Retain
+	alias := false // a new one
 	if c.version == packet.V5 {
 		q := &p.Properties
 		q.SubscriptionIDs = o.IDs
@@ -124,9 +139,12 @@ func (c *conn) appendPublish(b []byte, p *packet.Publish, m *message.Message, o 
 		for k, v := range m.Properties.All() {
 			q.User = append(q.User, packet.UserProperty{Key: k, Value: v})
 		}
-		c.aliasOut(p, topic)
+		alias = c.aliasOut(p, topic)
 	}
 	if uint64(p.Size(c.version)) > uint64(c.packetMax) {
+		if alias {
+			delete(c.aliasesOut, topic) // the client has not heard of it
+		}
 		return b // the client said that it takes nothing so large (MQTT-3.1.2-25)
 	}
 	c.sent++
@@ -136,17 +154,18 @@ func (c *conn) appendPublish(b []byte, p *packet.Publish, m *message.Message, o 
 
 // aliasOut replaces a topic by its alias, as far as the client takes any (MQTT 5 §3.3.2.3.4). The first topics get them.
 // QoS 2 goes without: there are clients (mqtt.js 5.16) that keep such a message as it came, and at PUBREL have no topic.
-func (c *conn) aliasOut(p *packet.Publish, topic string) {
+// It says whether this message gives its topic one.
+func (c *conn) aliasOut(p *packet.Publish, topic string) (fresh bool) {
 	if c.aliasMax == 0 || p.QoS == 2 {
-		return
+		return false
 	}
 	if a, ok := c.aliasesOut[topic]; ok {
 		p.Topic = ""
 		p.Properties.Set(packet.TopicAlias, uint32(a))
-		return
+		return false
 	}
 	if len(c.aliasesOut) >= int(c.aliasMax) {
-		return
+		return false
 	}
 	if c.aliasesOut == nil {
 		c.aliasesOut = map[string]uint16{}
@@ -154,6 +173,7 @@ func (c *conn) aliasOut(p *packet.Publish, topic string) {
 	a := uint16(len(c.aliasesOut) + 1)
 	c.aliasesOut[string([]byte(topic))] = a
 	p.Properties.Set(packet.TopicAlias, uint32(a))
+	return true
 }
 
 // Wake says that the session's queue may have something for the client.
@@ -202,10 +222,12 @@ func (c *conn) pump() {
 			b = c.owed(b, &list[i])
 		}
 		c.pumped = max(c.pumped, upto)
+		pumped := c.pumped
 		c.more = c.more || len(list) > 0 || err != nil
 		ended := c.ended
 		c.mu.Unlock()
 		if !ended {
+			c.kept.Sent(c.epoch, pumped)
 			c.write(b)
 		}
 		c.out.Unlock()
@@ -224,7 +246,7 @@ func (c *conn) pump() {
 // owed writes what a session owes. c.mu is held.
 func (c *conn) owed(b []byte, o *session.Owed) []byte {
 	if o.Released {
-		c.fly(o.Packet, flight{number: o.Number, qos: 2, released: true})
+		c.fly(o.Packet, flight{number: o.Number, qos: 2, released: true, told: true})
 		return (&packet.Ack{Type: packet.PUBREL, ID: o.Packet}).Append(b, c.version)
 	}
 	n := len(b)
@@ -257,11 +279,15 @@ func (c *conn) acknowledged(a *packet.Ack) error {
 		c.out.Unlock()
 		return &packet.Error{Code: packet.ProtocolError, Detail: a.Type.String() + " for a message of another QoS, or too early"}
 	case a.Type == packet.PUBREC && !a.Code.Failed():
-		if !f.released {
+		began := f.released
+		if !began {
 			f.released = true
 			c.inflight[a.ID] = f
 		}
-		if f.number > 0 {
+		if began && f.number > 0 && !f.told {
+			break // PUBREL follows
+		}
+		if !began && f.number > 0 {
 			c.recs = append(c.recs, f.number) // PUBREL goes out when that is on disk
 			c.settleSoon()
 		} else {
@@ -276,6 +302,7 @@ func (c *conn) acknowledged(a *packet.Ack) error {
 		for len(c.waiting) > 0 && len(c.inflight) < c.sendMax {
 			w := c.waiting[0]
 			c.waiting = c.waiting[1:]
+			c.waitingBytes -= len(w.m.Data)
 			b = c.outgoing(b, w.m, w.o)
 		}
 	}
@@ -309,6 +336,18 @@ func (c *conn) settleSoon() {
 	}
 }
 
+// tell notes that PUBREL goes out for these.
+func (c *conn) tell(recs []uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, n := range recs {
+		if f, ok := c.inflight[session.PacketOf(n)]; ok && f.number == n {
+			f.told = true
+			c.inflight[session.PacketOf(n)] = f
+		}
+	}
+}
+
 func (c *conn) settle() {
 	for {
 		c.mu.Lock()
@@ -324,6 +363,7 @@ func (c *conn) settle() {
 		var err error
 		if len(done)+len(recs) > 0 {
 			if err = c.kept.Settle(context.Background(), sent, recs, done); err == nil {
+				c.tell(recs)
 				for _, n := range recs {
 					b = (&packet.Ack{Type: packet.PUBREL, ID: session.PacketOf(n)}).Append(b, c.version)
 				}

@@ -66,6 +66,6 @@ func (e *expiry) sweep(now time.Time) {
 	}
 	e.b.mu.Unlock()
 	for _, c := range late {
-		c.end(message.CertExpired, message.Rejectf(message.CertExpired, "the certificate of %s ended at %s; renew it", c.device, c.leaf.NotAfter.UTC().Format(time.RFC3339)))
+		c.end(message.CertExpired, message.Rejectf(message.CertExpired, "the certificate of %s ended at %s; renew it", c.peer, c.leaf.NotAfter.UTC().Format(time.RFC3339)))
 	}
 }

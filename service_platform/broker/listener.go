@@ -300,8 +300,8 @@ func (c *conn) identify(p *packet.Connect) (session.Who, packet.ReasonCode, erro
 			return who, packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "client id %q, and the certificate is %q's", readable(p.ClientID), who.Identity)
 		}
 		c.device, c.own = who.Identity, message.Pattern(own)+".>"
-		if e.mount != "" {
-			c.own = e.mount + "." + c.own
+		if e.mount != "" { // a name of its own world: the fleet may have a device of the same name
+			c.device, c.own = "", e.mount+"."+c.own
 		}
 		return who, 0, nil
 	}

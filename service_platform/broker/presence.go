@@ -11,8 +11,8 @@ import (
 )
 
 // presence is what is told of a device that came or went. Versions grow, also from node to node.
-func (b *Broker) presence(name string, online bool, why message.Reason, session message.ID) *message.Message {
-	p := device.Presence{Online: online, Since: b.env.Now(), Reason: why, Session: session, Node: b.env.Node}
+func (b *Broker) presence(name string, online bool, why message.Reason, session message.ID, at time.Time) *message.Message {
+	p := device.Presence{Online: online, Since: at, Reason: why, Session: session, Node: b.env.Node}
 	p.Version = uint64(p.Since.UnixNano())
 	m := &message.Message{Subject: device.PresenceSubject(name), Device: name, ContentType: "application/json", Data: mustJSON(p)}
 	b.env.Mint(m)
@@ -69,7 +69,7 @@ func (b *Broker) leftBehind(ctx context.Context) error {
 		return err
 	}
 	for _, w := range wills {
-		b.sayWill(w, 0)
+		b.sayWill(w)
 	}
 	devices, err := b.store.Online()
 	if err != nil || len(devices) == 0 {
@@ -81,7 +81,7 @@ func (b *Broker) leftBehind(ctx context.Context) error {
 	}
 	gone := map[string]bool{}
 	for i, d := range devices {
-		m := b.presence(d, false, message.ConnectionLost, message.ID{})
+		m := b.presence(d, false, message.ConnectionLost, message.ID{}, b.env.Now())
 		if i == len(devices)-1 { // all before it are on disk when this one is
 			ctx, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()

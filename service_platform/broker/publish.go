@@ -54,7 +54,7 @@ func (c *conn) mayPublish(s message.Subject) error {
 	case c.in.Policy == policyOpen:
 		return nil
 	}
-	device := c.device
+	device := c.clientID
 	rest := strings.Split(string(s), ".")[2+c.in.depth:]
 	last := rest[len(rest)-1]
 	switch {
@@ -163,7 +163,7 @@ func (c *conn) again(token uint64, p *packet.Publish) (bool, error) {
 // name has the message name its session, where the session must know it again. It gives false where the session has
 // another connection by now.
 func (c *conn) name(token uint64, p *packet.Publish) bool {
-	c.scratch.msg.Client = c.kept.Key()
+	c.scratch.msg.Client = c.kept.Name()
 	if p.QoS != 2 {
 		return true
 	}

@@ -179,10 +179,11 @@ func TestASessionIsThereAfterTheBrokerHasStartedAgain(t *testing.T) {
 	}
 	sub.write((&packet.Ack{Type: packet.PUBCOMP, ID: m.ID}).Append(nil, packet.V5))
 	sub.write((&packet.Ack{Type: packet.PUBACK, ID: again.ID}).Append(nil, packet.V5))
-	for _, want := range []string{"a/b 4 q1 rfalse dfalse", "a/b 5 q1 rfalse dfalse"} {
-		if got := sub.take(); got != want {
-			t.Errorf("%s came; want %s", got, want)
-		}
+	if got := sub.take(); !strings.HasPrefix(got, "a/b 4 q1 rfalse") { // a duplicate, where it was written before the connection was seen to be gone
+		t.Errorf("%s came; want 4", got)
+	}
+	if got := sub.take(); got != "a/b 5 q1 rfalse dfalse" {
+		t.Errorf("%s came; want 5", got)
 	}
 	sub.nothing()
 }

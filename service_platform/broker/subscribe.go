@@ -9,6 +9,9 @@ import (
 	"github.com/naru-platform/naru/service_platform/broker/session"
 )
 
+// levelsMax is how deep a filter may be: each level is remembered.
+const levelsMax = 128
+
 // subscribe answers a SUBSCRIBE.
 func (c *conn) subscribe(h packet.Header, body []byte) error {
 	var p packet.Subscribe
@@ -81,6 +84,9 @@ func (c *conn) notGranted(filter string, err error) {
 func (c *conn) grant(s packet.Subscription) (*session.Subscription, packet.ReasonCode, error) {
 	if err := packet.ValidTopicFilter(s.Filter); err != nil {
 		return nil, packet.TopicFilterInvalid, message.Reject(message.TopicInvalid, err)
+	}
+	if n := strings.Count(s.Filter, "/"); n > levelsMax {
+		return nil, packet.QuotaExceeded, message.Rejectf(message.TopicInvalid, "a filter of %d levels; this broker takes %d", n+1, levelsMax)
 	}
 	group, inner, _ := packet.ParseShare(s.Filter)
 	patterns, err := c.in.patterns(strings.Clone(inner))

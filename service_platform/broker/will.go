@@ -33,12 +33,13 @@ func (c *conn) readWill(w *packet.Will) error {
 	c.will = m.Clone()
 	c.willDelay = time.Duration(w.Properties.Num(packet.WillDelay, 0)) * time.Second
 	c.willLife = time.Duration(w.Properties.Num(packet.MessageExpiry, 0)) * time.Second
+	c.will.Expires = time.Time{} // its life begins when it is said
 	return nil
 }
 
 // sayWill has a will said when its delay is over, or its session is, whichever is first (MQTT-3.1.3-9). Until it is in
 // the log it is kept in the store.
-func (b *Broker) sayWill(w session.Will, life time.Duration) {
+func (b *Broker) sayWill(w session.Will) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.wills == nil { // the broker stops; the next start finds it
@@ -59,8 +60,8 @@ func (b *Broker) sayWill(w session.Will, life time.Duration) {
 		m := w.Message
 		m.ID = message.ID{} // minted now that it is said
 		b.env.Mint(m)
-		if life > 0 {
-			m.Expires = b.env.Now().Add(life)
+		if w.Life > 0 {
+			m.Expires = b.env.Now().Add(w.Life)
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
@@ -108,12 +109,4 @@ func (b *Broker) dropWill(id message.ID) {
 	if err := b.store.DropWill(ctx, id); err != nil && !b.stop.Load() {
 		b.env.Log.Warn("forget a will", "error", err)
 	}
-}
-
-// connected says whether a session has a connection other than c.
-func (b *Broker) connected(x *session.Session, c *conn) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	other := b.clients[x.Key()]
-	return other != nil && other != c && other.kept == x
 }

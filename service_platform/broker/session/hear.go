@@ -210,7 +210,7 @@ func (s *Store) matches(m *message.Message) (list []heard) {
 				return
 			}
 		}
-		if sub.NoLocal && m.Client != "" && m.Client == sub.of.rec.Who.Key() || !sub.sees(m.Subject) {
+		if sub.NoLocal && m.Client != "" && m.Client == sub.of.name || !sub.sees(m.Subject) {
 			return
 		}
 		qos := min(sub.QoS, m.QoS)
@@ -232,8 +232,8 @@ func (s *Store) matches(m *message.Message) (list []heard) {
 
 // arrived notes that a QoS 2 message of a session is in the log: until its PUBREL comes, its packet identifier is its.
 func (s *Store) arrived(tx component.Tx, m *message.Message) {
-	x := s.sessions[m.Client]
-	if x == nil || !x.Kept() {
+	x := s.sessions[m.Client[:max(0, strings.LastIndexByte(m.Client, 0))]]
+	if x == nil || !x.Kept() || x.name != m.Client {
 		return
 	}
 	// What is older than the one that was released was released with it: ids sort by time, and a client uses an
@@ -368,7 +368,7 @@ func (s *Store) retain(tx component.Tx, m *message.Message) error {
 		tx.Delete(k)
 		s.retained--
 	case len(m.Data) == 0:
-	case old == nil && s.retained >= s.limits.Retained:
+	case old == nil && s.retained >= s.limits.Retained && s.sweep(tx) == 0 && s.retained >= s.limits.Retained:
 		s.tell(Who{Identity: strings.Clone(m.Device)}, message.SessionLimit, message.Rejectf(message.SessionLimit,
 			"%d messages are retained, which is the limit; the one on %s is not", s.retained, m.Subject))
 	default:
@@ -380,6 +380,33 @@ func (s *Store) retain(tx component.Tx, m *message.Message) error {
 		tx.Set(k, message.AppendRecord(nil, &kept))
 	}
 	return nil
+}
+
+// sweepEvery is how long retained messages that have expired may keep their places.
+const sweepEvery = 10 * time.Second
+
+// sweep forgets retained messages that have expired, and says how many there were. The store's mutex is held.
+func (s *Store) sweep(tx component.Tx) (n int) {
+	now := s.env.Now()
+	if now.Sub(s.swept) < sweepEvery {
+		return 0
+	}
+	s.swept = now
+	var gone [][]byte
+	var m message.Message
+	if err := tx.Scan([]byte{kindRetained}, func(k, v []byte) bool {
+		if _, err := message.DecodeRecord(v, &m); err == nil && m.Expired(now) {
+			gone = append(gone, slices.Clone(k))
+		}
+		return true
+	}); err != nil {
+		return 0 // the next attempt meets it
+	}
+	for _, k := range gone {
+		tx.Delete(k)
+	}
+	s.retained -= len(gone)
+	return len(gone)
 }
 
 func retainedKey(subject message.Subject) []byte {

@@ -309,12 +309,28 @@ func (x *Session) Settle(ctx context.Context, sent uint64, released, done []uint
 			}
 			x.head++
 		}
-		if sent > x.sent {
-			x.sent = sent
-			tx.Set(key(kindSent, x.rec.ID), binary.BigEndian.AppendUint64(nil, sent))
-		}
+		x.sent = max(x.sent, sent)
+		x.keepSent(tx)
 		return nil
 	})
+}
+
+// Sent notes that all up to a number may have been sent by the connection of the epoch: sent again, it is a duplicate
+// (MQTT-3.3.1-1). After a crash all is taken for sent that was queued while the client was there.
+func (x *Session) Sent(epoch, n uint64) {
+	x.store.mu.Lock()
+	defer x.store.mu.Unlock()
+	if x.epoch == epoch {
+		x.sent = max(x.sent, n)
+	}
+}
+
+// keepSent writes it down. The store's mutex is held.
+func (x *Session) keepSent(tx component.Tx) {
+	if x.sent > x.noted {
+		x.noted = x.sent
+		tx.Set(key(kindSent, x.rec.ID), binary.BigEndian.AppendUint64(nil, x.sent))
+	}
 }
 
 // cache holds batches that sessions are about to read.

@@ -54,6 +54,8 @@ type Options struct {
 	QoS    byte
 	Retain bool
 	IDs    []uint32 // subscription identifiers
+	// Lasting says that the message is a copy that nobody changes; else it is good for the call only.
+	Lasting bool
 }
 
 // Subscription is what a session hears.
@@ -98,6 +100,7 @@ type Session struct {
 	store *Store
 	kept  atomic.Bool // it outlives its connection
 	rec   record
+	name  string // see Name
 
 	// Guarded by the store's mutex.
 	client   Client
@@ -105,6 +108,7 @@ type Session struct {
 	head     uint64 // the oldest number that may be owed
 	next     uint64
 	sent     uint64 // up to which number all may have been sent
+	noted    uint64 // what of that is on disk
 	dropped  uint64 // up to which number all was looked at that was to be given up
 	count    int
 	bytes    int64
@@ -128,6 +132,7 @@ type Store struct {
 	subs     trie
 	groups   map[string]*group
 	retained int
+	swept    time.Time // when those that expired were forgotten
 	epochs   uint64
 	heard    map[part]uint64 // how far
 	awaited  map[part]uint64 // what is in the log, and must be heard before a subscription is answered
@@ -179,6 +184,7 @@ func (s *Store) load(tx component.Tx) error {
 		if bad = json.Unmarshal(v, &x.rec); bad != nil {
 			return false
 		}
+		x.named()
 		x.kept.Store(true)
 		byID[x.rec.ID] = x
 		s.sessions[x.rec.Who.Key()] = x
@@ -209,6 +215,7 @@ func (s *Store) load(tx component.Tx) error {
 	err = errors.Join(err, tx.Scan([]byte{kindSent}, func(k, v []byte) bool {
 		if x := byID[message.ID(k[1:17])]; x != nil && len(v) == 8 {
 			x.sent = binary.BigEndian.Uint64(v)
+			x.noted = x.sent
 		}
 		return true
 	}))
@@ -233,8 +240,9 @@ func (s *Store) load(tx component.Tx) error {
 		if x.count == 0 {
 			x.head = x.next
 		}
-		if x.rec.Gone.IsZero() { // it was connected when the process ended
-			x.rec.Gone = now
+		if x.rec.Gone.IsZero() { // it was connected when the process ended, and any of what was queued may have been sent
+			x.rec.Gone, x.sent = now, x.next-1
+			x.keepSent(tx)
 			if err := x.save(tx); err != nil {
 				return err
 			}
@@ -275,7 +283,13 @@ func (x *Session) save(tx component.Tx) error {
 // Kept says whether the session outlives its connection.
 func (x *Session) Kept() bool { return x.kept.Load() }
 
-// Key is its name in one word.
+// Name is what its messages carry, so that they are known again: the key, and the ID, since a message of the session that
+// had the key before says nothing of this one.
+func (x *Session) Name() string { return x.name }
+
+func (x *Session) named() { x.name = x.rec.Who.Key() + "\x00" + x.rec.ID.String() }
+
+// Key is who it belongs to, in one word.
 func (x *Session) Key() string { return x.rec.Who.Key() }
 
 // ID is the session's own, which one that follows under the same name does not share.
@@ -355,6 +369,7 @@ func (s *Store) Connect(ctx context.Context, who Who, clean bool, expiry uint32,
 func (s *Store) begin(who Who, expiry uint32) *Session {
 	// Its maps are made when they are written to: most clients never need them.
 	x := &Session{store: s, head: 1, next: 1, rec: record{ID: message.NewID(s.env.Now()), Who: who, Expiry: expiry}}
+	x.named()
 	x.kept.Store(expiry > 0)
 	return x
 }
@@ -441,6 +456,7 @@ func (x *Session) Disconnect(ctx context.Context, epoch uint64, expiry *uint32) 
 		if expiry != nil {
 			x.rec.Expiry = uint32(min(uint64(*expiry), uint64(s.limits.Expiry/time.Second)))
 		}
+		x.keepSent(tx)
 		if x.rec.Expiry == 0 {
 			ends = true
 			err := s.erase(tx, x)
@@ -450,6 +466,14 @@ func (x *Session) Disconnect(ctx context.Context, epoch uint64, expiry *uint32) 
 		return x.save(tx)
 	})
 	return ends, err
+}
+
+// Succeeded says whether the session's name has a connection other than the one of the epoch.
+func (x *Session) Succeeded(epoch uint64) bool {
+	x.store.mu.RLock()
+	defer x.store.mu.RUnlock()
+	now := x.store.sessions[x.rec.Who.Key()]
+	return now != nil && now.client != nil && (now != x || now.epoch != epoch)
 }
 
 // Expire ends the sessions whose time has passed, and gives their names.

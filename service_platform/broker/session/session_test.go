@@ -166,7 +166,7 @@ func TestWhatASessionIsOwedOutlivesConnectionAndProcess(t *testing.T) {
 	r.Until(func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.woken > 0 }, func() string { return "nobody was woken" })
 	r = r.again(wide)
 	x, _, _, _ = r.connect("a", false, 60)
-	want(t, "owed after PUBREC", r.owed(x, 0), "2 1 q1 again true", "3 released", "4 3 q1 again false")
+	want(t, "owed after PUBREC", r.owed(x, 0), "2 1 q1 again true", "3 released", "4 3 q1 again true") // all may have been sent
 	if err := x.Settle(t.Context(), 3, nil, []uint64{1, 2, 3}); err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +252,7 @@ func TestAQoS2MessageIsKnownUntilItsReleaseAlsoAfterACrash(t *testing.T) {
 	r := start(t, componenttest.New(t), wide)
 	x, _, _, _ := r.connect("a", false, 60)
 	from := func(packet uint16) func(*message.Message) {
-		return func(m *message.Message) { m.Client, m.Packet = x.rec.Who.Key(), packet }
+		return func(m *message.Message) { m.Client, m.Packet = x.Name(), packet }
 	}
 	first := r.publish("device/d/x", "1", 2, from(7))
 	r = r.again(wide)
@@ -268,7 +268,7 @@ func TestAQoS2MessageIsKnownUntilItsReleaseAlsoAfterACrash(t *testing.T) {
 	}
 	// The release overtakes the log: the message is heard after it.
 	m := componenttest.Message("device.d.x", "d", "2")
-	m.QoS, m.Client, m.Packet = 2, x.rec.Who.Key(), 8
+	m.QoS, m.Client, m.Packet = 2, x.Name(), 8
 	if !x.Receive(x.epoch, 8, m.ID) || x.Receive(x.epoch-1, 9, m.ID) || x.Received(9) != Unknown {
 		t.Error("a former connection's message counts, or this one's does not")
 	}

@@ -118,6 +118,10 @@ func (x *Session) Subscribe(ctx context.Context, list []*Subscription) (failed [
 	}
 	if !x.Kept() {
 		s.mu.Lock()
+		if x.ended {
+			s.mu.Unlock()
+			return nil, errFormer
+		}
 		put()
 		any := s.retained > 0 || !s.loaded
 		s.mu.Unlock()
@@ -125,11 +129,12 @@ func (x *Session) Subscribe(ctx context.Context, list []*Subscription) (failed [
 			return failed, nil
 		}
 		// Where the handlers run: a message is either retained by now, or will find the subscription.
+		copies := clones{}
 		return failed, s.change(ctx, func(tx component.Tx) error {
 			for i, sub := range list {
 				if wanted(i) {
 					if err := s.matchRetained(tx.Scan, sub, func(_ []byte, m *message.Message) {
-						kept := m.Clone()
+						kept := copies.of(m)
 						tx.After(func() { x.deliverRetained(sub, kept) })
 					}); err != nil {
 						return err
@@ -139,9 +144,13 @@ func (x *Session) Subscribe(ctx context.Context, list []*Subscription) (failed [
 			return nil
 		})
 	}
+	copies := clones{}
 	err = s.change(ctx, func(tx component.Tx) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		if x.ended { // another one has its name, and nobody would ever end what this one subscribes to
+			return errFormer
+		}
 		put()
 		for i, sub := range list {
 			if !wanted(i) {
@@ -151,7 +160,7 @@ func (x *Session) Subscribe(ctx context.Context, list []*Subscription) (failed [
 				if qos := min(sub.QoS, m.QoS); qos > 0 {
 					x.enqueue(tx, item{kind: itemInline, o: Options{QoS: qos, Retain: true, IDs: sub.ids()}, record: slices.Clone(raw), expires: m.Expires})
 				} else {
-					kept := m.Clone()
+					kept := copies.of(m)
 					tx.After(func() { x.deliverRetained(sub, kept) })
 				}
 			}); err != nil {
@@ -162,6 +171,17 @@ func (x *Session) Subscribe(ctx context.Context, list []*Subscription) (failed [
 		return x.save(tx)
 	})
 	return failed, err
+}
+
+// clones are copies of retained messages: one of each, however many filters of a SUBSCRIBE select it.
+type clones map[message.Subject]*message.Message
+
+func (c clones) of(m *message.Message) *message.Message {
+	if c[m.Subject] == nil {
+		kept := m.Clone()
+		c[kept.Subject] = kept
+	}
+	return c[m.Subject]
 }
 
 func (s *Subscription) ids() []uint32 {
@@ -176,7 +196,7 @@ func (x *Session) deliverRetained(sub *Subscription, m *message.Message) {
 	c := x.client
 	x.store.mu.RUnlock()
 	if c != nil {
-		c.Deliver(m, Options{QoS: min(sub.QoS, m.QoS), Retain: true, IDs: sub.ids()})
+		c.Deliver(m, Options{QoS: min(sub.QoS, m.QoS), Retain: true, IDs: sub.ids(), Lasting: true})
 	}
 }
 
@@ -211,6 +231,9 @@ func (x *Session) Unsubscribe(ctx context.Context, filters []string) (existed []
 	err = s.change(ctx, func(tx component.Tx) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		if x.ended {
+			return errFormer
+		}
 		take()
 		return x.save(tx)
 	})
@@ -242,7 +265,11 @@ func (x *Session) HasNoLocal() bool {
 
 // sees says whether a wildcard of the filter would see a `$` that a mount point has moved away from the front.
 func (s *Subscription) sees(subject message.Subject) bool {
-	if s.Hidden == 0 || s.Filter == "" || s.Filter[0] != '#' && s.Filter[0] != '+' {
+	f := s.Filter
+	if s.Share != "" {
+		f = strings.TrimPrefix(f, "$share/"+s.Share+"/")
+	}
+	if s.Hidden == 0 || f == "" || f[0] != '#' && f[0] != '+' {
 		return true
 	}
 	rest := string(subject)

@@ -16,6 +16,7 @@ type Will struct {
 	ID      message.ID
 	Session message.ID
 	Delay   time.Duration
+	Life    time.Duration // its message expiry, from when it is said; zero for none
 	Message *message.Message
 }
 
@@ -52,10 +53,19 @@ func (s *Store) Wills() (list []Will, err error) {
 	return list, errors.Join(err, bad)
 }
 
-// encode writes its session (16 bytes), its delay (8, ms) and its record.
+// hasLife is a bit of the delay: the life follows.
+const hasLife = 1 << 63
+
+// encode writes its session (16 bytes), its delay (8, ms), its life (8, ms) where it has one, and its record.
 func (w *Will) encode() []byte {
 	b := append([]byte{}, w.Session[:]...)
-	b = binary.BigEndian.AppendUint64(b, uint64(w.Delay/time.Millisecond))
+	delay := uint64(w.Delay / time.Millisecond)
+	if w.Life > 0 {
+		b = binary.BigEndian.AppendUint64(b, delay|hasLife)
+		b = binary.BigEndian.AppendUint64(b, uint64(w.Life/time.Millisecond))
+	} else {
+		b = binary.BigEndian.AppendUint64(b, delay)
+	}
 	return message.AppendRecord(b, w.Message)
 }
 
@@ -64,9 +74,16 @@ func parseWill(v []byte) (w Will, err error) {
 		return w, errors.New("a will in the store is cut short")
 	}
 	w.Session = message.ID(v[:16])
-	w.Delay = time.Duration(binary.BigEndian.Uint64(v[16:])) * time.Millisecond
+	delay, rest := binary.BigEndian.Uint64(v[16:]), v[24:]
+	if delay&hasLife != 0 {
+		if len(rest) < 8 {
+			return w, errors.New("a will in the store is cut short")
+		}
+		w.Life, rest = time.Duration(binary.BigEndian.Uint64(rest))*time.Millisecond, rest[8:]
+	}
+	w.Delay = time.Duration(delay&^hasLife) * time.Millisecond
 	var m message.Message
-	if _, err = message.DecodeRecord(v[24:], &m); err != nil {
+	if _, err = message.DecodeRecord(rest, &m); err != nil {
 		return w, fmt.Errorf("a will in the store: %w", err)
 	}
 	w.Message = m.Clone()
