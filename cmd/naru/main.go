@@ -45,7 +45,7 @@ func run(args []string) int {
 
 // oneLine is an error as a tired person wants it.
 func oneLine(err error) string {
-	return strings.TrimSpace(strings.ReplaceAll(err.Error(), "\n", "; "))
+	return printable(strings.TrimSpace(strings.ReplaceAll(err.Error(), "\n", "; ")))
 }
 
 func newRoot() *cobra.Command {

@@ -446,7 +446,7 @@ func topicEcho(o *options) *cobra.Command {
 					if h.Binary != nil {
 						data = fmt.Sprintf("(%d bytes, not text)", h.Size)
 					}
-					_, werr = fmt.Fprintf(c.OutOrStdout(), "%s  %s  trace %s\n  %s\n", h.Recorded.Local().Format("15:04:05.000"), h.Subject, h.Trace, data)
+					_, werr = fmt.Fprintf(c.OutOrStdout(), "%s  %s  trace %s\n  %s\n", h.Recorded.Local().Format("15:04:05.000"), printable(string(h.Subject)), h.Trace, printable(data))
 					n++
 				}
 				return werr == nil && (count == 0 || n < count)

@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 )
 
 // options are the flags that every command has.
@@ -37,14 +39,40 @@ type printer struct {
 
 func (p *printer) line(format string, args ...any) {
 	p.flushTable()
-	_, err := fmt.Fprintf(p.w, format+"\n", args...)
+	_, err := io.WriteString(p.w, printable(fmt.Sprintf(format, args...))+"\n")
 	p.note(err)
+}
+
+// printable is a text that does nothing to a terminal but be read: devices and clients choose names, topics and data, and
+// could otherwise move the cursor, retitle the window, or turn the reading direction. Such characters are shown as Go
+// writes them.
+func printable(s string) string {
+	if !strings.ContainsFunc(s, commands) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if commands(r) {
+			q := strconv.QuoteRuneToASCII(r)
+			b.WriteString(q[1 : len(q)-1])
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+func commands(r rune) bool {
+	return r != '\n' && (unicode.IsControl(r) || unicode.In(r, unicode.Bidi_Control) || r == '\u2028' || r == '\u2029')
 }
 
 // row prints a line of a table; rows in a row share their columns.
 func (p *printer) row(cells ...string) {
 	if p.table == nil {
 		p.table = tabwriter.NewWriter(p.w, 0, 8, 2, ' ', 0)
+	}
+	for i, c := range cells {
+		cells[i] = strings.ReplaceAll(printable(c), "\n", " ")
 	}
 	_, err := fmt.Fprintln(p.table, strings.TrimRight(strings.Join(cells, "\t"), "\t "))
 	p.note(err)
@@ -108,7 +136,7 @@ func short(d time.Duration) string {
 // cut makes a text fit for one cell: one line, at most n characters, nothing that moves a terminal's cursor.
 func cut(s string, n int) string {
 	r := []rune(strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+		if r == '\n' || commands(r) {
 			return ' '
 		}
 		return r
