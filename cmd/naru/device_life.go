@@ -66,7 +66,7 @@ revoked, and connections that still use it end.`,
 
 func deviceDelete(o *options) *cobra.Command {
 	return &cobra.Command{
-		Use: "delete ID", Short: "Forget a device: its registration, session and retained messages", Args: cobra.ExactArgs(1),
+		Use: "delete ID", Short: "Forget a device: its registration, session, retained messages and twins", Args: cobra.ExactArgs(1),
 		Example: "  naru device delete d-17",
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
