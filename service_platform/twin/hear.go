@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/naru-platform/naru/component"
@@ -28,6 +29,14 @@ func (r ref) called() string {
 // hear answers a request, or drops the twins of a device that is no more. What is wrong with a request is told to whom
 // asked, so no request dies.
 func (t *Twins) hear(_ context.Context, tx component.Tx, m *message.Message) error {
+	counts := false
+	defer func() { t.cache.ended(counts) }()
+	err := t.handle(tx, m)
+	counts = err == nil
+	return err
+}
+
+func (t *Twins) handle(tx component.Tx, m *message.Message) error {
 	if m.Subject.Namespace() == message.ServicePlatform {
 		return t.fact(tx, m)
 	}
@@ -39,7 +48,7 @@ func (t *Twins) hear(_ context.Context, tx component.Tx, m *message.Message) err
 	if name != "" && !shadow.CheckName(name) {
 		return a.refuse(shadow.InvalidName())
 	}
-	was, err := load(tx, a.ref)
+	was, err := t.load(tx, a.ref)
 	if err != nil {
 		return err
 	}
@@ -86,18 +95,24 @@ func (a *act) update(was *shadow.Doc) error {
 		}
 		return a.refuse(refused)
 	}
-	if err := store(a.tx, a.ref, was, u.After); err != nil {
+	if err := a.t.store(a.tx, a.ref, was, u.After); err != nil {
 		return err
 	}
-	if err := a.accept(u.Accepted()); err != nil {
+	// What is said is copied, so that one buffer does for all.
+	b := u.AppendAccepted(a.t.buffer[:0])
+	if err := a.accept(b); err != nil {
 		return err
 	}
-	if delta := u.Delta(); delta != nil {
-		if err := a.say(delta, "update", "delta"); err != nil {
+	if b = u.AppendDelta(b[:0]); len(b) > 0 {
+		if err := a.say(b, "update", "delta"); err != nil {
 			return err
 		}
 	}
-	if err := a.say(u.Documents(), "update", "documents"); err != nil {
+	b = u.AppendDocuments(b[:0])
+	if a.t.buffer = b; cap(b) > bufferMax {
+		a.t.buffer = nil
+	}
+	if err := a.say(b, "update", "documents"); err != nil {
 		return err
 	}
 	return a.changed(u.Record(a.m.Trace.ID), u.Before, u.After)
@@ -136,7 +151,7 @@ func (a *act) remove(was *shadow.Doc) error {
 	if refused != nil {
 		return a.refuse(refused)
 	}
-	if err := store(a.tx, a.ref, was, is); err != nil {
+	if err := a.t.store(a.tx, a.ref, was, is); err != nil {
 		return err
 	}
 	if err := a.accept(payload); err != nil {
@@ -175,7 +190,7 @@ func (t *Twins) fact(tx component.Tx, m *message.Message) error {
 	for i := 0; i < len(refs) && err == nil; i++ {
 		a := &act{t: t, tx: tx, m: m, ref: refs[i]}
 		is := docs[i].Gone(t.env.Now())
-		if err = store(tx, a.ref, docs[i], is); err == nil {
+		if err = t.store(tx, a.ref, docs[i], is); err == nil {
 			err = a.changed(docs[i].Removal(a.by(), m.Trace.ID), docs[i], is)
 		}
 	}
@@ -183,9 +198,15 @@ func (t *Twins) fact(tx component.Tx, m *message.Message) error {
 }
 
 func (a *act) accept(payload []byte) error {
+	awaited := a.t.hub.awaited(a.m.ID)
+	if awaited {
+		payload = slices.Clone(payload)
+	}
 	a.tx.After(func() {
 		a.t.metrics.answered(a.request, "accepted")
-		a.t.hub.answer(a.m.ID, reply{payload: payload})
+		if awaited {
+			a.t.hub.answer(a.m.ID, reply{payload: payload})
+		}
 	})
 	return a.say(payload, a.request, "accepted")
 }
@@ -225,14 +246,42 @@ func (a *act) changed(r *shadow.Record, was, is *shadow.Doc) error {
 	if is.Exists() {
 		c.Current = is.State()
 	}
-	data, err := json.Marshal(&c)
-	if err != nil {
-		return err
+	if a.t.hub.watched() {
+		ref := a.ref
+		a.tx.After(func() { a.t.hub.tell(ref, r) })
 	}
-	ref := a.ref
-	a.tx.After(func() { a.t.hub.tell(ref, r) })
 	return a.tx.Say(&message.Message{Subject: device.TwinChangedSubject(a.ref.device), Device: a.ref.device, QoS: 1,
-		ContentType: "application/json", Data: data})
+		ContentType: "application/json", Data: appendChanged(nil, &c)})
+}
+
+// appendChanged writes what json.Marshal would, in a tenth of the time: it is said with each change.
+func appendChanged(b []byte, c *device.TwinChanged) []byte {
+	if b == nil {
+		b = make([]byte, 0, 256+len(c.Previous)+len(c.Current))
+	}
+	b = shadow.AppendText(append(b, `{"device":`...), c.Device)
+	if c.Shadow != "" {
+		b = shadow.AppendText(append(b, `,"shadow":`...), c.Shadow)
+	}
+	b = shadow.AppendText(append(b, `,"change":`...), c.Change)
+	b = strconv.AppendUint(append(b, `,"version":`...), c.Version, 10)
+	b = c.At.AppendFormat(append(b, `,"at":"`...), time.RFC3339Nano)
+	b = shadow.AppendText(append(b, `","source":`...), c.Source)
+	b = append(b, `,"paths":[`...)
+	for i, p := range c.Paths {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = shadow.AppendText(b, p)
+	}
+	b = append(b, ']')
+	if c.Previous != nil {
+		b = append(append(b, `,"previous":`...), c.Previous...)
+	}
+	if c.Current != nil {
+		b = append(append(b, `,"current":`...), c.Current...)
+	}
+	return append(b, '}')
 }
 
 // Conflict is an update that was refused since another one had come before it.

@@ -85,25 +85,28 @@ func (t *Twins) sweepDeleted(ctx context.Context) error {
 	}
 	return t.env.Change(ctx, func(tx component.Tx) error {
 		for _, k := range keys {
-			tx.Delete(k)
-			r := parseTwinKey(k[8:])
-			d, err := load(tx, r)
-			if err != nil {
-				return err
-			}
-			if !d.Deleted.Equal(timeOf(k[1:9])) {
-				continue // it was made again
-			}
-			tx.Delete(twinKey(r))
-			tx.Delete(conflictKey(r))
-			if err := tx.Scan(recordPrefix(r), func(k, _ []byte) bool {
-				tx.Delete(k)
-				return true
-			}); err != nil {
+			if err := t.forget(tx, k); err != nil {
 				return err
 			}
 		}
 		return nil
+	})
+}
+
+// forget removes a twin that is due, and all that is known of it; unless it was made again since it was looked for.
+func (t *Twins) forget(tx component.Tx, due []byte) error {
+	tx.Delete(due)
+	r := parseTwinKey(due[8:])
+	d, err := load(tx, r)
+	if err != nil || !d.Deleted.Equal(timeOf(due[1:9])) {
+		return err
+	}
+	t.cache.drop(string(twinKey(r)))
+	tx.Delete(twinKey(r))
+	tx.Delete(conflictKey(r))
+	return tx.Scan(recordPrefix(r), func(k, _ []byte) bool {
+		tx.Delete(k)
+		return true
 	})
 }
 

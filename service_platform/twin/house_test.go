@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/service_platform/twin/shadow"
 )
@@ -46,6 +47,10 @@ func TestWhatIsTooOldGoes(t *testing.T) {
 	if d.get("/api/v1/twins/d-2", &s); s.Version != 1 {
 		t.Errorf("made again after days it has version %d", s.Version)
 	}
+	var h History
+	if d.get("/api/v1/twins/d-2/history", &h); len(h.Records) != 1 || h.Records[0].Number != 1 {
+		t.Errorf("made again after days it has the history %+v", h.Records)
+	}
 }
 
 func TestATwinMadeAgainIsNotForgotten(t *testing.T) {
@@ -53,11 +58,22 @@ func TestATwinMadeAgainIsNotForgotten(t *testing.T) {
 	d.update("device.d-1.twin.update", `{"state":{"reported":{"a":1}}}`)
 	d.update("device.d-1.twin.delete", ``)
 	d.pass(time.Hour)
+	due, err := d.twins.due(kindExpiry, d.now())
+	if err != nil || len(due) != 1 {
+		t.Fatalf("due are %q, %v", due, err)
+	}
 	d.update("device.d-1.twin.update", `{"state":{"reported":{"a":2}}}`)
+	if n := d.keys()["x"]; n != 0 {
+		t.Errorf("%d are due although it was made again", n)
+	}
+	// What was found due before it was made again is not so any more.
+	if err := d.twins.env.Change(t.Context(), func(tx component.Tx) error { return d.twins.forget(tx, due[0]) }); err != nil {
+		t.Fatal(err)
+	}
 	d.pass(shadow.VersionKept)
 	d.house()
 	var s Shown
-	if d.get("/api/v1/twins/d-1", &s); s.Version != 2 || d.keys()["h"] != 3 || d.keys()["x"] != 0 {
+	if d.get("/api/v1/twins/d-1", &s); s.Version != 2 || d.keys()["h"] != 3 {
 		t.Errorf("it has version %d; kept are %v", s.Version, d.keys())
 	}
 }

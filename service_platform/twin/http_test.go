@@ -257,7 +257,17 @@ func TestConflictsAreRemembered(t *testing.T) {
 	if c.Message != last.ID || c.Trace != last.Trace.ID || c.Stated != conflictsMax+7 || c.Was != 1 || c.Other.ID != first.ID || c.Source != "//naru/test" {
 		t.Errorf("the last one is %+v", c)
 	}
-	d.get("/api/v1/twins/d-2/conflicts", &out)
+	long := say("device.d-1.twin.update", `{"state":{},"version":99}`)
+	long.Source = strings.Repeat("s", 5000)
+	d.r.Say(long)
+	d.r.Settled(name, "device")
+	if d.get("/api/v1/twins/d-1/conflicts", &out); len(out.Conflicts) != conflictsMax || len(out.Conflicts[conflictsMax-1].Source) != 128 {
+		t.Errorf("a long source is remembered with %d bytes", len(out.Conflicts[len(out.Conflicts)-1].Source))
+	}
+	d.pass(8 * 24 * time.Hour)
+	if d.get("/api/v1/twins/d-1/conflicts", &out); len(out.Conflicts) != 0 {
+		t.Errorf("after eight days there are %d", len(out.Conflicts))
+	}
 }
 
 func TestTwinsAreListedInParts(t *testing.T) {

@@ -70,6 +70,10 @@ func load(g getter, r ref) (*shadow.Doc, error) {
 	if err != nil {
 		return nil, err
 	}
+	return decode(r, v)
+}
+
+func decode(r ref, v []byte) (*shadow.Doc, error) {
 	d, err := shadow.Decode(v)
 	if err != nil {
 		return nil, fmt.Errorf("read the twin %s of %s: %w", r.called(), r.device, err)
@@ -78,8 +82,10 @@ func load(g getter, r ref) (*shadow.Doc, error) {
 }
 
 // store writes a document in place of another one, and what is known beside it.
-func store(tx component.Tx, r ref, was, is *shadow.Doc) error {
-	tx.Set(twinKey(r), is.Append(nil))
+func (t *Twins) store(tx component.Tx, r ref, was, is *shadow.Doc) error {
+	k, v := twinKey(r), is.Append(make([]byte, 0, 512))
+	t.cache.wrote(string(k), v)
+	tx.Set(k, v)
 	if !was.Deleted.IsZero() {
 		tx.Delete(expiryKey(was.Deleted, r))
 	}

@@ -284,9 +284,6 @@ func (t *Twins) past(x ref, q url.Values) (any, error) {
 		p, next := d.Past(), d.Changes // next is the number of the record that made it what it is
 		var made *shadow.Record
 		err = t.records(v, x, 0, func(rec *shadow.Record) (bool, error) {
-			if rec.Number != next {
-				return false, nil // what lies between is no longer remembered
-			}
 			if !later(rec) {
 				made = rec
 				return false, nil

@@ -41,6 +41,8 @@ const (
 	depthMost = 32
 	// conflictsMax is how many refused updates of a twin are remembered: enough to see who fights with whom.
 	conflictsMax = 16
+	// bufferMax is how large an answer's buffer may be to be kept for the next one.
+	bufferMax = 1 << 20
 )
 
 // Spec declares the component.
@@ -71,6 +73,8 @@ type Twins struct {
 	age     time.Duration
 	metrics *metrics
 	hub     *hub
+	cache   *cache
+	buffer  []byte // of the handlers' goroutine
 }
 
 // New builds the component.
@@ -95,7 +99,7 @@ func build(env component.Env, c Config) (*Twins, error) {
 		return nil, fmt.Errorf("shadows_max is %d and history_max %d; both want at least 1", c.ShadowsMax, c.HistoryMax)
 	}
 	return &Twins{env: env, limits: shadow.Limits{Request: shadow.Defaults.Request, State: c.StateMax, Depth: c.DepthMax},
-		shadows: c.ShadowsMax, history: uint64(c.HistoryMax), age: age, metrics: newMetrics(env.Metrics), hub: newHub()}, nil
+		shadows: c.ShadowsMax, history: uint64(c.HistoryMax), age: age, metrics: newMetrics(env.Metrics), hub: newHub(), cache: newCache()}, nil
 }
 
 // run keeps house: what is too old goes, and what drifts is counted.

@@ -109,6 +109,20 @@ func (h *hub) forget(id message.ID) {
 	delete(h.waiting, id)
 }
 
+// awaited says whether somebody waits for the answer to a message. Who asks waits before the message is in the log.
+func (h *hub) awaited(id message.ID) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.waiting[id] != nil
+}
+
+// watched says whether anybody watches. One who begins in this moment may miss what is being handled.
+func (h *hub) watched() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.watchers) > 0
+}
+
 func (h *hub) answer(id message.ID, r reply) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

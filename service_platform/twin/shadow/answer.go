@@ -6,9 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// Accepted is the answer to whom asked: what was asked for, with its metadata.
-func (u *Update) Accepted() []byte {
-	b := make([]byte, 0, 160+3*size(u.ask.fields))
+// AppendAccepted writes the answer to whom asked behind b: what was asked for, with its metadata.
+func (u *Update) AppendAccepted(b []byte) []byte {
 	b = append(b, `{"state":`...)
 	b = appendNode(b, &u.ask)
 	b = append(b, `,"metadata":{`...)
@@ -48,12 +47,11 @@ func (u *Update) appendAsked(b []byte, fields []node) []byte {
 	return append(b, '}')
 }
 
-// Delta is what is desired and not reported, all of it; nil where that is nothing.
-func (u *Update) Delta() []byte {
+// AppendDelta writes what is desired and not reported behind b, all of it. Where that is nothing, nothing is written.
+func (u *Update) AppendDelta(b []byte) []byte {
 	if len(u.delta) == 0 {
-		return nil
+		return b
 	}
-	b := make([]byte, 0, 160+4*size(u.delta))
 	b = u.After.appendVersion(append(b, '{'), u.now)
 	b = append(b, `,"state":`...)
 	b = appendObject(b, u.delta)
@@ -62,9 +60,8 @@ func (u *Update) Delta() []byte {
 	return append(appendToken(b, u.token), '}')
 }
 
-// Documents is the whole document before and after.
-func (u *Update) Documents() []byte {
-	b := make([]byte, 0, 256+8*u.After.stateSize())
+// AppendDocuments writes the whole document before and after behind b.
+func (u *Update) AppendDocuments(b []byte) []byte {
 	b = u.Before.appendDocument(append(b, `{"previous":`...))
 	b = u.After.appendDocument(append(b, `,"current":`...))
 	b = strconv.AppendInt(append(b, `,"timestamp":`...), u.now.Unix(), 10)

@@ -44,7 +44,7 @@ func FuzzUpdate(f *testing.F) {
 			if got := string(d.State()); got != before {
 				t.Fatalf("the document before is %s; it was %s", got, before)
 			}
-			for _, b := range [][]byte{u.Accepted(), u.Documents(), u.Delta(), u.After.State()} {
+			for _, b := range [][]byte{u.AppendAccepted(nil), u.AppendDocuments(nil), u.AppendDelta(nil), u.After.State()} {
 				if b != nil && !json.Valid(b) {
 					t.Fatalf("%s is not JSON", b)
 				}
@@ -52,7 +52,7 @@ func FuzzUpdate(f *testing.F) {
 			if len(u.After.State()) != u.After.stateSize() || u.After.stateSize() > l.State {
 				t.Fatalf("%s has a size of %d", u.After.State(), u.After.stateSize())
 			}
-			onlyWhatWasAsked(t, ask, u.Accepted())
+			onlyWhatWasAsked(t, ask, u.AppendAccepted(nil))
 			kept, err := Decode(u.After.Append(nil))
 			if err != nil || !bytes.Equal(kept.State(), u.After.State()) || !bytes.Equal(kept.Append(nil), u.After.Append(nil)) || !kept.Drift.Equal(u.After.Drift) {
 				t.Fatalf("%s is kept as %s (%v)", u.After.State(), kept.State(), err)
@@ -66,7 +66,7 @@ func FuzzUpdate(f *testing.F) {
 
 // deltaApplies reports what the delta wants; then there is no delta.
 func deltaApplies(t *testing.T, u *Update, l Limits) {
-	delta := u.Delta()
+	delta := u.AppendDelta(nil)
 	if (delta != nil) == u.After.Drift.IsZero() || (delta != nil) != (len(u.After.Drifts()) > 0) {
 		t.Fatalf("delta %s, drift since %v: %+v", delta, u.After.Drift, u.After.Drifts())
 	}
@@ -78,8 +78,8 @@ func deltaApplies(t *testing.T, u *Update, l Limits) {
 	if refused != nil {
 		t.Fatalf("the delta %s, reported, is refused: %v", u.After.DeltaState(), refused)
 	}
-	if next.Delta() != nil {
-		t.Fatalf("%s and the delta %s, reported, leave %s", u.After.State(), delta, next.Delta())
+	if next.AppendDelta(nil) != nil {
+		t.Fatalf("%s and the delta %s, reported, leave %s", u.After.State(), delta, next.AppendDelta(nil))
 	}
 }
 

@@ -138,7 +138,7 @@ func (p *parser) name() (string, error) {
 // keep copies the fields of a closed object off the stack.
 func (p *parser) keep(fields []node) []node {
 	if cap(p.room)-len(p.room) < len(fields) {
-		p.room = make([]node, 0, max(32, len(fields)))
+		p.room = make([]node, 0, max(8, 2*cap(p.room), len(fields)))
 	}
 	from := len(p.room)
 	p.room = append(p.room, fields...)
@@ -373,6 +373,11 @@ func unquote(quoted string) string {
 		}
 	}
 	return string(b)
+}
+
+// AppendText writes a text as a JSON string.
+func AppendText(b []byte, s string) []byte {
+	return appendQuoted(b, strings.ToValidUTF8(s, "\uFFFD"))
 }
 
 // appendQuoted writes a string as JSON: only what must be escaped is.

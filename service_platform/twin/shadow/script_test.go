@@ -88,7 +88,7 @@ func play(t *testing.T, s script) {
 		default:
 			var u *Update
 			if u, refused = d.Update([]byte(st.ask), by(at, byte(i+1), "//naru/test"), now, l); refused == nil {
-				accepted, delta, docs = u.Accepted(), u.Delta(), u.Documents()
+				accepted, delta, docs = u.AppendAccepted(nil), u.AppendDelta(nil), u.AppendDocuments(nil)
 				d = u.After
 			}
 		}
