@@ -46,6 +46,7 @@ type worker struct {
 
 	points map[place]*Checkpoint
 	dirty  map[place]bool
+	torn   map[place]bool // whose log is not the one that was read; they stand still
 	parked parking
 
 	pendingMessages, pendingBytes int
@@ -74,7 +75,7 @@ type event struct {
 func newWorker(ctx context.Context, env Env, part *Part, keep keeper, m *metrics) (*worker, error) {
 	w := &worker{env: env, part: part, retry: env.Spec.Retry.withDefaults(env.Spec.State), keep: keep, metrics: m,
 		events: make(chan event), deliveries: make(chan bus.Delivery), calls: make(chan call), over: make(chan struct{}), stopping: make(chan struct{}), done: make(chan struct{}), swept: env.Now(),
-		points: map[place]*Checkpoint{}, parked: parking{rows: map[parkKey][]*parked{}, sums: map[place]Sum{}}, dirty: map[place]bool{},
+		points: map[place]*Checkpoint{}, parked: parking{rows: map[parkKey][]*parked{}, sums: map[place]Sum{}}, dirty: map[place]bool{}, torn: map[place]bool{},
 		reports: map[place]Report{}, faults: map[place]string{}, from: map[place]bus.Position{}}
 	w.tx = &tx{w: w, ops: map[string][]byte{}}
 	if n := env.Spec.Parallel; n > 1 && part.Handle != nil {
@@ -301,8 +302,13 @@ func (w *worker) point(at place) *Checkpoint {
 // batch decides the fates of a batch's messages and moves the position behind it.
 func (w *worker) batch(ctx context.Context, at place, s bus.Stored) error {
 	c := w.point(at)
-	if s.Position.Sequence <= c.Position.Sequence {
+	if w.torn[at] || s.Position.Sequence <= c.Position.Sequence {
 		return nil // a reader that was opened again behind the last commit gives again what is under way
+	}
+	if what := regrown(c, &s); what != "" {
+		w.torn[at] = true
+		w.stand(at, message.LogTruncated.String()+": "+what)
+		return w.alarm(message.LogTruncated, w.env.Spec.Name+" stands still: "+what)
 	}
 	if w.keep.idle(&s) && len(w.dirty) == 0 {
 		c.Position = s.Position // nothing is in it: where it is read again, nothing is lost
@@ -337,6 +343,21 @@ func (w *worker) batch(ctx context.Context, at place, s bus.Stored) error {
 	w.pendingMessages += int(s.Batch.Count) + 1
 	w.pendingBytes += len(s.Batch.Bytes())
 	return nil
+}
+
+// regrown says whether a log has lost what was read of it, and has grown past that place since: then its messages of now
+// lie where others were, some of them before this position, and going on would leave those out without a word. An
+// appender's running count never falls.
+func regrown(c *Checkpoint, s *bus.Stored) string {
+	if s.Err != nil {
+		return ""
+	}
+	row, met := c.Rows[s.Appender]
+	if !met || s.Batch.Header.Running >= row.Upto.Count {
+		return ""
+	}
+	return fmt.Sprintf("batch %d of log %s counts %d messages of %s before it, and %d had been read; the log was cut behind what was read, and has grown again. Bring the log back from a copy, or remove this component's state so that it reads from the beginning",
+		s.Position.Sequence, c.Log, s.Batch.Header.Running, s.Appender, row.Upto.Count)
 }
 
 // account takes a header's running count and sum. What lies between it and the row's last known place was in batches

@@ -168,6 +168,9 @@ func (b *Broker) run(ctx context.Context, ready func()) error {
 			return err
 		}
 	}
+	if err := b.store.Load(ctx); err != nil {
+		return err
+	}
 	if err := b.catchUp(ctx); err != nil {
 		return err
 	}

@@ -97,3 +97,16 @@ func TestWhatWasSentAndNotAcknowledgedIsSentAgainAsADuplicate(t *testing.T) {
 	x, _, _, _ = r.connect("d", false, 3600)
 	want(t, "owed after a start", r.owed(x, 0), "2 sent q1 again true", "3 not sent q1 again false")
 }
+
+// Nobody need come for a session to be known, and to end.
+func TestSessionsAreKnownBeforeAnybodyComes(t *testing.T) {
+	r := start(t, componenttest.New(t), wide)
+	r.connect("d", true, 3600)
+	r = r.again(wide)
+	if err := r.store.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if list := r.store.List(); len(list) != 1 || list[0].ClientID != "d" {
+		t.Errorf("after a start the sessions are %+v", list)
+	}
+}

@@ -271,6 +271,11 @@ func (s *Store) change(ctx context.Context, f func(tx component.Tx) error) error
 	})
 }
 
+// Load reads what is kept. Until then, or until something is heard, a store knows of no session.
+func (s *Store) Load(ctx context.Context) error {
+	return s.change(ctx, func(component.Tx) error { return nil })
+}
+
 // save writes the session down. The store's mutex is held.
 func (x *Session) save(tx component.Tx) error {
 	v, err := json.Marshal(&x.rec)
