@@ -51,6 +51,14 @@ func (b *Bus) startEmbedded() error {
 			o.Port = server.RANDOM_PORT
 		}
 	}
+	damages, err := mend(b.o.Dir)
+	for _, d := range damages {
+		b.log.Error("a file of the store is broken in its middle; what cannot be read was taken out, all behind it is kept", "file", d.file, "offset", d.offset,
+			"bytes_lost", d.cut, "records_behind", d.behind, "as_it_was", d.keptAs)
+	}
+	if err != nil {
+		return fmt.Errorf("bus: %w", err)
+	}
 	s, err := server.NewServer(o)
 	if err != nil {
 		return fmt.Errorf("bus: start the embedded server: %w", err)
