@@ -5,8 +5,7 @@ import "strings"
 // What follows is not in the documentation of AWS IoT. Statement.Extensions names it.
 
 // predicate := x [NOT] IN (…) | x [NOT] LIKE 'pattern' | x [NOT] BETWEEN a AND b | x IS [NOT] NULL|UNDEFINED
-func (p *parser) predicate(x expr) expr {
-	from := x.where().from
+func (p *parser) predicate(from int, x expr) expr {
 	inverted := false
 	if p.tok.is("NOT") {
 		switch next := p.ahead(); {
@@ -21,17 +20,17 @@ func (p *parser) predicate(x expr) expr {
 	switch {
 	case p.accept("IN"):
 		p.extension("IN")
-		y = p.among(x)
+		y = p.among(from, x)
 	case p.accept("LIKE"):
 		p.extension("LIKE")
 		pattern := p.sum()
-		y = &like{place: place{from, pattern.where().to}, of: x, pattern: pattern}
+		y = &like{place: place{from, p.last}, of: x, pattern: pattern}
 	case p.accept("BETWEEN"):
 		p.extension("BETWEEN")
 		low := p.sum()
 		p.expect("AND", "AND and the upper bound")
 		high := p.sum()
-		at := place{from, high.where().to}
+		at := place{from, p.last}
 		y = &operation{place: at, op: opAnd, a: &operation{place: at, op: opGreaterEqual, a: x, b: low},
 			b: &operation{place: at, op: opLessEqual, a: x, b: high}}
 	case p.accept("IS"):
@@ -59,8 +58,8 @@ type among struct {
 	of, in expr
 }
 
-func (p *parser) among(x expr) expr {
-	y := &among{place: place{from: x.where().from}, of: x}
+func (p *parser) among(from int, x expr) expr {
+	y := &among{place: place{from: from}, of: x}
 	if p.tok.is("(") && !p.ahead().is("SELECT") {
 		l := &list{place: place{from: p.advance().from}}
 		for {
@@ -74,7 +73,7 @@ func (p *parser) among(x expr) expr {
 	} else {
 		y.in = p.sum()
 	}
-	y.to = y.in.where().to
+	y.to = p.last
 	return y
 }
 

@@ -34,6 +34,7 @@ type parser struct {
 	program
 	lex    lexer
 	tok    token
+	last   int // where the token before tok ends
 	depth  int
 	nested int // how many nested queries around
 }
@@ -64,6 +65,7 @@ func (p *parser) want(what string) { p.failAt(p.tok.from, what, p.tok.String(), 
 
 func (p *parser) advance() (before token) {
 	before = p.tok
+	p.last = before.to
 	t, err := p.lex.next()
 	if err != nil {
 		panic(bail{err})
@@ -100,10 +102,10 @@ func (p *parser) warn(at int, format string, args ...any) {
 
 // ahead looks at the token after the present one.
 func (p *parser) ahead() token {
-	at, tok := p.lex.at, p.tok
+	at, tok, last := p.lex.at, p.tok, p.last
 	p.advance()
 	next := p.tok
-	p.lex.at, p.tok = at, tok
+	p.lex.at, p.tok, p.last = at, tok, last
 	return next
 }
 
@@ -241,10 +243,10 @@ func (p *parser) valueMode() bool {
 		return false
 	case tokenSign:
 		if next.text == "*" {
-			at, tok := p.lex.at, p.tok
+			at, tok, last := p.lex.at, p.tok, p.last
 			p.advance()
 			after := p.ahead()
-			p.lex.at, p.tok = at, tok
+			p.lex.at, p.tok, p.last = at, tok, last
 			return after.kind == tokenEnd || after.is("FROM") || after.is("WHERE") || after.is(")")
 		}
 		return next.text == "(" || next.text == "[" || next.text == "{"
@@ -266,14 +268,15 @@ func (p *parser) item() item {
 			return item{}
 		}
 	}
+	from := p.tok.from
 	of := p.expression()
+	to := p.last
 	if p.accept("AS") {
 		return item{of: of, as: p.alias()}
 	}
 	name := naturalName(of)
 	if name == "" {
-		w := of.where()
-		p.failAt(w.to, "AS and a name", p.tok.String(), fmt.Sprintf("%q has no name of its own", cut(p.text[w.from:w.to])))
+		p.failAt(to, "AS and a name", p.tok.String(), fmt.Sprintf("%q has no name of its own", cut(p.text[from:to])))
 	}
 	return item{of: of, as: [][]byte{[]byte(name)}}
 }

@@ -11,22 +11,24 @@ func (p *parser) expression() expr {
 	if p.depth > depthMax {
 		p.failAt(p.tok.from, fmt.Sprintf("at most %d levels of nesting", depthMax), "more", "set parts of it as variables with SET")
 	}
+	from := p.tok.from
 	x := p.conjunction()
 	for p.accept("OR") {
-		x = p.operation(opOr, x, p.conjunction())
+		x = p.operation(opOr, from, x, p.conjunction())
 	}
 	p.depth--
 	return x
 }
 
-func (p *parser) operation(op operator, a, b expr) expr {
-	return &operation{place: place{a.where().from, b.where().to}, op: op, a: a, b: b}
+func (p *parser) operation(op operator, from int, a, b expr) expr {
+	return &operation{place: place{from, p.last}, op: op, a: a, b: b}
 }
 
 func (p *parser) conjunction() expr {
+	from := p.tok.from
 	x := p.inversion()
 	for p.accept("AND") {
-		x = p.operation(opAnd, x, p.inversion())
+		x = p.operation(opAnd, from, x, p.inversion())
 	}
 	return x
 }
@@ -42,22 +44,23 @@ func (p *parser) inversion() expr {
 	}
 	of := p.inversion()
 	p.depth--
-	return &negation{place: place{from, of.where().to}, of: of}
+	return &negation{place: place{from, p.last}, of: of}
 }
 
 func (p *parser) comparison() expr {
+	from := p.tok.from
 	x := p.sum()
 	for {
 		op, ok := p.operator("=", "<>", "!=", "<", "<=", ">", ">=")
 		if !ok {
-			if y := p.predicate(x); y != nil {
+			if y := p.predicate(from, x); y != nil {
 				x = y
 				continue
 			}
 			return x
 		}
 		p.advance()
-		x = p.operation(op, x, p.sum())
+		x = p.operation(op, from, x, p.sum())
 	}
 }
 
@@ -83,6 +86,7 @@ func (p *parser) operator(signs ...string) (operator, bool) {
 }
 
 func (p *parser) sum() expr {
+	from := p.tok.from
 	x := p.product()
 	for {
 		op, ok := p.operator("+", "-")
@@ -90,11 +94,12 @@ func (p *parser) sum() expr {
 			return x
 		}
 		p.advance()
-		x = p.operation(op, x, p.product())
+		x = p.operation(op, from, x, p.product())
 	}
 }
 
 func (p *parser) product() expr {
+	from := p.tok.from
 	x := p.signed()
 	for {
 		op, ok := p.operator("*", "/", "%")
@@ -102,7 +107,7 @@ func (p *parser) product() expr {
 			return x
 		}
 		p.advance()
-		x = p.operation(op, x, p.signed())
+		x = p.operation(op, from, x, p.signed())
 	}
 }
 
@@ -117,7 +122,7 @@ func (p *parser) signed() expr {
 	}
 	of := p.signed()
 	p.depth--
-	at := place{from, of.where().to}
+	at := place{from, p.last}
 	if l, ok := of.(*literal); ok && l.v.isNumber() {
 		return &literal{place: at, v: number(l.v.num.neg(), true)}
 	}
@@ -126,6 +131,7 @@ func (p *parser) signed() expr {
 
 // postfix := primary { .name | [index] }
 func (p *parser) postfix() expr {
+	from := p.tok.from
 	x := p.primary()
 	for steps := 0; ; steps++ {
 		if steps > depthMax {
@@ -138,7 +144,7 @@ func (p *parser) postfix() expr {
 				p.failAt(p.tok.from, "a name", p.tok.String(), "a name that is no word is read with get(…, 'the name')")
 			}
 			t := p.advance()
-			at := place{x.where().from, t.to}
+			at := place{from, t.to}
 			if of, ok := x.(*path); ok {
 				of.place = at
 				of.names = append(of.names, []byte(t.text))
@@ -150,7 +156,7 @@ func (p *parser) postfix() expr {
 			p.advance()
 			index := p.expression()
 			end := p.expect("]", "]")
-			x = &element{place: place{x.where().from, end.to}, of: x, at: index}
+			x = &element{place: place{from, end.to}, of: x, at: index}
 		default:
 			return x
 		}
