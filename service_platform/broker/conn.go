@@ -20,7 +20,7 @@ const (
 	headroom      = 64 << 10         // of a PUBLISH beyond its payload: topic, properties
 	aliasMax      = 64               // topic aliases of a client, each way
 	stopPatience  = 10 * time.Second // for what is written down of a client that goes
-	packetTimeout = 30 * time.Second // for the rest of a packet that has begun
+	packetTimeout = 5 * time.Minute  // for a packet that has begun, of a client with a longer keep alive or none
 )
 
 // conn is one client's connection. Its goroutine reads and decides; what is sent goes out under out. Its parts are by who
@@ -221,6 +221,7 @@ func (c *conn) read(admitted error) error {
 		c.scratch = scratches.Get().(*scratch)
 		data := *buf
 		begin, end, packets := 0, n, 0
+		var due time.Time // for the packet that has begun
 		read := n
 		for err == nil && begin < end {
 			h, start, total, need, ferr := packet.Frame(data[begin:end], limit)
@@ -236,6 +237,7 @@ func (c *conn) read(admitted error) error {
 				err = c.packet(h, data[begin+start:begin+total], admitted)
 				begin += total
 				packets++
+				due = time.Time{}
 				if c.joined {
 					limit = c.packetLimit()
 				}
@@ -257,9 +259,9 @@ func (c *conn) read(admitted error) error {
 				copy(bigger, data[:end])
 				data = bigger
 			}
-			if c.joined {
-				c.parked = time.Time{}
-				err = c.src.SetReadDeadline(time.Now().Add(packetTimeout))
+			if c.joined && due.IsZero() {
+				c.parked, due = time.Time{}, time.Now().Add(c.packetTime())
+				err = c.src.SetReadDeadline(due)
 			}
 			if err == nil && c.over() {
 				err = io.EOF
@@ -331,6 +333,14 @@ func (c *conn) parkDeadline() error {
 	return c.src.SetReadDeadline(c.parked)
 }
 
+// packetTime is how long a packet may take: a part of one is none, so the keep alive goes on (MQTT-3.1.2-22).
+func (c *conn) packetTime() time.Duration {
+	if c.keepAlive == 0 {
+		return packetTimeout
+	}
+	return min(c.keepAlive+c.keepAlive/2, packetTimeout)
+}
+
 // never stands for the deadline of a connection without keep alive.
 var never = time.Unix(1<<40, 0)
 
@@ -384,7 +394,7 @@ func (c *conn) packet(h packet.Header, body []byte, admitted error) error {
 			}
 			c.final = &e
 		}
-		if d.Code != packet.DisconnectWithWill && c.will != nil {
+		if d.Code == packet.Success && c.will != nil { // any other code has it said (MQTT-3.14.4-3)
 			c.will = nil
 			id := c.willID
 			c.b.group.Go(func() { c.b.dropWill(id) })
@@ -561,6 +571,9 @@ func (c *conn) keepAliveMax() int {
 
 // refuseConnect says no, as far as the version lets it say why.
 func (c *conn) refuseConnect(code packet.ReasonCode, why error) {
+	if c.version != packet.V5 && (code == packet.MalformedPacket || code == packet.ProtocolError || code == packet.PacketTooLarge) {
+		return // 3.1.1 has no code for it, and a CONNECT that is none has no answer (MQTT-3.1.4-1, MQTT-3.2.2-6)
+	}
 	ack := packet.Connack{Code: code}
 	if c.version == packet.V5 {
 		ack.Properties.SetString(packet.ReasonString, reasonString(why))
@@ -569,6 +582,14 @@ func (c *conn) refuseConnect(code packet.ReasonCode, why error) {
 		}
 	}
 	_ = c.send(ack.Append(nil, c.version)) // the connection ends anyway
+}
+
+// answer writes an answer out, or ends the connection where the client takes nothing so large (MQTT-3.1.2-24).
+func (c *conn) answer(a *packet.SubAnswer) error {
+	if n := a.Size(c.version); uint64(n) > uint64(c.packetMax) {
+		return message.Rejectf(message.Unsupported, "maximum packet size of %d: %s of %d bytes does not fit; ask for less at once", c.packetMax, a.Type, n)
+	}
+	return c.send(a.Append(nil, c.version))
 }
 
 // send writes packets out. It does not block.

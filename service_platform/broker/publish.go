@@ -74,13 +74,13 @@ func (c *conn) publish(h packet.Header, body []byte) error {
 	if err := p.Decode(h, body, c.version); err != nil {
 		return err
 	}
-	switch {
-	case p.Properties.Has(packet.TopicAlias):
+	if len(p.Properties.SubscriptionIDs) > 0 {
+		return &packet.Error{Code: packet.ProtocolError, Detail: "PUBLISH from a client with a subscription identifier", Statement: "MQTT-3.3.4-6"}
+	}
+	if p.Properties.Has(packet.TopicAlias) {
 		if err := c.aliasIn(p); err != nil {
 			return err
 		}
-	case len(p.Properties.SubscriptionIDs) > 0:
-		return &packet.Error{Code: packet.ProtocolError, Detail: "PUBLISH from a client with a subscription identifier", Statement: "MQTT-3.3.4-6"}
 	}
 	token, err := c.admit(p)
 	if err == errRepeated {

@@ -61,7 +61,7 @@ func (c *conn) subscribe(h packet.Header, body []byte) error {
 			}
 		}
 	}
-	return c.send(answer.Append(nil, c.version))
+	return c.answer(&answer)
 }
 
 // holdBack keeps what is delivered now until letGo; wake-ups go on.
@@ -133,5 +133,5 @@ func (c *conn) unsubscribe(h packet.Header, body []byte) error {
 		}
 		answer.Codes = append(answer.Codes, code)
 	}
-	return c.send(answer.Append(nil, c.version))
+	return c.answer(&answer)
 }
