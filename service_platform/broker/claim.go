@@ -110,7 +110,7 @@ func (c *conn) subscribeClaim(p *packet.Subscribe) error {
 			}
 		}
 	}
-	return c.send(answer.Append(nil, c.version))
+	return c.answer(&answer)
 }
 
 // publishClaim takes a request for a certificate. It goes to no log, and neither does its answer.

@@ -41,10 +41,12 @@ func TestConformanceOfConnect(t *testing.T) {
 				"5:3.1.2-3 5:3.1.2-9 5:3.1.2-11 5:3.1.2-12 5:3.1.2-13 5:3.1.2-16 5:3.1.2-17 5:3.1.2-18 5:3.1.2-19 " +
 				"5:3.1.3-1 5:3.1.3-3 5:3.1.3-4 5:3.1.3-11 5:3.1.3-12 5:3.1.4-1"},
 		{name: "a CONNECT that is none is not answered", holds: "3:3.1.4-1 3:3.2.2-6", play: func(s *stage) {
-			p := s.dial(s.addr)
-			p.write(s.rawConnect(3, field(s.word)))
-			if b := p.ended(); len(b) > 0 {
-				s.Errorf("it was answered with %x", b)
+			for _, b := range [][]byte{s.rawConnect(3, field(s.word)), s.rawConnect(0x06, field(s.word)+field("a/#")+field("x"))} {
+				p := s.dial(s.addr)
+				p.write(b)
+				if got := p.ended(); len(got) > 0 {
+					s.Errorf("%x was answered with %x", b, got)
+				}
 			}
 		}},
 		{name: "a session is resumed or begun as the client asks", play: resumesSessions,

@@ -420,7 +420,8 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 			c.version = packet.V311 // an older client understands only that
 		}
 		var pe *packet.Error
-		if errors.As(err, &pe) {
+		// A CONNECT that is none has no answer in 3.1.1, which has no code for it (MQTT-3.1.4-1, MQTT-3.2.2-6 of 3.1.1).
+		if errors.As(err, &pe) && (c.version == packet.V5 || pe.Code == packet.UnsupportedProtocolVersion) {
 			c.refuseConnect(pe.Code, err)
 		}
 		return err
@@ -571,9 +572,6 @@ func (c *conn) keepAliveMax() int {
 
 // refuseConnect says no, as far as the version lets it say why.
 func (c *conn) refuseConnect(code packet.ReasonCode, why error) {
-	if c.version != packet.V5 && (code == packet.MalformedPacket || code == packet.ProtocolError || code == packet.PacketTooLarge) {
-		return // 3.1.1 has no code for it, and a CONNECT that is none has no answer (MQTT-3.1.4-1, MQTT-3.2.2-6)
-	}
 	ack := packet.Connack{Code: code}
 	if c.version == packet.V5 {
 		ack.Properties.SetString(packet.ReasonString, reasonString(why))
@@ -587,7 +585,8 @@ func (c *conn) refuseConnect(code packet.ReasonCode, why error) {
 // answer writes an answer out, or ends the connection where the client takes nothing so large (MQTT-3.1.2-24).
 func (c *conn) answer(a *packet.SubAnswer) error {
 	if n := a.Size(c.version); uint64(n) > uint64(c.packetMax) {
-		return message.Rejectf(message.Unsupported, "maximum packet size of %d: %s of %d bytes does not fit; ask for less at once", c.packetMax, a.Type, n)
+		return &packet.Error{Code: packet.PacketTooLarge, Statement: "MQTT-3.1.2-24",
+			Detail: fmt.Sprintf("maximum packet size of %d: %s of %d bytes does not fit; ask for less at once", c.packetMax, a.Type, n)}
 	}
 	return c.send(a.Append(nil, c.version))
 }

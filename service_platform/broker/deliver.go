@@ -32,7 +32,10 @@ type waiting struct {
 }
 
 // Deliver sends a message that is owed to nobody. It does not block: what a client does not take is dropped, and counted.
-func (c *conn) Deliver(m *message.Message, o session.Options) {
+func (c *conn) Deliver(m *message.Message, o session.Options) { c.deliver(m, o, false) }
+
+// deliver does so; late is of what was held back before.
+func (c *conn) deliver(m *message.Message, o session.Options, late bool) {
 	c.out.Lock()
 	defer c.out.Unlock()
 	c.mu.Lock()
@@ -40,9 +43,9 @@ func (c *conn) Deliver(m *message.Message, o session.Options) {
 		c.mu.Unlock()
 		return
 	}
-	if c.held != nil {
+	if c.held != nil && !late {
 		kept := lasting(m, o)
-		*c.held = append(*c.held, func() { c.Deliver(kept, o) })
+		*c.held = append(*c.held, func() { c.deliver(kept, o, true) })
 		c.mu.Unlock()
 		return
 	}
@@ -116,6 +119,12 @@ func (c *conn) appendPublish(b []byte, p *packet.Publish, m *message.Message, o 
 	topic := c.in.topic(m.Subject)
 	p.Topic, p.Payload, p.Retain = topic, m.Data, o.Retain
 	alias := false // a new one
+	var left time.Duration
+	if !m.Expires.IsZero() {
+		if left = m.Expires.Sub(c.b.env.Now()); left <= 0 && !p.Dup {
+			return b
+		}
+	}
 	if c.version == packet.V5 {
 		q := &p.Properties
 		q.SubscriptionIDs = o.IDs
@@ -130,10 +139,6 @@ func (c *conn) appendPublish(b []byte, p *packet.Publish, m *message.Message, o 
 			q.Set(packet.PayloadFormat, 1)
 		}
 		if !m.Expires.IsZero() {
-			left := m.Expires.Sub(c.b.env.Now())
-			if left <= 0 && !p.Dup {
-				return b
-			}
 			q.Set(packet.MessageExpiry, uint32(max(0, (left+time.Second-1)/time.Second)))
 		}
 		for k, v := range m.Properties.All() {

@@ -37,7 +37,7 @@ func (c *conn) subscribe(h packet.Header, body []byte) error {
 		}
 		list, place = append(list, sub), append(place, i)
 	}
-	// What is retained comes behind SUBACK: some clients know their subscriptions only then.
+	// What is delivered without a queue comes behind SUBACK: some clients know their subscriptions only then.
 	var after []func()
 	c.holdBack(&after)
 	defer c.letGo(&after)
@@ -68,12 +68,20 @@ func (c *conn) subscribe(h packet.Header, body []byte) error {
 func (c *conn) holdBack(after *[]func()) { c.mu.Lock(); c.held = after; c.mu.Unlock() }
 
 func (c *conn) letGo(after *[]func()) {
-	c.mu.Lock()
-	c.held = nil
-	list := *after
-	c.mu.Unlock()
-	for _, f := range list {
-		f()
+	for { // what comes meanwhile is held back too, or it would overtake
+		c.mu.Lock()
+		list := *after
+		*after = nil
+		if len(list) == 0 {
+			c.held = nil
+		}
+		c.mu.Unlock()
+		if len(list) == 0 {
+			return
+		}
+		for _, f := range list {
+			f()
+		}
 	}
 }
 
