@@ -199,9 +199,7 @@ func (e *env) variable(i int) value {
 		e.set, e.values = append(e.set[:0], make([]bool, n)...), append(e.values[:0], make([]value, n)...)
 	}
 	if !e.set[i] {
-		before := e.scope
 		v := e.eval(e.p.variables[i].of)
-		e.scope = before
 		e.set[i], e.values[i] = true, v
 	}
 	return e.values[i]

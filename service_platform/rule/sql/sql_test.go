@@ -77,12 +77,28 @@ func TestSelect(t *testing.T) {
 		{"SELECT VALUE missing", `{}`, ``},
 		{"SELECT * AS payload, 1 AS x", `{"a": 1}`, `{"payload":{"a":1},"x":1}`},
 		{"SET @a = t + 1, @b = @a * 2 SELECT @a AS a, @b AS b, t WHERE @b > 3", `{"t":1}`, `{"a":2,"b":4,"t":1}`},
+		{"SELECT (SELECT (SELECT VALUE x FROM in) AS i, x FROM arr) AS o", `{"x":0,"arr":[{"x":1,"in":[{"x":2}]}]}`, `{"o":[{"i":[2],"x":1}]}`},
+		{"SET @x = x SELECT (SELECT x, @x AS outer FROM arr) AS o, x", `{"x":0,"arr":[{"x":1}]}`, `{"o":[{"x":1,"outer":0}],"x":0}`},
+		{"SELECT a + 0.5 AS b, a + 1.5 AS c", `{"a":1234567890123456789012345678901234}`, `{"b":1234567890123456789012345678901234,"c":1234567890123456789012345678901236}`},
 		{"SET @o = a.b SELECT @o.c, @o.d AS e", `{"a":{"b":{"c":1,"d":2}}}`, `{"c":1,"e":2}`},
 	} {
 		got, matched := evaluate(t, c.statement, c.payload)
 		if got != c.want || !matched {
 			t.Errorf("%s of %s = %s (%v), want %s", c.statement, c.payload, got, matched, c.want)
 		}
+	}
+}
+
+// TestLastOfEqualNamesCounts also in objects that are large, and wherever a name is escaped.
+func TestLastOfEqualNamesCounts(t *testing.T) {
+	var many strings.Builder
+	for i := range 100 {
+		many.WriteString(`"k` + itoa(i%50) + `":` + itoa(i) + `,`)
+	}
+	payload := `{"o":{` + many.String() + `"\u006b7":"last"}}`
+	got, _ := evaluate(t, "SELECT o.k7 AS a, o.k3 AS b, transform('enrichArray', {}, [o]) AS c", payload)
+	if !strings.HasPrefix(got, `{"a":"last","b":53,"c":[{"k0":50,`) || strings.Count(got, `"k7":"last"`) != 1 || strings.Count(got, ":") != 53 {
+		t.Errorf("got %s", got)
 	}
 }
 

@@ -78,7 +78,12 @@ func TestTemplatesSeeTheVariablesOfTheMessage(t *testing.T) {
 	if got, _, _ := tmpl.Eval(in, nil); got != "u2/7/p1" {
 		t.Errorf("without them: %s", got)
 	}
-	if got, _, _ := tmpl.Eval(in, &Variables{}); got != "u3/7/p1" {
+	other, err := Compile("SET @a = 'x', @b = 'y' SELECT @a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, _, _ := other.Eval(in)
+	if got, _, _ := tmpl.Eval(in, foreign.Variables); got != "u3/7/p1" {
 		t.Errorf("with those of another statement: %s", got)
 	}
 }
