@@ -108,6 +108,7 @@ type Broker struct {
 
 	doors   sync.Map // log name -> bus.Appender
 	stop    atomic.Bool
+	changes atomic.Uint64 // of what is admitted, as far as told
 	mu      sync.Mutex
 	clients map[string]*conn              // by their sessions' names
 	wills   map[message.ID]pending        // that wait for their delay; nil where none is said any more
@@ -192,15 +193,15 @@ func (b *Broker) run(ctx context.Context, ready func()) error {
 		b.mu.Unlock()
 		b.group.Wait()
 	}()
+	if b.admission != nil {
+		b.admission.OnChange(b.recheck) // before anybody is admitted, so that none is missed
+	}
 	for _, e := range b.entrances {
 		stop, err := b.listen(ctx, e)
 		if err != nil {
 			return err
 		}
 		stops = append(stops, stop)
-	}
-	if b.admission != nil {
-		b.admission.OnChange(b.recheck)
 	}
 	b.group.Go(func() { b.refusals.run(ctx) })
 	b.group.Go(func() { b.expire(ctx) })
@@ -350,6 +351,7 @@ func (b *Broker) leave(c *conn) (last bool) {
 
 // recheck closes connections of a device that are no longer admitted.
 func (b *Broker) recheck(device string) {
+	b.changes.Add(1) // before the look: a connection that is not entered yet sees it when it is
 	b.mu.Lock()
 	var list []*conn
 	for c := range b.devices[device] {
@@ -357,20 +359,25 @@ func (b *Broker) recheck(device string) {
 	}
 	b.mu.Unlock()
 	for _, c := range list {
-		if c.leaf == nil {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		var err error
-		if b.keeper != nil {
-			_, _, err = b.keeper.AdmitPeer(ctx, c.addr, tls.ConnectionState{PeerCertificates: append([]*x509.Certificate{c.leaf}, c.chain...)})
-		} else {
-			_, err = b.admission.Admit(ctx, c.leaf, c.chain)
-		}
-		cancel()
-		if err != nil {
-			c.end(message.ReasonOf(err, message.CertUnregistered), err)
-		}
+		c.recheck()
+	}
+}
+
+// recheck ends the connection where its certificate is no longer admitted.
+func (c *conn) recheck() {
+	if c.leaf == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	var err error
+	if c.b.keeper != nil {
+		_, _, err = c.b.keeper.AdmitPeer(ctx, c.addr, tls.ConnectionState{PeerCertificates: append([]*x509.Certificate{c.leaf}, c.chain...)})
+	} else {
+		_, err = c.b.admission.Admit(ctx, c.leaf, c.chain)
+	}
+	if err != nil {
+		c.end(message.ReasonOf(err, message.CertUnregistered), err)
 	}
 }
 

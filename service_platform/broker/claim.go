@@ -39,7 +39,7 @@ func (c *conn) admit509(ctx context.Context, s tls.ConnectionState) error {
 	if len(certs) == 0 {
 		return message.Rejectf(message.CertMissing, "no client certificate")
 	}
-	c.leaf, c.chain = certs[0], certs[1:]
+	c.leaf, c.chain, c.changes = certs[0], certs[1:], c.b.changes.Load()
 	var err error
 	if k := c.b.keeper; k != nil {
 		c.device, c.claim, err = k.AdmitPeer(ctx, c.addr, s)

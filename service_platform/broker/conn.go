@@ -56,6 +56,7 @@ type party struct {
 	terse     bool // the client wants no reasons in words (Request Problem Information, MQTT 5 §3.1.2.11.7)
 	leaf      *x509.Certificate
 	chain     []*x509.Certificate
+	changes   uint64               // of what is admitted, before the certificate was
 	claim     string               // the claim certificate's name; what such a client may is in claim.go
 	web       *tls.ConnectionState // of WebSocket, until the client is admitted
 	session   message.ID
@@ -555,6 +556,9 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	c.out.Unlock()
 	if err != nil {
 		return err
+	}
+	if c.changes != c.b.changes.Load() { // withdrawn between handshake and CONNECT
+		c.recheck()
 	}
 	c.presence(true, 0, c.b.env.Now())
 	c.Wake()
