@@ -127,6 +127,10 @@ type Log interface {
 	Appender(ctx context.Context, o AppenderOptions) (Appender, error)
 	// Writer opens the row of that name for one consumer that derives batches from another log.
 	Writer(ctx context.Context, o WriterOptions) (Writer, error)
+	// Fence ends a row for whoever writes it and has lost his standing: an empty batch of another owner at the row's end,
+	// in each partition, also where the row has none yet. It returns when they are on disk, and gives their places; what
+	// the former owner wrote is before them, or is refused. The row's mark stays as it was.
+	Fence(ctx context.Context, row string, owner message.ID) ([]Position, error)
 	// Reader reads one partition in order, beginning behind from (whose Sequence is zero to begin at the oldest
 	// batch). It gives ErrTruncated where the log ends before from, ErrPurged where it begins more than one behind it.
 	// Only Generation, Partition and Sequence of from count.

@@ -62,7 +62,7 @@ type promise struct {
 
 // Run tests every promise on an engine of its own, in a subtest named as the promise.
 func Run(t *testing.T, f Features, open func(t *testing.T) Engine) {
-	for _, p := range slices.Concat(appending(), owning(), reading(), trimming(), repartitioning(), queueing(), tabling(), leasing()) {
+	for _, p := range slices.Concat(appending(), owning(), reading(), trimming(), repartitioning(), queueing(), tabling(), leasing(), fencing()) {
 		if p.needs.missing(f) != nil {
 			continue
 		}

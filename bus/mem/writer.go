@@ -41,14 +41,9 @@ func (w *writer) Last(ctx context.Context) (message.Header, bool, error) {
 	defer w.b.e.mu.Unlock()
 	g := w.d.newest()
 	w.place = placeOf(w.name, g, bus.PartitionOf(w.name, len(g.parts)))
-	for i := len(w.d.gens) - 1; i >= 0; i-- {
-		g := w.d.gens[i]
-		if h, ok := g.parts[bus.PartitionOf(w.name, len(g.parts))].rows[w.name]; ok {
-			h.header.Mark = bytes.Clone(h.header.Mark)
-			return h.header, true, nil
-		}
-	}
-	return message.Header{}, false, nil
+	h, ok := w.d.lastOf(w.name, g, w.place.partition)
+	h.Mark = bytes.Clone(h.Mark)
+	return h, ok, nil
 }
 
 func (w *writer) Write(ctx context.Context, source bus.Position, mark []byte, messages []*message.Message) (bus.Position, error) {
