@@ -43,6 +43,9 @@ type Spec struct {
 	PerNode bool
 	// Required says that the log must keep what this component has not finished, even if the disk fills.
 	Required bool
+	// Lease is for how long a process that is gone still owns a component with State Local, before another one may have
+	// it; 5 s where zero.
+	Lease time.Duration
 	// Lazy says that nobody waits for its effects: a commit may wait for a tenth of a second, to carry more. A crash
 	// makes it read that much again.
 	Lazy bool
@@ -122,6 +125,9 @@ type Env struct {
 	// error of f is returned, and leaves nothing. It gives an error where State is not Local, or the component is not
 	// running here. It must not be called in a handler.
 	Change func(ctx context.Context, f func(tx Tx) error) error
+	// Succeed takes the place of another process of a component that is PerNode, when that one is gone: it gives
+	// bus.ErrHeld while it is not. What the other one appended is before the succession's fences, or refused.
+	Succeed func(ctx context.Context, node string) (*Succession, error)
 	// Peers gives an operator's component the view of all components on the bus.
 	Peers *Peers
 }
@@ -173,6 +179,11 @@ type Tx interface {
 	Say(m *message.Message) error
 	// After has f called, in the handlers' goroutine, once what the handler did is committed. f must not block.
 	After(f func())
+	// Said has f called once what the handler said so far is in its log, or with the error that keeps it from getting
+	// there by this process: what was committed is then said by the next one. f must not block.
+	Said(f func(error))
+	// Heard is how far the logs were heard before this call, as it will be committed; the batch at hand is not in it.
+	Heard() []bus.Position
 	// Now is the clock of Env.
 	Now() time.Time
 }

@@ -178,6 +178,9 @@ func (k *derived) say(s said) error {
 	s.number = k.next
 	if destination(k.env.Catalog, s.m) == k.env.Spec.Into {
 		k.home = append(k.home, s.m)
+		if len(s.told) > 0 {
+			k.w.after = append(k.w.after, func(context.Context) { s.tell(nil) })
+		}
 	} else {
 		k.away = append(k.away, s)
 	}

@@ -77,6 +77,7 @@ type run struct {
 	store   *store
 	views   sync.WaitGroup          // that read the store
 	doors   map[string]bus.Appender // by log and kind
+	held    func() bool             // whether this process still owns the component; nil where it is nobody's own
 }
 
 // init fills in what was left out, once.
@@ -378,7 +379,7 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 	h := r.h
 	r.env = Env{
 		Spec: r.spec, Log: h.Log.With("component", r.spec.Name), Now: h.Now, Bus: h.Bus, Catalog: h.Catalog, Metrics: reg,
-		Node: h.Node, Owner: h.owner, Mint: r.mint, Say: r.say, Door: r.door, View: r.view, Change: r.change, Check: h.checker.Check, Peers: h.peers,
+		Node: h.Node, Owner: h.owner, Mint: r.mint, Say: r.say, Door: r.door, View: r.view, Change: r.change, Check: h.checker.Check, Succeed: r.succeed, Peers: h.peers,
 		Dir: func() (string, error) {
 			dir := filepath.Join(h.Dir, r.spec.Name)
 			return dir, os.MkdirAll(dir, 0o700)
@@ -442,6 +443,9 @@ func (r *run) start(ctx context.Context) (err error) {
 			case <-ctx.Done():
 			}
 		}()
+		r.mu.Lock()
+		r.held = lease.Held
+		r.mu.Unlock()
 		if err := r.startWorker(ctx, part, lease); err != nil {
 			return err
 		}
@@ -453,7 +457,7 @@ func (r *run) start(ctx context.Context) (err error) {
 // own waits until the component is this process's.
 func (r *run) own(ctx context.Context) (bus.Lease, error) {
 	for {
-		lease, err := r.h.Bus.Lease(ctx, "consumer/"+r.spec.consumer(r.h.Node), r.h.Node, leaseTTL)
+		lease, err := r.lease(ctx, r.h.Node)
 		if err == nil {
 			return lease, nil
 		}
@@ -461,10 +465,22 @@ func (r *run) own(ctx context.Context) (bus.Lease, error) {
 			return nil, err
 		}
 		r.set("standby", "")
-		if err := pause(ctx, leaseTTL/5); err != nil {
+		if err := pause(ctx, r.leaseTTL()/5); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// lease takes the component's place in the process of that name.
+func (r *run) lease(ctx context.Context, node string) (bus.Lease, error) {
+	return r.h.Bus.Lease(ctx, "consumer/"+r.spec.consumer(node), r.h.Node, r.leaseTTL())
+}
+
+func (r *run) leaseTTL() time.Duration {
+	if r.spec.Lease > 0 {
+		return r.spec.Lease
+	}
+	return leaseTTL
 }
 
 func (r *run) startWorker(ctx context.Context, part *Part, lease bus.Lease) error {

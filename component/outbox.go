@@ -37,6 +37,7 @@ type outbox struct {
 	former  []said // what a former process left; run puts it before the entries
 	mu      sync.Mutex
 	entries []said
+	ended   error // why nothing more is appended
 	wake    chan struct{}
 	writers map[string]bus.Writer
 	queue   bus.Queue
@@ -57,7 +58,12 @@ func (o *outbox) add(list []said) {
 	}
 	o.mu.Lock()
 	o.entries = append(o.entries, list...)
+	ended := o.ended
 	o.mu.Unlock()
+	if ended != nil {
+		tell(list, ended)
+		return
+	}
 	select {
 	case o.wake <- struct{}{}:
 	default:
@@ -65,7 +71,8 @@ func (o *outbox) add(list []said) {
 }
 
 // run appends until ctx is done and nothing is left, or drained is.
-func (o *outbox) run(ctx, drained context.Context) error {
+func (o *outbox) run(ctx, drained context.Context) (err error) {
+	defer func() { o.end(err) }()
 	if err := o.skipWritten(drained); err != nil {
 		return err
 	}
@@ -82,6 +89,27 @@ func (o *outbox) run(ctx, drained context.Context) error {
 			}
 			return err
 		}
+	}
+}
+
+// errLeft says that a process ended before what was committed to be said was appended; the next one does.
+var errLeft = message.Rejectf(message.ServerStopping, "the component has ended; what it had to say is said when it starts again")
+
+// end says of what is left that it is not appended by this process.
+func (o *outbox) end(err error) {
+	if err == nil {
+		err = errLeft
+	}
+	o.mu.Lock()
+	o.ended = err
+	left := o.entries
+	o.mu.Unlock()
+	tell(left, err)
+}
+
+func tell(list []said, err error) {
+	for i := range list {
+		list[i].tell(err)
 	}
 }
 
@@ -228,6 +256,7 @@ func (o *outbox) flush(ctx context.Context) (int, error) {
 	o.mu.Lock()
 	o.entries = o.entries[len(list):]
 	o.mu.Unlock()
+	tell(list, nil)
 	return len(list), nil
 }
 

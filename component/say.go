@@ -88,7 +88,7 @@ func (r *run) appender(ctx context.Context, log string, door bool) (bus.Appender
 	if err != nil {
 		return nil, err
 	}
-	a, err := l.Appender(ctx, bus.AppenderOptions{Name: row, Owner: r.h.owner, Door: door})
+	a, err := l.Appender(ctx, bus.AppenderOptions{Name: row, Owner: r.h.owner, Door: door, Standing: r.held})
 	if err != nil {
 		return nil, err
 	}

@@ -194,6 +194,14 @@ type said struct {
 	number uint64
 	m      *message.Message
 	record []byte // which m aliases
+	told   []func(error)
+}
+
+// tell says what became of it.
+func (s *said) tell(err error) {
+	for _, f := range s.told {
+		f(err)
+	}
 }
 
 // recordRoom is what most records take beside their data: made at once, it need not grow.

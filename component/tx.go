@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -33,6 +34,26 @@ func (t *tx) Now() time.Time { return t.w.env.Now() }
 
 // After as in [Tx].
 func (t *tx) After(f func()) { t.after = append(t.after, f) }
+
+// Said as in [Tx].
+func (t *tx) Said(f func(error)) {
+	if n := len(t.said); n > 0 {
+		t.said[n-1].told = append(t.said[n-1].told, f)
+		return
+	}
+	t.After(func() { f(nil) })
+}
+
+// Heard as in [Tx].
+func (t *tx) Heard() []bus.Position {
+	list := make([]bus.Position, 0, len(t.w.points))
+	for _, c := range t.w.points {
+		if !c.Position.Log.IsZero() {
+			list = append(list, c.Position)
+		}
+	}
+	return list
+}
 
 // Get reads through what this call has set.
 func (t *tx) Get(key []byte) ([]byte, error) {
