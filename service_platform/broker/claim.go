@@ -28,6 +28,9 @@ type Doorkeeper interface {
 	ProvisionPeer(ctx context.Context, address, clientID string, leaf *x509.Certificate, topic string, payload []byte) (answerTopic string, answer []byte)
 }
 
+// claimPeer is in front of a claim certificate's name where it stands beside devices' ids, which hold no slash.
+const claimPeer = "claim/"
+
 const (
 	provisionsMax = 4                // requests of one connection under way
 	provisionTime = 15 * time.Second // for one, an approval hook among it
@@ -46,7 +49,9 @@ func (c *conn) admit509(ctx context.Context, s tls.ConnectionState) error {
 	} else {
 		c.device, err = c.b.admission.Admit(ctx, c.leaf, c.chain)
 	}
-	c.peer = c.device
+	if c.peer = c.device; c.claim != "" {
+		c.peer = claimPeer + c.claim
+	}
 	return err
 }
 
@@ -73,7 +78,7 @@ func (c *conn) recordDenial(err error) {
 
 // identifyClaim is identify for the holder of a claim certificate: any client id, and no session beyond the connection.
 func (c *conn) identifyClaim(p *packet.Connect) (session.Who, packet.ReasonCode, error) {
-	who := session.Who{Identity: "claim/" + c.claim, ClientID: strings.Clone(p.ClientID)}
+	who := session.Who{Identity: claimPeer + c.claim, ClientID: strings.Clone(p.ClientID)}
 	if who.ClientID == "" {
 		who.ClientID = "naru-" + message.NewID(c.now).String()
 	}

@@ -47,7 +47,7 @@ type party struct {
 	version   packet.Version
 	clientID  string
 	device    string // of the fleet; empty below a mount point
-	peer      string // the device that the certificate belongs to, wherever it comes in
+	peer      string // whom the certificate belongs to, wherever it comes in: a device, or claim/ and the name of a claim certificate
 	uri       string // the source of its messages
 	own       message.Pattern
 	keepAlive time.Duration

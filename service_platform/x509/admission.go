@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -47,6 +46,7 @@ type Admission struct {
 
 	recorder    recorder
 	refused     refusals // just in time
+	overlaps    overlaps
 	provisioner atomic.Pointer[Provisioner]
 
 	mu        sync.RWMutex  // guards what follows
@@ -58,7 +58,7 @@ type Admission struct {
 	devices   map[string]*admitted // by key in the table
 	certs     map[fingerprint]*admitted
 	registry  bus.Table // nil until opened
-	onChange  []func(device string)
+	onChange  []func(who string)
 }
 
 type fingerprint [sha256.Size]byte
@@ -102,10 +102,11 @@ func NewAdmission(b bus.Bus, o AdmissionOptions) *Admission {
 	}
 }
 
-// OnChange has f called whenever a certificate of a device stops being accepted: revoked, its device disabled, its
-// registration gone. Whoever holds connections of the device then asks Admit again with their certificates, and closes
-// those it refuses. The calls come one at a time and must not block for long. A certificate's expiry is not told.
-func (a *Admission) OnChange(f func(device string)) {
+// OnChange has f called whenever a certificate stops being accepted: revoked, its device disabled, its registration or
+// its CA gone, its overlap with another over. who is the device, or `claim/` and the name of a claim certificate. Whoever
+// holds connections of it then asks AdmitClient again with their certificates, and closes those it refuses. f may be
+// called by several goroutines at once and must not block for long. A certificate's expiry is not told.
+func (a *Admission) OnChange(f func(who string)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.onChange = append(a.onChange, f)
@@ -128,6 +129,7 @@ func (a *Admission) Run(ctx context.Context, ready func()) error {
 	for i, f := range follows {
 		all.Go(func() { a.follow(ctx, f.table, f.prefix, f.apply, func() { once[i].Do(read.Done) }) })
 	}
+	all.Go(func() { a.endOverlaps(ctx) })
 	all.Go(func() {
 		a.recorder.run(ctx, a.bus, func(err error, dropped int) {
 			a.o.Log.Warn("admission attempts could not be recorded", "dropped", dropped, "error", err)
@@ -243,6 +245,7 @@ func (a *Admission) applyDevice(e bus.Entry) {
 	if err != nil {
 		a.o.Log.Error("a device's entry cannot be read; the device is refused", "table", devicesTable, "key", e.Key, "error", err)
 	}
+	now := a.o.Now()
 	a.mu.Lock()
 	was := a.devices[e.Key]
 	if was != nil && was.revision > e.Revision {
@@ -253,7 +256,7 @@ func (a *Admission) applyDevice(e bus.Entry) {
 	if was != nil {
 		for fp, r := range was.certs {
 			delete(a.certs, fp)
-			lost = lost || !was.disabled && r.at.IsZero() && !next.accepts(fp)
+			lost = lost || !was.disabled && r.at.IsZero() && !next.accepts(fp, now)
 		}
 	}
 	if next == nil {
@@ -264,21 +267,19 @@ func (a *Admission) applyDevice(e bus.Entry) {
 			a.certs[fp] = next
 		}
 	}
-	tell := slices.Clone(a.onChange)
+	a.overlaps.note(e.Key, next, now)
 	a.mu.Unlock()
 	if lost {
-		for _, f := range tell {
-			f(was.id)
-		}
+		a.tell(was.id)
 	}
 }
 
-func (d *admitted) accepts(fp fingerprint) bool {
+func (d *admitted) accepts(fp fingerprint, now time.Time) bool {
 	if d == nil || d.disabled {
 		return false
 	}
 	r, ok := d.certs[fp]
-	return ok && r.at.IsZero()
+	return ok && r.at.IsZero() && (r.ends.IsZero() || now.Before(r.ends))
 }
 
 // admittedOf gives nil for a removed or an unreadable entry.

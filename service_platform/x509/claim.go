@@ -40,13 +40,18 @@ func (a *Admission) applyClaim(e bus.Entry) {
 		return
 	}
 	var c Claim
+	ok := !e.Deleted && json.Unmarshal(e.Value, &c) == nil
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if e.Deleted || json.Unmarshal(e.Value, &c) != nil {
+	was, known := a.claims[fp]
+	if ok {
+		a.claims[fp] = c
+	} else {
 		delete(a.claims, fp)
-		return
 	}
-	a.claims[fp] = c
+	a.mu.Unlock()
+	if known && was.RevokedAt.IsZero() && (!ok || !c.RevokedAt.IsZero()) {
+		a.tell(claimPrefix + was.Name)
+	}
 }
 
 // claimed looks a claim certificate up.

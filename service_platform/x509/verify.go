@@ -176,20 +176,31 @@ func registeredOf(e bus.Entry) (*registeredCA, error) {
 	return ca, nil
 }
 
-// tellAll tells of every device: what is trusted has changed, and each connection is to be looked at again.
+// tellAll tells of every device and claim certificate: what is trusted has changed, and each connection is to be looked
+// at again.
 func (a *Admission) tellAll() {
 	a.mu.RLock()
-	tell := slices.Clone(a.onChange)
-	var ids []string
-	if len(tell) > 0 {
+	var all []string
+	if len(a.onChange) > 0 {
 		for _, d := range a.devices {
-			ids = append(ids, d.id)
+			all = append(all, d.id)
+		}
+		for _, c := range a.claims {
+			all = append(all, claimPrefix+c.Name)
 		}
 	}
 	a.mu.RUnlock()
-	for _, id := range ids {
+	a.tell(all...)
+}
+
+// tell tells those who asked to be told; see OnChange.
+func (a *Admission) tell(who ...string) {
+	a.mu.RLock()
+	tell := slices.Clone(a.onChange)
+	a.mu.RUnlock()
+	for _, w := range who {
 		for _, f := range tell {
-			f(id)
+			f(w)
 		}
 	}
 }

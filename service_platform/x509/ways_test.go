@@ -85,6 +85,28 @@ func TestClaimCertificateBecomesADevice(t *testing.T) {
 	}
 }
 
+// Whoever holds a connection of a claim certificate hears that it is withdrawn, and that what it stood on is trusted no
+// more.
+func TestWithdrawnClaimIsTold(t *testing.T) {
+	a := newArena(t)
+	told := make(chan string, 16)
+	a.gate.OnChange(func(who string) {
+		if strings.HasPrefix(who, claimPrefix) {
+			told <- who
+		}
+	})
+	old := Fingerprint(a.s.open.Load().authority.Bundle().Roots[0].Raw)
+	a.must(a.do("POST", "/api/v1/ca/rollover", struct{}{}, nil), 200)
+	a.must(a.do("POST", "/api/v1/ca/retire", map[string]string{"fingerprint": old}, nil), 200)
+	if who := <-told; who != "claim/lot-7" {
+		t.Errorf("its root retired: told of %q", who)
+	}
+	a.must(a.do("POST", "/api/v1/claims/"+a.claim.Fingerprint+"/revoke", struct{}{}, nil), 200)
+	if who := <-told; who != "claim/lot-7" {
+		t.Errorf("it is revoked: told of %q", who)
+	}
+}
+
 // Cut off between binding the token and using it up, the same device may ask again; nobody else may.
 func TestProvisioningCutOffInTheMiddleIsRepeated(t *testing.T) {
 	a := newArena(t)
