@@ -49,7 +49,8 @@ type Host struct {
 	// HTTP is where this process answers; it is told to operators.
 	HTTP string
 	// Mutant says how often the message at an index of a batch is handled, where a test must see what a skipped or
-	// repeated message does to the ledger. Nil is once, and nothing else belongs in production.
+	// repeated message does to the ledger. Index -1 is the batch with its header: where it gives 0 for that, the batch is
+	// passed over as if it had never been there. Nil is once, and nothing else belongs in production.
 	Mutant func(component string, index int) int
 
 	fs      vfs.FS // nil but in tests

@@ -117,8 +117,14 @@ func (p *Peers) run(ctx context.Context, b bus.Bus) error {
 // forget drops the consumers of nodes that are gone. The view's mutex is held.
 func (p *Peers) forget(now time.Time) {
 	for k, r := range p.reports {
-		if strings.Contains(r.Consumer, "/") && now.Sub(r.At) > nodeTTL {
+		if r.Gone(now) {
 			delete(p.reports, k)
 		}
 	}
+}
+
+// Gone says that the consumer is one of a node's own and that the node has said nothing for so long that it is taken for
+// gone for good, with what its consumers were owed.
+func (r *Report) Gone(now time.Time) bool {
+	return strings.Contains(r.Consumer, "/") && now.Sub(r.At) > nodeTTL
 }

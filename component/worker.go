@@ -310,6 +310,12 @@ func (w *worker) batch(ctx context.Context, at place, s bus.Stored) error {
 		w.stand(at, message.LogTruncated.String()+": "+what)
 		return w.alarm(message.LogTruncated, w.env.Spec.Name+" stands still: "+what)
 	}
+	if w.times(-1) == 0 {
+		c.Position = s.Position
+		w.dirty[at] = true
+		w.pendingMessages++
+		return nil
+	}
 	if w.keep.idle(&s) && len(w.dirty) == 0 {
 		c.Position = s.Position // nothing is in it: where it is read again, nothing is lost
 		w.account(c, &s)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -15,11 +16,11 @@ import (
 )
 
 func ledgerCommand(o *options) *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use: "ledger", Short: "Accepted = handled + waiting + dead, for each log and consumer", Args: cobra.NoArgs,
 		Long: `Shows, for each log and consumer, what was accepted and what became of it. The two sides are counted by different
 hands: the appenders' running counts against what each consumer's handlers really finished. Exits with 2 when they
-do not agree.`,
+do not agree, and when messages wait for a consumer that is not heard of.`,
 		Example: "  naru ledger\n  naru ledger -o json",
 		RunE: func(c *cobra.Command, _ []string) error {
 			cl, err := o.client()
@@ -31,6 +32,7 @@ do not agree.`,
 				return err
 			}
 			bad := slices.ContainsFunc(lines, func(l ledger.Line) bool { return !l.Balanced })
+			away := slices.ContainsFunc(lines, func(l ledger.Line) bool { return l.Stale && l.Waiting > 0 })
 			err = o.show(c.OutOrStdout(), lines, func(p *printer) {
 				p.row("LOG", "CONSUMER", "ACCEPTED", "HANDLED", "WAITING", "DEAD", "BALANCED")
 				for _, l := range lines {
@@ -41,16 +43,38 @@ do not agree.`,
 						p.line("%s on %s: %s", l.Consumer, l.Log, l.Fault)
 					}
 					if l.Stale {
-						p.line("%s on %s: not heard of since %s", l.Consumer, l.Log, l.At.Format(time.RFC3339))
+						p.line("%s on %s: not heard of since %s; %s messages wait for it", l.Consumer, l.Log, l.At.Format(time.RFC3339), num(l.Waiting))
 					}
+				}
+				if away {
+					p.line("Messages wait for a consumer that is away. Next: start it; or, if it went for good, `naru ledger forget CONSUMER`.")
 				}
 				if bad {
 					p.line("The ledger does not balance: a message has no fate, or two. Next: `naru status`, then the consumer's log.")
 				}
 			})
-			return found(err, bad)
+			return found(err, bad || away)
 		},
 	}
+	c.AddCommand(&cobra.Command{
+		Use: "forget CONSUMER", Short: "Forget a consumer that went for good, with what waits for it", Args: cobra.ExactArgs(1),
+		Long: `Takes a consumer out of the ledger that has been silent for a while and will not come back: a component that was
+removed, or renamed. If it comes back after all, so does its account. What a required consumer has not finished stays in
+the log all the same.`,
+		Example: "  naru ledger forget service_platform.old",
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			var f ledger.Forgotten
+			if err := cl.do(c.Context(), http.MethodDelete, (&url.URL{Path: "/api/v1/ledger/" + args[0]}).EscapedPath(), nil, nil, &f); err != nil {
+				return err
+			}
+			return o.show(c.OutOrStdout(), f, func(p *printer) { p.line("%s is forgotten; %s messages waited for it", f.Consumer, num(f.Waiting)) })
+		},
+	})
+	return c
 }
 
 func statusCommand(o *options) *cobra.Command {

@@ -43,14 +43,18 @@ type Line struct {
 const staleAfter = 45 * time.Second
 
 // compare holds the accounts against each other.
-func (l *Ledger) compare() error {
+func (l *Ledger) compare(ctx context.Context) error {
 	fresh := l.env.Peers.Reports()
 	now := l.env.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, r := range fresh {
-		l.reports[consumerAt{r.Consumer, placeOf(&r)}] = r
+	if err := l.load(); err != nil {
+		return err
 	}
+	for _, r := range fresh {
+		l.hear(r)
+	}
+	l.forgetGone(now)
 	lines := map[[2]string]*Line{}
 	err := l.env.View(func(v component.View) error {
 		accounts, err := readAccounts(v)
@@ -64,12 +68,15 @@ func (l *Ledger) compare() error {
 				line = &Line{Log: at.place.log, Consumer: at.consumer, Balanced: true, Outcomes: map[string]uint64{}}
 				lines[key] = line
 			}
-			if err := l.add(v, line, &r, at.place, accounts[at.place]); err != nil {
+			if err := l.add(ctx, v, line, &r, at.place, accounts[at.place]); err != nil {
 				return err
 			}
-			line.Stale = line.Stale || now.Sub(r.At) > staleAfter
 		}
-		return nil
+		for key, line := range lines {
+			line.At = l.heardOf(key[1], key[0])
+			line.Stale = now.Sub(line.At) > staleAfter
+		}
+		return l.unread(v, lines, accounts)
 	})
 	if err != nil {
 		return fmt.Errorf("read the account: %w", err)
@@ -85,8 +92,27 @@ func (l *Ledger) compare() error {
 		l.imbalance.WithLabelValues(line.Log, line.Consumer).Set(float64(line.Accepted) - float64(line.Handled+line.Waiting+line.Dead))
 	}
 	slices.SortFunc(l.lines, func(a, b Line) int { return cmp.Or(cmp.Compare(a.Log, b.Log), cmp.Compare(a.Consumer, b.Consumer)) })
-	l.since = now
 	return nil
+}
+
+// heardOf is when a consumer last told of a log: of the partition it has told least of lately, unless it is finished there.
+func (l *Ledger) heardOf(log, consumer string) time.Time {
+	var oldest, newest time.Time
+	for at, r := range l.reports {
+		if at.consumer != consumer || at.place.log != log {
+			continue
+		}
+		if r.At.After(newest) {
+			newest = r.At
+		}
+		if !r.Finished && (oldest.IsZero() || r.At.Before(oldest)) {
+			oldest = r.At
+		}
+	}
+	if oldest.IsZero() {
+		return newest
+	}
+	return oldest
 }
 
 // account is what the ledger knows of a partition.
@@ -122,8 +148,8 @@ func readAccounts(v component.View) (map[place]*account, error) {
 }
 
 // add takes one partition into a consumer's line.
-func (l *Ledger) add(v component.View, line *Line, r *component.Report, p place, a *account) error {
-	line.Node, line.At, line.Required = r.Node, r.At, r.Required
+func (l *Ledger) add(ctx context.Context, v component.View, line *Line, r *component.Report, p place, a *account) error {
+	line.Node, line.Required = r.Node, r.Required
 	finished := r.Waiting
 	for outcome, s := range r.Outcomes {
 		finished = finished.Plus(s)
@@ -146,7 +172,7 @@ func (l *Ledger) add(v component.View, line *Line, r *component.Report, p place,
 	}
 	var owed, beyond component.Sum // at the consumer's position; and behind it
 	for row, last := range a.last {
-		at, err := rowAt(v, p, row, r.Position.Sequence)
+		at, seq, err := rowAt(v, p, row, r.Position.Sequence)
 		if err != nil {
 			return err
 		}
@@ -155,7 +181,7 @@ func (l *Ledger) add(v component.View, line *Line, r *component.Report, p place,
 		case at == nil && !met:
 			// All of the row lies beyond the consumer's position. Where it starts the consumer will find out; until
 			// then it starts where it started for the ledger.
-			first, err := rowStart(v, p, row)
+			first, _, err := rowStart(v, p, row)
 			if err != nil {
 				return err
 			}
@@ -163,12 +189,18 @@ func (l *Ledger) add(v component.View, line *Line, r *component.Report, p place,
 			continue
 		case at == nil:
 			continue // pruned, or begun before the ledger: nothing to hold it against
+		case !met && (seq <= r.Began || l.excuse(ctx, r, p, row, seq)):
+			beyond = beyond.Plus(last.Minus(*at)) // nothing was written to the row since the consumer began
+			continue
 		case !met:
 			l.fault(line, "the row of %s has %d messages up to %s, and the consumer knows none", row, at.Count, spot(r))
 			continue
 		}
 		if mine.Upto != *at {
 			l.fault(line, "%s wrote %d messages up to %s; the consumer counted %d%s", row, at.Count, spot(r), mine.Upto.Count, sameCount(mine.Upto, *at))
+		}
+		if err := l.start(ctx, v, r, p, row); err != nil {
+			return err
 		}
 		owed = owed.Plus(mine.Upto.Minus(mine.Start))
 		beyond = beyond.Plus(last.Minus(mine.Upto))
@@ -178,6 +210,9 @@ func (l *Ledger) add(v component.View, line *Line, r *component.Report, p place,
 			owed = owed.Plus(mine.Upto.Minus(mine.Start))
 		}
 	}
+	if lost := r.Outcomes[component.Unreadable]; lost.Count > 0 && r.UnreadableBatches == 0 {
+		l.fault(line, "%d messages are told to be in batches that cannot be read, and the consumer met no such batch: it left some out", lost.Count)
+	}
 	if owed != finished {
 		l.fault(line, "%d messages were accepted up to %s, and %d have a fate%s", owed.Count, spot(r), finished.Count, sameCount(owed, finished))
 	}
@@ -185,6 +220,37 @@ func (l *Ledger) add(v component.View, line *Line, r *component.Report, p place,
 	line.Waiting += beyond.Count
 	for _, what := range l.faults[p] {
 		l.fault(line, "%s", what)
+	}
+	for _, what := range l.late[consumerAt{r.Consumer, p}] {
+		l.fault(line, "%s", what)
+	}
+	return nil
+}
+
+// unread adds to each line what lies in partitions that its consumer has not begun: all of that waits.
+func (l *Ledger) unread(v component.View, lines map[[2]string]*Line, accounts map[place]*account) error {
+	oldest := map[[2]string]uint32{} // generation that the consumer knows
+	for at := range l.reports {
+		key := [2]string{at.consumer, at.place.log}
+		if g, ok := oldest[key]; !ok || at.place.generation < g {
+			oldest[key] = at.place.generation
+		}
+	}
+	for key, line := range lines {
+		for p, a := range accounts {
+			if _, begun := l.reports[consumerAt{line.Consumer, p}]; begun || p.log != line.Log || p.generation < oldest[key] {
+				continue
+			}
+			for row, last := range a.last {
+				first, _, err := rowStart(v, p, row)
+				if err != nil {
+					return err
+				}
+				n := last.Minus(first).Count
+				line.Waiting += n
+				line.Accepted += n
+			}
+		}
 	}
 	return nil
 }
@@ -199,25 +265,27 @@ func (l *Ledger) fault(line *Line, format string, args ...any) {
 	}
 }
 
-// rowAt is what a row had come to at a sequence; nil where nothing is known.
-func rowAt(v component.View, p place, row string, seq uint64) (*component.Sum, error) {
-	var found *component.Sum
-	err := v.Range(rowPrefix(p, row), rowKey(p, row, seq+1), true, func(_, val []byte) bool {
+// rowAt is what a row had come to at a sequence, and the batch there that made it so; nil where nothing is known.
+func rowAt(v component.View, p place, row string, upTo uint64) (found *component.Sum, seq uint64, err error) {
+	err = v.Range(rowPrefix(p, row), rowKey(p, row, upTo+1), true, func(k, val []byte) bool {
 		s := decodeSum(val)
 		found = &s
+		_, seq, _ = parseRowKey(k)
 		return false
 	})
-	return found, err
+	return found, seq, err
 }
 
-// rowStart is what a row had come to before the first batch that the ledger met.
-func rowStart(v component.View, p place, row string) (component.Sum, error) {
-	var s component.Sum
-	err := v.Range(startKey(p, row), append(startKey(p, row), 0), false, func(_, val []byte) bool {
-		s = decodeSum(val)
-		return false
-	})
-	return s, err
+// rowStart is what a row had come to before the first batch that the ledger met, and that batch.
+func rowStart(v component.View, p place, row string) (s component.Sum, seq uint64, err error) {
+	val, err := v.Get(startKey(p, row))
+	if len(val) >= 16 {
+		s = decodeSum(val[:16])
+	}
+	if len(val) == 24 {
+		seq = binary.BigEndian.Uint64(val[16:])
+	}
+	return s, seq, err
 }
 
 func startKey(p place, row string) []byte { return append(placePrefix('s', p), row...) }
@@ -248,8 +316,8 @@ func (l *Ledger) say(ctx context.Context, a operator.Alarm) error {
 }
 
 func (l *Ledger) routes() []component.Route {
-	return []component.Route{{Pattern: "GET /api/v1/ledger", Handler: answer.Func(func(http.ResponseWriter, *http.Request) (any, error) {
-		if err := l.compare(); err != nil {
+	return []component.Route{{Pattern: "GET /api/v1/ledger", Handler: answer.Func(func(_ http.ResponseWriter, r *http.Request) (any, error) {
+		if err := l.compare(r.Context()); err != nil {
 			return nil, err
 		}
 		l.mu.Lock()
@@ -258,5 +326,7 @@ func (l *Ledger) routes() []component.Route {
 			return []Line{}, nil
 		}
 		return slices.Clone(l.lines), nil
+	})}, {Pattern: "DELETE /api/v1/ledger/{consumer...}", Handler: answer.Func(func(_ http.ResponseWriter, r *http.Request) (any, error) {
+		return l.forget(r.Context(), r.PathValue("consumer"))
 	})}}
 }

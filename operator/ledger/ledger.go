@@ -49,11 +49,11 @@ type Ledger struct {
 	imbalance *prometheus.GaugeVec
 
 	mu      sync.Mutex
-	reports map[consumerAt]component.Report // the newest of each, also of consumers that went away
-	lines   []Line                          // the last comparison
-	alarms  map[[2]string]operator.Alarm    // raised, by consumer and log
-	faults  map[place]map[string]string     // rows whose headers contradict each other
-	since   time.Time                       // of the last comparison
+	memory                                 // what outlives the process
+	loaded  bool                           // the memory was read
+	excused map[consumerAt]map[string]bool // rows that a consumer begins later than the ledger since what was before was trimmed
+	lines   []Line                         // the last comparison
+	alarms  map[[2]string]operator.Alarm   // raised, by consumer and log
 	batches int
 }
 
@@ -75,8 +75,7 @@ func New(env component.Env, c Config) (*component.Part, error) {
 	}
 	l := &Ledger{
 		env: env, every: time.Duration(c.EverySeconds) * time.Second,
-		reports: map[consumerAt]component.Report{},
-		alarms:  map[[2]string]operator.Alarm{}, faults: map[place]map[string]string{},
+		memory: newMemory(), excused: map[consumerAt]map[string]bool{}, alarms: map[[2]string]operator.Alarm{},
 		balanced: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "naru_ledger_balanced", Help: "1 if every accepted message has a fate at this consumer, else 0.",
 		}, []string{"log", "consumer"}),
@@ -91,8 +90,8 @@ func New(env component.Env, c Config) (*component.Part, error) {
 }
 
 // The account has one key per batch, `h log gen part row 0 seq`, with the row's count and sum after that batch; one per
-// row for where it started, `s log gen part row`, and what it has come to, `l log gen part row`; and one per partition,
-// `a log gen part`, with the sequence reached.
+// row for where it started and with which batch, `s log gen part row`, and what it has come to, `l log gen part row`; and
+// one per partition, `a log gen part`, with the sequence reached. The memory's keys are said there.
 const (
 	kindRow     = 'h'
 	kindReached = 'a'
@@ -114,7 +113,7 @@ func (l *Ledger) account(_ context.Context, tx component.Tx, log string, s bus.S
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.batches++
-	if l.batches%pruneEvery == 0 {
+	if l.batches%pruneEvery == 0 && l.loaded { // or the entries of a consumer that is away would go
 		return l.prune(tx)
 	}
 	return nil
@@ -127,16 +126,16 @@ func (l *Ledger) contradiction(tx component.Tx, p place, s bus.Stored) error {
 		return err
 	}
 	if v == nil {
-		tx.Set(startKey(p, s.Appender), encodeSum(component.Sum{Count: s.Batch.Running, IDs: s.Batch.RunningSum}))
+		before := encodeSum(component.Sum{Count: s.Batch.Running, IDs: s.Batch.RunningSum})
+		tx.Set(startKey(p, s.Appender), binary.BigEndian.AppendUint64(before, s.Position.Sequence))
 	} else {
 		before := decodeSum(v)
 		if s.Batch.Running < before.Count || s.Batch.Running == before.Count && s.Batch.RunningSum != before.IDs {
-			l.mu.Lock()
-			if l.faults[p] == nil {
-				l.faults[p] = map[string]string{}
-			}
-			l.faults[p][s.Appender] = fmt.Sprintf("batch %d of %s says that %d messages were before it; there were %d",
+			what := fmt.Sprintf("batch %d of %s says that %d messages were before it; there were %d",
 				s.Position.Sequence, s.Appender, s.Batch.Running, before.Count)
+			tx.Set(faultKey(p, s.Appender), []byte(what))
+			l.mu.Lock()
+			l.blame(p, s.Appender, what)
 			l.mu.Unlock()
 		}
 	}
@@ -183,10 +182,13 @@ func (l *Ledger) run(ctx context.Context, ready func()) error {
 	defer tick.Stop()
 	ready()
 	for {
-		if err := l.compare(); err != nil {
+		if err := l.compare(ctx); err != nil {
 			return err
 		}
 		l.sound(ctx)
+		if err := l.save(ctx); err != nil && ctx.Err() == nil {
+			l.env.Log.Warn("keep what the consumers reported", "error", err) // tried again at the next comparison
+		}
 		select {
 		case <-ctx.Done():
 			return nil

@@ -31,10 +31,13 @@ type rig struct {
 	stop func()
 }
 
-func start(t *testing.T, b *mem.Bus, dir string, mutant func(string, int) int) *rig {
+func start(t *testing.T, b *mem.Bus, dir string, mutant func(string, int) int, specs ...component.Spec) *rig {
 	t.Helper()
+	if specs == nil {
+		specs = []component.Spec{worker, Spec}
+	}
 	r := &rig{t: t, bus: b, host: &component.Host{Bus: b, Catalog: catalog.Default(), Dir: dir, Node: "n1", Mutant: mutant,
-		Specs: []component.Spec{worker, Spec}, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))}}
+		Specs: specs, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))}}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.host.Run(ctx) }()
@@ -49,11 +52,17 @@ func start(t *testing.T, b *mem.Bus, dir string, mutant func(string, int) int) *
 
 func (r *rig) say(n int) {
 	r.t.Helper()
+	r.append("door", n)
+}
+
+// append writes messages to a row, each in a batch of its own.
+func (r *rig) append(row string, n int) {
+	r.t.Helper()
 	l, err := r.bus.Log(r.t.Context(), message.Device, bus.LogOptions{})
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	a, err := l.Appender(r.t.Context(), bus.AppenderOptions{Name: "door", Owner: message.NewID(time.Now())})
+	a, err := l.Appender(r.t.Context(), bus.AppenderOptions{Name: row, Owner: message.NewID(time.Now())})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -92,6 +101,26 @@ func (r *rig) await(f func(Line) bool) Line {
 	}
 }
 
+// awaitAccount waits until the ledger has read so many batches of devices.
+func (r *rig) awaitAccount(batches uint64) {
+	r.t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	timeout := time.After(20 * time.Second)
+	for {
+		for _, rep := range r.host.Peers().Reports() {
+			if rep.Consumer == Spec.Name && rep.Log == message.Device && rep.Position.Sequence >= batches {
+				return
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-timeout:
+			r.t.Fatal("the ledger does not read")
+		}
+	}
+}
+
 func TestLedgerBalancesAcrossRestarts(t *testing.T) {
 	b, dir := mem.New(mem.Options{}), t.TempDir()
 	defer b.Close()
@@ -113,8 +142,8 @@ func TestLedgerGoesRedWhenAMutantSkipsOrRepeatsOneMessage(t *testing.T) {
 			b := mem.New(mem.Options{})
 			defer b.Close()
 			n := 0
-			r := start(t, b, t.TempDir(), func(component string, _ int) int {
-				if component == "operator.worker" {
+			r := start(t, b, t.TempDir(), func(component string, i int) int {
+				if component == "operator.worker" && i >= 0 {
 					if n++; n == 7 {
 						return times
 					}
@@ -155,8 +184,8 @@ func TestLedgerGoesRedWhenOneMessageIsCountedInPlaceOfAnother(t *testing.T) {
 	b := mem.New(mem.Options{})
 	defer b.Close()
 	n := 0
-	r := start(t, b, t.TempDir(), func(component string, _ int) int {
-		if component == "operator.worker" {
+	r := start(t, b, t.TempDir(), func(component string, i int) int {
+		if component == "operator.worker" && i >= 0 {
 			switch n++; n {
 			case 5:
 				return 0
