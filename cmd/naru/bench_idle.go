@@ -106,7 +106,7 @@ func (b *idle) measure(ctx context.Context, say io.Writer) error {
 }
 
 func (k *child) enroll(ctx context.Context, id string) (tls.Certificate, error) {
-	var e enrolled
+	var e struct{ Certificate, Key string }
 	if err := k.cl.post(ctx, "/api/v1/devices", map[string]string{"id": id, "by": "bench"}, &e); err != nil {
 		return tls.Certificate{}, err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/naru-platform/naru/internal/whole"
 	"github.com/naru-platform/naru/service_platform/x509"
 )
 
@@ -88,10 +89,13 @@ them on a medium that is not on the network; then remove the key here with remov
 			if err := cl.post(c.Context(), "/api/v1/ca/root/export", map[string]string{"passphrase": pass}, &k); err != nil {
 				return err
 			}
-			if err := os.MkdirAll(out, 0o700); err != nil {
+			if err := whole.Directory(out, 0o700); err != nil {
 				return err
 			}
-			if err := errors.Join(os.WriteFile(filepath.Join(out, "root.key"), []byte(k.Key), 0o600), os.WriteFile(filepath.Join(out, "root.crt"), []byte(k.Certificate), 0o644)); err != nil {
+			if err := whole.Write(filepath.Join(out, "root.crt"), []byte(k.Certificate), 0o644); err != nil {
+				return err
+			}
+			if err := whole.Write(filepath.Join(out, "root.key"), []byte(k.Key), 0o600); err != nil { // last: it is what counts
 				return err
 			}
 			return o.show(c.OutOrStdout(), map[string]string{"directory": out, "fingerprint": k.Fingerprint}, func(p *printer) {

@@ -1,10 +1,7 @@
 package main
 
 import (
-	"fmt"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -35,25 +32,20 @@ func claimAdd(o *options) *cobra.Command {
 			if validity != "" {
 				in["validity"] = validity
 			}
-			if csr != "" {
-				raw, err := os.ReadFile(csr)
-				if err != nil {
-					return fmt.Errorf("--csr: %w", err)
-				}
-				in["csr"] = string(raw)
-			}
 			dir := out
 			if dir == "" {
 				dir = args[0]
 			}
-			if _, err := os.Stat(filepath.Join(dir, "device.key")); err == nil {
-				return fmt.Errorf("%s has a key already; choose another directory with --out", dir)
+			own, err := openCredentials(dir, args[0], csr)
+			if err != nil {
+				return err
 			}
+			in["csr"] = own.csr
 			var e enrolled
 			if err := cl.post(c.Context(), "/api/v1/claims", in, &e); err != nil {
 				return err
 			}
-			if err := writeDevice(dir, e); err != nil {
+			if err := own.keep(e); err != nil {
 				return err
 			}
 			shown := map[string]any{"name": e.ID, "fingerprint": e.Fingerprint, "not_after": e.NotAfter, "directory": dir}

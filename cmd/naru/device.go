@@ -9,7 +9,6 @@ import (
 	"maps"
 	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -21,16 +20,6 @@ import (
 	"github.com/naru-platform/naru/device/simulator"
 	"github.com/naru-platform/naru/service_platform/x509"
 )
-
-// enrolled is what the platform answers to an enrolment.
-type enrolled struct {
-	ID          string    `json:"id"`
-	Certificate string    `json:"certificate"`
-	Key         string    `json:"key,omitempty"`
-	CA          string    `json:"ca"`
-	Fingerprint string    `json:"fingerprint"`
-	NotAfter    time.Time `json:"not_after"`
-}
 
 func deviceCommand(o *options) *cobra.Command {
 	c := &cobra.Command{Use: "device", Short: "The fleet: its devices, their certificates and what becomes of them"}
@@ -45,7 +34,8 @@ func deviceAdd(o *options) *cobra.Command {
 	c := &cobra.Command{
 		Use: "add ID", Short: "Register a device and issue its certificate", Args: cobra.ExactArgs(1),
 		Long: `Registers a device and writes its certificate, key and the CA to a directory: device.crt, device.key (mode 0600) and
-ca.crt. With --csr the key stays where it was made, and only the certificate comes back.`,
+ca.crt. The key is made here and goes nowhere. With --csr it stays where it was made, and only the certificate comes back.
+A command that was cut off is given again: it goes on with the key that is there.`,
 		Example: `  naru device add d-17 --out d-17
   mosquitto_pub -p 8883 --cafile d-17/ca.crt --cert d-17/device.crt --key d-17/device.key -i d-17 -q 1 \
     -t device/d-17/telemetry -m '{"celsius":21.5}'`,
@@ -75,32 +65,27 @@ ca.crt. With --csr the key stays where it was made, and only the certificate com
 			if validity != "" {
 				in["validity"] = validity
 			}
-			if csr != "" {
-				raw, err := os.ReadFile(csr)
-				if err != nil {
-					return fmt.Errorf("--csr: %w", err)
-				}
-				in["csr"] = string(raw)
-			}
 			dir := out
 			if dir == "" {
 				dir = args[0]
 			}
-			if _, err := os.Stat(filepath.Join(dir, "device.key")); err == nil {
-				return fmt.Errorf("%s has a key already; choose another directory with --out", dir)
+			own, err := openCredentials(dir, args[0], csr)
+			if err != nil {
+				return err
 			}
+			in["csr"] = own.csr
 			var e enrolled
 			if err := cl.post(c.Context(), "/api/v1/devices", in, &e); err != nil {
 				return err
 			}
-			if err := writeDevice(dir, e); err != nil {
+			if err := own.keep(e); err != nil {
 				return err
 			}
 			shown := map[string]any{"id": e.ID, "fingerprint": e.Fingerprint, "not_after": e.NotAfter, "directory": dir}
 			return o.show(c.OutOrStdout(), shown, func(p *printer) {
 				p.line("%s is registered; its certificate is valid until %s", e.ID, e.NotAfter.Format("2006-01-02"))
-				p.line("written to %s: ca.crt, device.crt%s", dir, map[bool]string{true: ", device.key", false: ""}[e.Key != ""])
-				if e.Key != "" {
+				p.line("written to %s: ca.crt, device.crt%s", dir, map[bool]string{true: ", device.key", false: ""}[own.owns])
+				if own.owns {
 					host, port := splitAddr(cl.MQTT)
 					p.line("try:\n  mosquitto_pub -h %s -p %s --cafile %s/ca.crt --cert %s/device.crt --key %s/device.key -i %s -q 1 -t device/%s/telemetry -m '{\"celsius\":21.5}'",
 						host, port, dir, dir, dir, e.ID, e.ID)
@@ -127,24 +112,6 @@ func splitAddr(addr string) (host, port string) {
 		host = "127.0.0.1"
 	}
 	return host, addr[i+1:]
-}
-
-func writeDevice(dir string, e enrolled) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	for name, text := range map[string]string{"ca.crt": e.CA, "device.crt": e.Certificate, "device.key": e.Key} {
-		mode := os.FileMode(0o644)
-		if name == "device.key" {
-			if mode = 0o600; text == "" {
-				continue
-			}
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), mode); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func deviceList(o *options) *cobra.Command {

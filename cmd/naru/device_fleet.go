@@ -107,7 +107,7 @@ func deviceImport(o *options) *cobra.Command {
 		Long: `Registers the devices of a file, one a line. Only id is wanted; groups, attributes, policy, disabled and certs are taken
 where they are there. A device that is registered already is brought up to date, so an import that was cut off is simply
 run again. With --issue each device also gets a certificate and key, in a directory of its own below the one named;
-those that have a directory already are left alone.
+those that have one already are left alone.
 
 A line that is refused is told with its number, the others go on, and the command ends with 1.`,
 		Example: "  naru device import fleet.csv --issue keys\n  naru device export | naru --server https://other.example:8780 device import -",
@@ -189,14 +189,18 @@ func importDevice(ctx context.Context, cl *client, d x509.Import, issue string) 
 		return err
 	}
 	dir := filepath.Join(issue, url.PathEscape(d.ID))
-	if _, err := os.Stat(filepath.Join(dir, "device.crt")); err == nil {
+	if _, err := os.Stat(filepath.Join(dir, certFile)); err == nil {
 		return nil
 	}
-	var e enrolled
-	if err := cl.post(ctx, "/api/v1/devices", map[string]string{"id": d.ID, "by": "operator"}, &e); err != nil {
+	own, err := openCredentials(dir, d.ID, "")
+	if err != nil {
 		return err
 	}
-	return writeDevice(dir, e)
+	var e enrolled
+	if err := cl.post(ctx, "/api/v1/devices", map[string]string{"id": d.ID, "by": "operator", "csr": own.csr}, &e); err != nil {
+		return err
+	}
+	return own.keep(e)
 }
 
 // eachLine calls f for each device, or for what is wrong with its line; an error of its own ends it.

@@ -1,10 +1,7 @@
 package main
 
 import (
-	"fmt"
 	"net/url"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,7 +14,8 @@ func deviceRotate(o *options) *cobra.Command {
 	c := &cobra.Command{
 		Use: "rotate ID", Short: "Issue a new certificate; the old one is accepted a while longer", Args: cobra.ExactArgs(1),
 		Long: `Issues a new certificate beside the old one. Both admit the device until the overlap has passed; then the old one is
-revoked, and connections that still use it end.`,
+revoked, and connections that still use it end. A command that was cut off is given again, with the same directory: it
+goes on with the key that is there.`,
 		Example: "  naru device rotate d-17 --out d-17-new --overlap 7d",
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
@@ -30,25 +28,20 @@ revoked, and connections that still use it end.`,
 					in[k] = v
 				}
 			}
-			if csr != "" {
-				raw, err := os.ReadFile(csr)
-				if err != nil {
-					return fmt.Errorf("--csr: %w", err)
-				}
-				in["csr"] = string(raw)
-			}
 			dir := out
 			if dir == "" {
 				dir = args[0] + "-" + time.Now().Format("2006-01-02")
 			}
-			if _, err := os.Stat(filepath.Join(dir, "device.key")); err == nil {
-				return fmt.Errorf("%s has a key already; choose another directory with --out", dir)
+			own, err := openCredentials(dir, args[0], csr)
+			if err != nil {
+				return err
 			}
+			in["csr"] = own.csr
 			var e enrolled
 			if err := cl.post(c.Context(), "/api/v1/devices/"+url.PathEscape(args[0])+"/rotate", in, &e); err != nil {
 				return err
 			}
-			if err := writeDevice(dir, e); err != nil {
+			if err := own.keep(e); err != nil {
 				return err
 			}
 			shown := map[string]any{"id": e.ID, "fingerprint": e.Fingerprint, "not_after": e.NotAfter, "directory": dir}

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/naru-platform/naru/internal/whole"
 )
 
 // How long things are valid. A CA outlives its devices' patience with new firmware; a server certificate costs nothing
@@ -85,7 +87,7 @@ func OpenAuthority(dir string, o AuthorityOptions) (*Authority, error) {
 	if err := os.MkdirAll(filepath.Join(dir, retiredDir), 0o700); err != nil {
 		return nil, fmt.Errorf("make the CA's directory: %w", err)
 	}
-	if err := errors.Join(sweep(dir), sweep(filepath.Join(dir, retiredDir))); err != nil {
+	if err := errors.Join(whole.Sweep(dir), whole.Sweep(filepath.Join(dir, retiredDir))); err != nil {
 		return nil, err
 	}
 	err := a.finishRollover()
@@ -314,7 +316,7 @@ func (a *Authority) make(name string, key *ecdsa.PrivateKey, validity time.Durat
 	if err != nil {
 		return pair{}, err
 	}
-	return pair{cert, key}, writeFile(a.path(name+".crt"), certPEM(cert), 0o644)
+	return pair{cert, key}, whole.Write(a.path(name+".crt"), certPEM(cert), 0o644)
 }
 
 // certify signs a CA's certificate for a key; a zero parent is the new CA itself. pathLen is how many CAs may stand below,
@@ -363,7 +365,7 @@ func (a *Authority) retire(p pair) error {
 			return err
 		}
 	}
-	return writeFile(base+".crt", certPEM(p.cert), 0o644)
+	return whole.Write(base+".crt", certPEM(p.cert), 0o644)
 }
 
 // serverEnd is when the server certificate ends.
@@ -404,14 +406,14 @@ func (a *Authority) renewServer() error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(a.path(serverName+".key"), text, 0o600); err != nil {
+	if err := whole.Write(a.path(serverName+".key"), text, 0o600); err != nil {
 		return err
 	}
 	chain := []*stdx509.Certificate{cert, a.use.cert}
 	if a.cross != nil && a.o.Now().Before(a.cross.NotAfter) {
 		chain = append(chain, a.cross)
 	}
-	return writeFile(a.path(serverName+".crt"), certPEM(chain...), 0o644)
+	return whole.Write(a.path(serverName+".crt"), certPEM(chain...), 0o644)
 }
 
 // hosts gives the server's names and addresses, each once, in a stable order.

@@ -138,7 +138,7 @@ func TestKeysAreForTheirOwnerOnly(t *testing.T) {
 func TestCAIsTheSameAfterARestart(t *testing.T) {
 	dir, c := t.TempDir(), newClock()
 	before := openCA(t, dir, c).Bundle().PEM()
-	if err := os.WriteFile(filepath.Join(dir, ".root.crt"+tempMark+"123"), []byte("-----BEGIN CERT"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, ".root.crt.naru-tmp-123"), []byte("-----BEGIN CERT"), 0o600); err != nil {
 		t.Fatal(err) // what a SIGKILL in the middle of a write leaves
 	}
 	if after := openCA(t, dir, c).Bundle().PEM(); !bytes.Equal(before, after) {

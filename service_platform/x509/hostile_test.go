@@ -387,7 +387,8 @@ func TestHostileHandshakesAndEnrolments(t *testing.T) {
 	}
 }
 
-// A token that was used is refused from then on, whatever it is used for.
+// A token that was used is refused from then on, whatever it is used for; but who may have lost the answer gets it again,
+// and nothing is changed by that.
 func TestReplayedTokensAreRefused(t *testing.T) {
 	a := newArena(t)
 	token, key := a.token("d-9"), ecKey(t, elliptic.P256())
@@ -402,9 +403,26 @@ func TestReplayedTokensAreRefused(t *testing.T) {
 	if status, _ := a.est(estCall{path: estEnroll, user: "d-9", token: token, body: csrText(t, ecKey(t, elliptic.P256()), "d-9")}); status != 401 {
 		t.Errorf("an enrolment token with another key: %d", status)
 	}
+	if got := a.ask(a.claimClient(), lotTopic, provisionOf(made.Token, map[string]string{"Serial": "1"}), nil); !got.Accepted {
+		t.Errorf("a device whose answer was lost: %s", string(got.Payload))
+	}
+	if got := a.ask(a.claimClient(), lotTopic, provisionOf(made.Token, map[string]string{"Serial": "2"}), nil); got.Accepted {
+		t.Error("an ownership token once more, for another device")
+	}
+	if asked := a.asked.Load(); asked != 1 {
+		t.Errorf("the hook was asked %d times", asked)
+	}
+	came, err := parseCerts([]byte(made.PEM))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.gate.AdmitClient(t.Context(), Client{Leaf: came[0]}); err != nil {
+		t.Fatal(err)
+	}
+	a.attempts(attemptFilter{})
 	for _, serial := range []string{"1", "2"} {
-		if got := a.ask(a.claimClient(), lotTopic, provisionOf(made.Token, map[string]string{"Serial": serial}), nil); got.Accepted || !strings.Contains(string(got.Payload), "used already") {
-			t.Errorf("an ownership token once more, for %s: %s", serial, string(got.Payload))
+		if got := a.ask(a.claimClient(), lotTopic, provisionOf(made.Token, map[string]string{"Serial": serial}), nil); got.Accepted || !strings.Contains(string(got.Payload), "InvalidCertificateOwnershipToken") {
+			t.Errorf("an ownership token once more, the device having come in, for %s: %s", serial, string(got.Payload))
 		}
 	}
 	again := a.ownership()
@@ -413,5 +431,27 @@ func TestReplayedTokensAreRefused(t *testing.T) {
 	}
 	if a.fleet() != before {
 		t.Error("the fleet was changed")
+	}
+}
+
+// Nor does a token answer for a device that is not in force any more.
+func TestTokenOfAWithdrawnDeviceIsRefused(t *testing.T) {
+	a := newArena(t)
+	for serial, withdraw := range map[string]func(device string){
+		"1": func(d string) { a.must(a.do("POST", "/api/v1/devices/"+d+"/revoke", nil, nil), 200) },
+		"2": func(d string) { a.must(a.do("POST", "/api/v1/devices/"+d+"/disable", nil, nil), 200) },
+		"3": func(d string) { a.must(a.do("DELETE", "/api/v1/devices/"+d, nil, nil), 204) },
+	} {
+		again := provisionOf(a.ownership().Token, map[string]string{"Serial": serial})
+		for range 2 {
+			if got := a.ask(a.claimClient(), lotTopic, again, nil); !got.Accepted {
+				t.Fatal(string(got.Payload))
+			}
+		}
+		withdraw("pump-" + serial)
+		before := a.fleet()
+		if got := a.ask(a.claimClient(), lotTopic, again, nil); got.Accepted || a.fleet() != before {
+			t.Errorf("device %s: answered %s", serial, string(got.Payload))
+		}
 	}
 }

@@ -289,7 +289,7 @@ func (s *service) admissions(o *opened, w http.ResponseWriter, r *http.Request) 
 		}
 		limit = n
 	}
-	list, err := attempts(r.Context(), s.env.Bus, attemptFilter{q.Get("device"), q.Get("address"), q.Get("ca"), q.Get("refused") == "true"}, limit)
+	list, err := attempts(r.Context(), s.env.Bus, attemptFilter{device: q.Get("device"), address: q.Get("address"), ca: q.Get("ca"), refused: q.Get("refused") == "true"}, limit)
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/crypto/scrypt"
+
+	"github.com/naru-platform/naru/internal/whole"
 )
 
 // PassphraseEnv names the environment variable that may hold the passphrase of the CA's keys.
@@ -58,7 +60,7 @@ func openKeyring(dir, passphrase string) (*keyring, error) {
 		if _, err := rand.Read(machine); err != nil {
 			return nil, fmt.Errorf("make the machine key: %w", err)
 		}
-		if err := writeFile(path, fmt.Appendf(nil, "%x\n", machine), 0o600); err != nil {
+		if err := whole.Write(path, fmt.Appendf(nil, "%x\n", machine), 0o600); err != nil {
 			return nil, err
 		}
 	}
@@ -91,7 +93,7 @@ func (r *keyring) write(path string, k *ecdsa.PrivateKey) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(path, text, 0o600)
+	return whole.Write(path, text, 0o600)
 }
 
 // read gives nil where there is no such file. A key that lies there in the clear, or under the machine key although
@@ -140,7 +142,7 @@ func (r *keyring) settle(dir string) error {
 	if err := os.Remove(filepath.Join(dir, machineKeyName)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove the machine key that the passphrase replaces: %w", err)
 	}
-	return syncDir(dir)
+	return whole.Sync(dir)
 }
 
 // scryptCost is N, r and p of RFC 7914.

@@ -56,6 +56,7 @@ func TestOldAndNewCertificateOverlapAfterARotation(t *testing.T) {
 		t.Errorf("told of %q", d)
 	}
 	a.s.look(t.Context(), a.s.open.Load())
+	<-h.told // once more, now that it is revoked
 	var d Device
 	if a.do("GET", "/api/v1/devices/d-17", nil, &d); !d.Certs[0].Revoked() || d.Certs[0].Reason != superseded {
 		t.Errorf("after the overlap: %+v", d.Certs[0])

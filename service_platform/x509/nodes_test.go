@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/elliptic"
 	stdx509 "crypto/x509"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"testing"
@@ -97,7 +98,7 @@ func TestWaysInOnTheEngineThatShips(t *testing.T) {
 	a := newArenaOn(t, b)
 	made := a.ownership()
 	for i, want := range []bool{true, false} {
-		if got := a.ask(a.claimClient(), lotTopic, provisionOf(made.Token, map[string]string{"Serial": "1"}), nil); got.Accepted != want {
+		if got := a.ask(a.claimClient(), lotTopic, provisionOf(made.Token, map[string]string{"Serial": fmt.Sprint(i)}), nil); got.Accepted != want {
 			t.Errorf("ownership token, use %d: %s", i+1, string(got.Payload))
 		}
 	}

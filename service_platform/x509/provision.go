@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	stdx509 "crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -196,6 +198,8 @@ type ownership struct {
 	Template    string    `json:"template,omitempty"` // these two from the first use on; another is refused then
 	Device      string    `json:"device,omitempty"`
 	Done        bool      `json:"done,omitempty"`
+	Fingerprint string    `json:"fingerprint,omitempty"` // these two of the certificate, once it is registered
+	Name        string    `json:"name,omitempty"`
 }
 
 // created is the answer of create and create-from-csr.
@@ -254,7 +258,7 @@ type provisioned struct {
 }
 
 // provision registers the device and its certificate. The token is bound to the device before, and used up after: cut
-// off in between, the same device may ask again, and nobody else.
+// off in between, or its answer lost, the same device may ask again, and nobody else.
 func (p *provisioning) provision(ctx context.Context, claim Claim, template string, payload []byte, at *Attempt) (any, error) {
 	var in struct {
 		Token      string            `json:"certificateOwnershipToken"`
@@ -273,20 +277,26 @@ func (p *provisioning) provision(ctx context.Context, claim Claim, template stri
 	if !ok {
 		return nil, awsRefuse(http.StatusForbidden, "Forbidden", "no template %q is configured", template)
 	}
-	certs, err := parseCerts([]byte(own.Certificate))
-	if err != nil {
-		return nil, fmt.Errorf("read a certificate that was issued: %w", err)
+	var certs []*stdx509.Certificate
+	if !own.Done {
+		if certs, err = parseCerts([]byte(own.Certificate)); err != nil {
+			return nil, fmt.Errorf("read a certificate that was issued: %w", err)
+		}
+		own.Fingerprint, own.Name = Fingerprint(certs[0].Raw), name(certs[0])
 	}
-	pl, err := tmpl.plan(in.Parameters, map[string]string{"Certificate.Id": Fingerprint(certs[0].Raw), "Certificate.CommonName": name(certs[0])})
+	pl, err := tmpl.plan(in.Parameters, map[string]string{"Certificate.Id": own.Fingerprint, "Certificate.CommonName": own.Name})
 	if err != nil {
 		return nil, awsRefuse(http.StatusBadRequest, "InvalidParameters", "template %s: %w", template, err)
 	}
 	if own.Device != "" && (own.Device != pl.device || own.Template != template) {
-		return nil, awsRefuse(http.StatusForbidden, "InvalidCertificateOwnershipToken", "the token is bound to another device")
+		return nil, wrongOwner("is bound to another device")
+	}
+	if own.Done {
+		return p.again(ctx, own, pl, at)
 	}
 	at.pass("template", "%s makes it device %q", template, pl.device)
 	if tmpl.Hook != "" {
-		if err := askHook(ctx, tmpl.Hook, hookRequest{Template: template, Device: pl.device, Fingerprint: Fingerprint(certs[0].Raw),
+		if err := askHook(ctx, tmpl.Hook, hookRequest{Template: template, Device: pl.device, Fingerprint: own.Fingerprint,
 			Claim: claim.Fingerprint, Parameters: in.Parameters}); err != nil {
 			return nil, awsRefuse(http.StatusForbidden, "NotApproved", "%w", err)
 		}
@@ -299,7 +309,7 @@ func (p *provisioning) provision(ctx context.Context, claim Claim, template stri
 		return nil, err
 	}
 	c := (&Issued{Certificate: certs[0]}).record(p.s.env.Now())
-	c.Name = name(certs[0])
+	c.Name = own.Name
 	_, _, err = p.o.registry.Add(ctx, Registration{ID: pl.device, Certificate: c, Attributes: pl.attributes, Groups: pl.groups, Policy: pl.policy,
 		CA: "claim:" + template, Fresh: !tmpl.Replace, By: "claim:" + claim.Name})
 	if errors.Is(err, ErrRefused) {
@@ -320,22 +330,44 @@ func (p *provisioning) provision(ctx context.Context, claim Claim, template stri
 	return provisioned{Configuration: pl.configuration, Thing: pl.device}, nil
 }
 
+// again gives the answer to a request that was done, and changes nothing: that answer may have been lost. Once the device
+// has come in with the certificate it was not, and who asks then replays a token; so does who asks for a certificate
+// that is not in force any more.
+func (p *provisioning) again(ctx context.Context, own ownership, pl plan, at *Attempt) (any, error) {
+	d, err := p.o.registry.Get(ctx, own.Device)
+	if err != nil && !errors.Is(err, ErrUnknownDevice) {
+		return nil, err
+	}
+	inForce := slices.ContainsFunc(d.Certs, func(c Certificate) bool { return c.Fingerprint == own.Fingerprint && !c.Revoked() })
+	if err != nil || d.Disabled || !inForce {
+		return nil, wrongOwner("was used already")
+	}
+	came, err := attempts(ctx, p.s.env.Bus, attemptFilter{fingerprint: own.Fingerprint, admitted: true}, 1)
+	if err != nil {
+		return nil, err
+	}
+	if len(came) > 0 {
+		return nil, wrongOwner("was used already")
+	}
+	at.pass("registration", "as device %q, before", pl.device)
+	return provisioned{Configuration: pl.configuration, Thing: pl.device}, nil
+}
+
+func wrongOwner(why string) error {
+	return awsRefuse(http.StatusForbidden, "InvalidCertificateOwnershipToken", "the ownership token %s", why)
+}
+
 func (p *provisioning) owned(ctx context.Context, key string, claim Claim) (ownership, uint64, error) {
 	own, revision, err := p.read(ctx, key)
-	wrong := func(why string) error {
-		return awsRefuse(http.StatusForbidden, "InvalidCertificateOwnershipToken", "the ownership token %s", why)
-	}
 	switch {
 	case errors.Is(err, bus.ErrNotFound):
-		return own, 0, wrong("is none of this platform")
+		return own, 0, wrongOwner("is none of this platform")
 	case err != nil:
 		return own, 0, err
 	case own.Claim != claim.Fingerprint:
-		return own, 0, wrong("was given to another claim certificate")
-	case own.Done:
-		return own, 0, wrong("was used already")
+		return own, 0, wrongOwner("was given to another claim certificate")
 	case p.s.env.Now().After(own.Expires):
-		return own, 0, wrong("has expired")
+		return own, 0, wrongOwner("has expired")
 	}
 	return own, revision, nil
 }

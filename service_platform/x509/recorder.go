@@ -210,15 +210,16 @@ func (r *recorder) run(ctx context.Context, b bus.Bus, warn func(error, int)) {
 
 // attemptFilter selects attempts; what is empty selects all.
 type attemptFilter struct {
-	device, address, ca string
-	refused             bool
+	device, address, ca, fingerprint string
+	refused, admitted                bool
 }
 
 func (f attemptFilter) keeps(a *Attempt) bool {
 	return (f.device == "" || a.Device == f.device || a.ClientID == f.device) &&
 		(f.address == "" || a.Address == f.address) &&
 		(f.ca == "" || a.CA == f.ca || a.Issuer == f.ca) &&
-		!(f.refused && a.Admitted)
+		(f.fingerprint == "" || a.Fingerprint == f.fingerprint) &&
+		!(f.refused && a.Admitted) && !(f.admitted && !a.Admitted)
 }
 
 // attempts reads what every node recorded, newest first, at most limit of them.

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/naru-platform/naru/internal/whole"
 )
 
 const (
@@ -82,18 +84,18 @@ func (a *Authority) prepareRollover(oldRoot string) error {
 	if err := errors.Join(
 		a.keys.write(filepath.Join(dir, rootName+".key"), rootKey),
 		a.keys.write(filepath.Join(dir, issuingName+".key"), issuingKey),
-		writeFile(filepath.Join(dir, rootName+".crt"), certPEM(root), 0o644),
-		writeFile(filepath.Join(dir, issuingName+".crt"), certPEM(issuing), 0o644),
-		writeFile(filepath.Join(dir, oldRoot), certPEM(a.root.cert), 0o644),
+		whole.Write(filepath.Join(dir, rootName+".crt"), certPEM(root), 0o644),
+		whole.Write(filepath.Join(dir, issuingName+".crt"), certPEM(issuing), 0o644),
+		whole.Write(filepath.Join(dir, oldRoot), certPEM(a.root.cert), 0o644),
 	); err != nil {
 		return err
 	}
 	if crossPEM != nil {
-		if err := writeFile(filepath.Join(dir, crossName), crossPEM, 0o644); err != nil {
+		if err := whole.Write(filepath.Join(dir, crossName), crossPEM, 0o644); err != nil {
 			return err
 		}
 	}
-	return writeFile(filepath.Join(dir, rolloverDone), nil, 0o600)
+	return whole.Write(filepath.Join(dir, rolloverDone), nil, 0o600)
 }
 
 // crossSign signs the new root's certificate with the old root's key: same name, same key, another issuer.
@@ -138,7 +140,7 @@ func (a *Authority) finishRollover() error {
 			return err
 		}
 	}
-	if err := errors.Join(syncDir(a.dir), syncDir(a.path(retiredDir)), syncDir(dir)); err != nil {
+	if err := errors.Join(whole.Sync(a.dir), whole.Sync(a.path(retiredDir)), whole.Sync(dir)); err != nil {
 		return err
 	}
 	return os.RemoveAll(dir)
@@ -170,7 +172,7 @@ func (a *Authority) RemoveRoot(fingerprint string) error {
 		return fmt.Errorf("remove the root's key: %w", err)
 	}
 	a.root.key = nil
-	return syncDir(a.dir)
+	return whole.Sync(a.dir)
 }
 
 // RestoreRoot puts the root's key back: what ExportRoot gave, and its passphrase.
