@@ -24,6 +24,7 @@ const (
 	DeviceDisabled   Reason = 110
 	SlowHandshake    Reason = 111
 	TokenInvalid     Reason = 112
+	ConnectionLimit  Reason = 113
 
 	// At the door: what may be said.
 	ACLDenied        Reason = 201
@@ -169,6 +170,7 @@ var reasons = []ReasonInfo{
 	{DeviceDisabled, "", "device_disabled", "The device is switched off by an operator.", "`naru device show <id>` says by whom."},
 	{SlowHandshake, "", "slow_handshake", "The client took too long to say CONNECT.", "Network to the device; or somebody is probing the port."},
 	{TokenInvalid, "", "token_invalid", "The token of a request is missing or wrong.", "The token file in the platform's data directory, or NARU_TOKEN."},
+	{ConnectionLimit, "", "connection_limit", "More clients came than the broker takes, or takes at once.", "The limit named in the refusal. If all of a fleet comes at once, what it lost before: network, power, this platform. Clients try again by themselves."},
 
 	{ACLDenied, "", "acl_denied", "Policy does not let this client publish or subscribe there.", "Subject and device in the refusal. A device speaks on device.<its own id>.> and hears device.<its own id>.>."},
 	{TopicInvalid, "", "topic_invalid", "The topic is not a legal MQTT topic name or filter.", "The client's code: wildcards in a topic name, NUL, malformed UTF-8."},

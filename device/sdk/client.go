@@ -254,7 +254,7 @@ func (o *Options) useTLS() (err error) {
 	d := &tls.Dialer{
 		NetDialer: &net.Dialer{Timeout: dialPatience},
 		Config: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, ServerName: host,
-			Certificates: []tls.Certificate{o.Certificate}},
+			Certificates: []tls.Certificate{o.Certificate}, ClientSessionCache: tls.NewLRUClientSessionCache(1)}, // coming back costs less
 	}
 	server := o.Server
 	o.Dial = func(ctx context.Context) (net.Conn, error) { return d.DialContext(ctx, "tcp", server) }

@@ -20,6 +20,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/internal/answer"
@@ -54,6 +56,12 @@ type Config struct {
 	ReceiveMaximum int `json:"receive_maximum"`
 	// MaxConnections is how many clients may be connected.
 	MaxConnections int `json:"max_connections"`
+	// ConnectRate is how many connections a second are begun with; zero for as many as come. The rest wait for their turn.
+	ConnectRate float64 `json:"connect_rate"`
+	// ConnectsWaitingMax is how many connections may wait for their TLS handshake or password to be looked at, while others
+	// are, and ConnectWait for how long. ConnectTimeout does not count while they wait.
+	ConnectsWaitingMax int    `json:"connects_waiting_max"`
+	ConnectWait        string `json:"connect_wait"`
 	// KeepAliveMax is the longest keep alive: an MQTT 5 client that asks for a longer one, or for none, is told this one
 	// (Server Keep Alive, MQTT 5 §3.2.2.3.14). "0s" lets clients choose. MQTT 3.1.1 has no word for it. Whole seconds,
 	// at most 65535.
@@ -75,7 +83,7 @@ type Config struct {
 
 // Defaults is the configuration where nothing is said.
 var Defaults = Config{Listen: "127.0.0.1:8883", MaxMessageBytes: 256 << 10, ConnectTimeout: "10s", ReceiveMaximum: 1024,
-	MaxConnections: 200_000, KeepAliveMax: "1h", RefusalsKept: 1000, SessionExpiryMax: "168h", SessionMessagesMax: 100_000,
+	MaxConnections: 200_000, ConnectsWaitingMax: 20_000, ConnectWait: "1m", KeepAliveMax: "1h", RefusalsKept: 1000, SessionExpiryMax: "168h", SessionMessagesMax: 100_000,
 	SessionBytesMax: 256 << 20, SubscriptionsMax: 256, SessionsMax: 200_000, RetainedMax: 100_000}
 
 // With declares the broker with the one that admits.
@@ -105,6 +113,8 @@ type Broker struct {
 	expiry    *expiry
 
 	keepAliveMax time.Duration
+	gate         *turnstile
+	paced        *rate.Limiter
 
 	doors   sync.Map // log name -> bus.Appender
 	stop    atomic.Bool
@@ -113,6 +123,7 @@ type Broker struct {
 	clients map[string]*conn              // by their sessions' names
 	wills   map[message.ID]pending        // that wait for their delay; nil where none is said any more
 	all     map[*conn]struct{}            // every connection, also before its CONNECT
+	callers map[*caller]struct{}          // of HTTP, before they are WebSockets
 	devices map[string]map[*conn]struct{} // by their certificate's device
 	group   sync.WaitGroup
 	addrs   []net.Addr
@@ -120,6 +131,22 @@ type Broker struct {
 
 // New builds the broker.
 func New(env component.Env, c Config, a Admission) (*component.Part, error) {
+	b, err := build(env, c, a)
+	if err != nil {
+		return nil, err
+	}
+	return b.part(), nil
+}
+
+func (b *Broker) part() *component.Part {
+	return &component.Part{HandleBatch: b.store.Hear, Run: b.run, Routes: []component.Route{
+		{Pattern: "GET /api/v1/broker/sessions", Handler: answer.Func(b.serveSessions)},
+		{Pattern: "GET /api/v1/broker/connections", Handler: answer.Func(b.serveConnections)},
+		{Pattern: "GET /api/v1/broker/refusals", Handler: answer.Func(b.refusals.serve)},
+	}}
+}
+
+func build(env component.Env, c Config, a Admission) (*Broker, error) {
 	longest, kerr := keepAlive(c.KeepAliveMax)
 	timeout, err := time.ParseDuration(c.ConnectTimeout)
 	switch {
@@ -133,6 +160,15 @@ func New(env component.Env, c Config, a Admission) (*component.Part, error) {
 		return nil, fmt.Errorf("max_message_bytes is %d; want at least 1", c.MaxMessageBytes)
 	case c.SessionMessagesMax < 1 || c.SessionBytesMax < 1 || c.SubscriptionsMax < 1 || c.SessionsMax < 0 || c.RetainedMax < 0:
 		return nil, errors.New("session_messages_max, session_bytes_max and subscriptions_max want at least 1, sessions_max and retained_max at least 0")
+	}
+	wait, err := time.ParseDuration(c.ConnectWait)
+	switch {
+	case err != nil || wait <= 0:
+		return nil, fmt.Errorf("connect_wait %q: want a duration such as 1m", c.ConnectWait)
+	case c.ConnectsWaitingMax < 1:
+		return nil, fmt.Errorf("connects_waiting_max is %d; want at least 1", c.ConnectsWaitingMax)
+	case c.ConnectRate < 0:
+		return nil, fmt.Errorf("connect_rate is %g; want connections a second, or 0 for as many as come", c.ConnectRate)
 	}
 	expires, err := time.ParseDuration(c.SessionExpiryMax)
 	if err != nil || expires < 0 || expires/time.Second >= session.Never {
@@ -148,18 +184,16 @@ func New(env component.Env, c Config, a Admission) (*component.Part, error) {
 		return nil, err
 	}
 	b := &Broker{env: env, conf: c, admission: a, timeout: timeout, keepAliveMax: longest, entrances: entrances, wills: map[message.ID]pending{},
-		clients: map[string]*conn{}, all: map[*conn]struct{}{}, devices: map[string]map[*conn]struct{}{}, metrics: newMetrics(env.Metrics)}
+		clients: map[string]*conn{}, all: map[*conn]struct{}{}, callers: map[*caller]struct{}{}, devices: map[string]map[*conn]struct{}{}, metrics: newMetrics(env.Metrics)}
+	b.gate, b.paced = newTurnstile(c.ConnectsWaitingMax, wait), newPace(c.ConnectRate)
+	b.metrics.watch(env.Metrics, b.gate)
 	b.refusals = newRefusals(b, c.RefusalsKept)
 	b.online.b = b
 	b.keeper, _ = a.(Doorkeeper)
 	b.expiry = &expiry{b: b}
 	b.store = session.New(env, session.Limits{Expiry: expires, Messages: c.SessionMessagesMax, Bytes: c.SessionBytesMax,
 		Subscriptions: c.SubscriptionsMax, Sessions: c.SessionsMax, Retained: c.RetainedMax}, b.lost)
-	return &component.Part{HandleBatch: b.store.Hear, Run: b.run, Routes: []component.Route{
-		{Pattern: "GET /api/v1/broker/sessions", Handler: answer.Func(b.serveSessions)},
-		{Pattern: "GET /api/v1/broker/connections", Handler: answer.Func(b.serveConnections)},
-		{Pattern: "GET /api/v1/broker/refusals", Handler: answer.Func(b.refusals.serve)},
-	}}, nil
+	return b, nil
 }
 
 func (b *Broker) run(ctx context.Context, ready func()) error {

@@ -71,6 +71,7 @@ type rig struct {
 	tls   string
 	conf  json.RawMessage
 	dir   string
+	b     *Broker
 	stop  func() // ends the broker, and returns when it has gone
 }
 
@@ -110,7 +111,15 @@ func newRigOn(t *testing.T, contracts *message.Catalog, change func(*Config)) *r
 // start runs the broker, again where it has been stopped.
 func (r *rig) start(contracts *message.Catalog) {
 	r.t.Helper()
-	r.host = &component.Host{Bus: r.bus, Catalog: contracts, Dir: r.dir, Node: "n1", Specs: []component.Spec{With(r.gate)},
+	spec := component.Define(With(r.gate), Defaults, func(env component.Env, c Config) (*component.Part, error) {
+		b, err := build(env, c, r.gate)
+		if err != nil {
+			return nil, err
+		}
+		r.b = b
+		return b.part(), nil
+	})
+	r.host = &component.Host{Bus: r.bus, Catalog: contracts, Dir: r.dir, Node: "n1", Specs: []component.Spec{spec},
 		Config: map[string]json.RawMessage{"service_platform.broker": r.conf}, Log: slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

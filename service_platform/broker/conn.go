@@ -32,6 +32,8 @@ type conn struct {
 	src   source
 	addr  string
 	since time.Time
+	by    time.Time     // when CONNECT must be here; it moves while the client is kept waiting
+	cut   chan struct{} // closed when the connection was ended from outside, or the broker stops
 	quit  chan struct{} // closed when no packet is handled any more
 
 	party
@@ -137,19 +139,26 @@ func (c *conn) finish(err error) {
 }
 
 func (c *conn) live(tc *tls.Config) error {
+	tcp, _ := c.sock.(*sock)
+	if tcp != nil {
+		if err := c.b.pace(c.cut); err != nil {
+			return err
+		}
+	}
 	// One deadline for all until CONNECT: slow bytes do not buy time.
-	if err := c.sock.SetReadDeadline(c.since.Add(c.b.timeout)); err != nil {
+	c.by = time.Now().Add(c.b.timeout)
+	if err := c.sock.SetReadDeadline(c.by); err != nil {
 		return err
 	}
 	if c.over() {
 		return errHalted // the deadline just set may have replaced the one that was to wake us
 	}
 	var admitted error
-	switch tcp, _ := c.sock.(*sock); {
+	switch {
 	case tcp == nil:
 		c.src = newTLSSource(c.sock) // as with TLS, a frame has to be read before it is known
 		if c.in.Auth == byCertificate {
-			ctx, cancel := context.WithDeadline(context.Background(), c.since.Add(c.b.timeout))
+			ctx, cancel := context.WithDeadline(context.Background(), c.by)
 			defer cancel()
 			if admitted = c.admit509(ctx, *c.web); c.leaf == nil {
 				return admitted
@@ -159,41 +168,12 @@ func (c *conn) live(tc *tls.Config) error {
 	case tc == nil:
 		c.src = plainSource{tcp}
 	default:
-		t := tls.Server(c.sock, tc)
-		ctx, cancel := context.WithDeadline(context.Background(), c.since.Add(c.b.timeout))
-		defer cancel()
-		if err := t.HandshakeContext(ctx); err != nil {
-			err = handshakeError(err)
-			c.recordRefusal("", "handshake", err)
+		var err error
+		if admitted, err = c.secure(tcp, tc); err != nil {
 			return err
-		}
-		c.src = newTLSSource(t)
-		if c.in.Auth != byCertificate {
-			break
-		}
-		if admitted = c.admit509(ctx, t.ConnectionState()); c.leaf == nil {
-			c.recordRefusal("", "handshake", admitted)
-			return admitted
 		}
 	}
 	return c.read(admitted)
-}
-
-func handshakeError(err error) error {
-	switch {
-	case timedOut(err), errors.Is(err, context.DeadlineExceeded):
-		return message.Reject(message.SlowHandshake, err)
-	case errors.Is(err, io.EOF):
-		return message.Reject(message.HandshakeFailed, err)
-	}
-	return message.Reject(handshakeReason(err), err)
-}
-
-func handshakeReason(err error) message.Reason {
-	if err.Error() == "tls: client didn't provide a certificate" {
-		return message.CertMissing
-	}
-	return message.HandshakeFailed
 }
 
 // read takes packets off the connection until it ends. Between bursts it holds no buffer.
@@ -501,7 +481,7 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 			return refuse(code, err)
 		}
 	}
-	ctx, cancel := context.WithDeadline(context.Background(), c.since.Add(c.b.timeout))
+	ctx, cancel := context.WithDeadline(context.Background(), c.by)
 	defer cancel()
 	kept, epoch, present, err := c.b.store.Connect(ctx, who, p.CleanStart, c.expiry, c)
 	if err != nil {
@@ -612,6 +592,7 @@ func (c *conn) end(why message.Reason, err error) {
 		return
 	}
 	c.ended, c.endWhy, c.endErr = true, why, err
+	c.cutOff()
 	joined := c.joined
 	c.free.Broadcast()
 	c.mu.Unlock()
@@ -621,6 +602,15 @@ func (c *conn) end(why message.Reason, err error) {
 	}
 	_ = c.sock.CloseWrite()
 	_ = c.sock.SetReadDeadline(time.Now()) // wakes the reader
+}
+
+// cutOff tells who waits on the connection's behalf that it has been ended. c.mu is held.
+func (c *conn) cutOff() {
+	select {
+	case <-c.cut:
+	default:
+		close(c.cut)
+	}
 }
 
 func disconnectCode(why message.Reason) packet.ReasonCode {

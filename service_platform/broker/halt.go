@@ -30,6 +30,7 @@ func (b *Broker) goodbye() {
 func (c *conn) halt() {
 	c.mu.Lock()
 	c.halted = true
+	c.cutOff()
 	c.free.Broadcast()
 	c.mu.Unlock()
 	_ = c.sock.SetReadDeadline(time.Now()) // wakes the reader

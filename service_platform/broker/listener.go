@@ -251,8 +251,10 @@ func (p *passwords) add(word string) {
 	p.right[word] = struct{}{}
 }
 
-// login checks a user's password. It takes as long for a user that does not exist.
-func (e *entrance) login(user string, password []byte) bool {
+// login checks a user's password. It takes as long for a user that does not exist. What has not been found right before
+// waits for its turn as a handshake does, and is refused where that does not come.
+func (c *conn) login(user string, password []byte) error {
+	e := c.in
 	hash, known := e.users[user]
 	if !known {
 		hash = nobody
@@ -260,13 +262,19 @@ func (e *entrance) login(user string, password []byte) bool {
 	sum := sha256.Sum256(append([]byte(user+"\x00"+string(hash)+"\x00"), password...))
 	word := hex.EncodeToString(sum[:])
 	if known && e.checked.has(word) {
-		return true
+		return nil
 	}
-	ok := bcrypt.CompareHashAndPassword(hash, password) == nil
-	if ok && known {
-		e.checked.add(word)
+	waited, err := c.b.gate.enter(c.since, e.secure(), c.cut)
+	if err != nil {
+		return err
 	}
-	return ok && known
+	defer c.b.gate.leave()
+	c.by = c.by.Add(waited)
+	if bcrypt.CompareHashAndPassword(hash, password) != nil || !known {
+		return message.Rejectf(message.TokenInvalid, "user %q of listener %s, or the password, is wrong", readable(user), e.Name)
+	}
+	e.checked.add(word)
+	return nil
 }
 
 // nobody is a hash that no password has.
@@ -278,8 +286,11 @@ func (c *conn) identify(p *packet.Connect) (session.Who, packet.ReasonCode, erro
 	who := session.Who{Mount: e.Mount, ClientID: strings.Clone(p.ClientID)}
 	switch e.Auth {
 	case byPassword:
-		if !e.login(p.UserName, p.Password) {
-			return who, packet.BadUserNameOrPassword, message.Rejectf(message.TokenInvalid, "user %q of listener %s, or the password, is wrong", readable(p.UserName), e.Name)
+		switch err := c.login(p.UserName, p.Password); {
+		case message.ReasonOf(err, 0) == message.TokenInvalid:
+			return who, packet.BadUserNameOrPassword, err
+		case err != nil:
+			return who, packet.ServerBusy, err
 		}
 		who.Identity = strings.Clone(p.UserName)
 	case byCertificate:
@@ -354,6 +365,19 @@ func (b *Broker) listen(ctx context.Context, e *entrance) (stop func(), err erro
 }
 
 func (b *Broker) accept(l net.Listener, e *entrance, tc *tls.Config) {
+	b.eachOf(l, func(nc net.Conn) {
+		c := b.newConn(nc, e)
+		if c == nil {
+			_ = nc.Close()
+			b.full(nc.RemoteAddr().String())
+			return
+		}
+		b.group.Go(func() { c.serve(tc) })
+	})
+}
+
+// eachOf gives the connections that come, until the listener is closed.
+func (b *Broker) eachOf(l net.Listener, f func(net.Conn)) {
 	for {
 		nc, err := l.Accept()
 		if err != nil {
@@ -364,12 +388,7 @@ func (b *Broker) accept(l net.Listener, e *entrance, tc *tls.Config) {
 			<-time.After(100 * time.Millisecond)
 			continue
 		}
-		c := b.newConn(nc, e)
-		if c == nil {
-			_ = nc.Close()
-			continue
-		}
-		b.group.Go(func() { c.serve(tc) })
+		f(nc)
 	}
 }
 
@@ -383,16 +402,27 @@ func (b *Broker) newConn(nc net.Conn, e *entrance) *conn {
 	if err != nil {
 		return nil
 	}
-	return b.take(s, e, nc.RemoteAddr().String())
+	return b.take(s, e, nc.RemoteAddr().String(), nil)
 }
 
-func (b *Broker) take(w wire, e *entrance, addr string) *conn {
-	c := &conn{b: b, in: e, sock: w, since: b.env.Now(), addr: addr, quit: make(chan struct{})}
+// full tells that somebody was sent away, unless that is because the broker stops.
+func (b *Broker) full(addr string) {
+	if !b.stop.Load() {
+		b.refusals.add(refusal{reason: message.ConnectionLimit, address: addr,
+			detail: fmt.Errorf("%d clients are connected, which is max_connections", b.conf.MaxConnections)})
+	}
+}
+
+// take makes a client's connection of what has come, unless there are too many. g is the caller that it was until now, for
+// WebSocket; it is none any more in any case.
+func (b *Broker) take(w wire, e *entrance, addr string, g *caller) *conn {
+	c := &conn{b: b, in: e, sock: w, since: b.env.Now(), addr: addr, cut: make(chan struct{}), quit: make(chan struct{})}
 	c.free = sync.NewCond(&c.mu)
 	w.whenDrained(c.Wake)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.stop.Load() || len(b.all) >= b.conf.MaxConnections {
+	delete(b.callers, g)
+	if b.stop.Load() || len(b.all)+len(b.callers) >= b.conf.MaxConnections {
 		return nil
 	}
 	b.all[c] = struct{}{}

@@ -9,6 +9,7 @@ import (
 type metrics struct {
 	connections       prometheus.Gauge
 	connects          *prometheus.CounterVec
+	handshakes        *prometheus.CounterVec
 	disconnects       *prometheus.CounterVec
 	messages          *prometheus.CounterVec
 	bytes             *prometheus.CounterVec
@@ -30,6 +31,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		connections: prometheus.NewGauge(prometheus.GaugeOpts{Name: "naru_connections", Help: "Clients connected."}),
 		connects:    vec("naru_mqtt_connects_total", "Clients let in, by protocol version.", "version"),
+		handshakes:  vec("naru_mqtt_handshakes_total", "TLS handshakes with clients: in full, or resumed by a session ticket.", "outcome"),
 		disconnects: vec("naru_mqtt_disconnects_total", "Connections ended, by reason; `none` is a client's own DISCONNECT.", "reason"),
 		messages:    vec("naru_mqtt_messages_total", "Messages received from and sent to clients.", "direction", "qos"),
 		bytes:       vec("naru_mqtt_bytes_total", "Bytes of MQTT received from clients and sent to them, inside TLS.", "direction"),
@@ -44,9 +46,17 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 	m.bytesIn, m.bytesOut = m.bytes.WithLabelValues("in"), m.bytes.WithLabelValues("out")
 	if r != nil {
-		r.MustRegister(m.connections, m.connects, m.disconnects, m.messages, m.bytes, m.packetsIn, m.puback, m.refused, m.badTrace)
+		r.MustRegister(m.connections, m.connects, m.handshakes, m.disconnects, m.messages, m.bytes, m.packetsIn, m.puback, m.refused, m.badTrace)
 	}
 	return m
+}
+
+// watch shows how many wait to be let in.
+func (m *metrics) watch(r prometheus.Registerer, g *turnstile) {
+	if r != nil {
+		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "naru_mqtt_connects_waiting",
+			Help: "Connections that wait for their TLS handshake or password to be looked at."}, func() float64 { return float64(g.waiting()) }))
+	}
 }
 
 // out counts what is sent to a client.

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // spillMax is how much a client that does not read may leave unsent before its connection is closed.
@@ -130,6 +132,19 @@ func (s *sock) backlog() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.unsent + len(s.spill)
+}
+
+// extend moves the deadline of reading; writing does not block.
+func (s *sock) extend(until time.Time) error { return s.SetReadDeadline(until) }
+
+// hungUp as visiting has it.
+func (s *sock) hungUp() (gone bool) {
+	_ = s.raw.Control(func(fd uintptr) { // a socket that is closed already is found by reading
+		list := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		n, err := unix.Poll(list, 0)
+		gone = err == nil && n > 0 && list[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
+	})
+	return gone
 }
 
 func (s *sock) whenDrained(f func()) { s.drained = f }

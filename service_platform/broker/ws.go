@@ -13,26 +13,30 @@ import (
 	"github.com/coder/websocket"
 )
 
-// listenWeb serves MQTT over WebSocket (MQTT 5 §6): at /mqtt, subprotocol mqtt, binary frames.
+// listenWeb serves MQTT over WebSocket (MQTT 5 §6): at /mqtt, subprotocol mqtt, binary frames. A connection is for one
+// request: whoever asks for anything else has his answer and goes.
 func (b *Broker) listenWeb(l net.Listener, e *entrance, tc *tls.Config) (stop func()) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /mqtt", func(w http.ResponseWriter, r *http.Request) { b.serveWeb(w, r, e) })
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: b.timeout, MaxHeaderBytes: 16 << 10,
-		ErrorLog: slog.NewLogLogger(b.env.Log.Handler(), slog.LevelDebug)}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: b.timeout, ReadTimeout: b.timeout, WriteTimeout: b.timeout, IdleTimeout: b.timeout,
+		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(b.env.Log.Handler(), slog.LevelDebug), ConnContext: withCaller}
+	server.SetKeepAlivesEnabled(false)
 	if tc != nil {
 		tc = tc.Clone()
 		tc.NextProtos = []string{"http/1.1"}
-		l = tls.NewListener(l, tc)
 	}
+	door := &webDoor{Listener: l, b: b, tc: tc, in: make(chan net.Conn), shut: make(chan struct{})}
+	b.group.Go(door.take)
 	b.group.Go(func() {
-		if err := server.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		if err := server.Serve(door); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			b.env.Log.Error("serve WebSocket", "listener", e.Name, "error", err)
 		}
 	})
-	return func() { _ = server.Close() } // upgraded connections are ended by goodbye
+	return func() { _ = door.Close(); _ = server.Close() } // upgraded connections are ended by goodbye
 }
 
 func (b *Broker) serveWeb(w http.ResponseWriter, r *http.Request, e *entrance) {
+	from := r.Context().Value(callerKey{}).(*caller)
 	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{"mqtt"}, CompressionMode: websocket.CompressionDisabled,
 		InsecureSkipVerify: true}) // browsers' origins are not what admits a client: its certificate or password is
 	if err != nil {
@@ -46,9 +50,10 @@ func (b *Broker) serveWeb(w http.ResponseWriter, r *http.Request, e *entrance) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	link := newWebWire(websocket.NetConn(ctx, ws, websocket.MessageBinary))
-	c := b.take(link, e, r.RemoteAddr)
+	c := b.take(link, e, r.RemoteAddr, from)
 	if c == nil {
 		_ = ws.Close(websocket.StatusTryAgainLater, "too many connections")
+		b.full(r.RemoteAddr)
 		return
 	}
 	if c.web = r.TLS; c.web == nil {
