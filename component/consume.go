@@ -8,6 +8,7 @@ import (
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/message/operator"
 )
 
 // Logs are the logs that what a component hears can come from.
@@ -39,6 +40,11 @@ func consume(ctx context.Context, env Env, w *worker) error {
 	}
 	for _, name := range env.Spec.Logs() {
 		run(func() error { return w.follow(ctx, name) })
+	}
+	if env.Spec.takesBack() && w.part.Handle != nil {
+		run(func() error {
+			return w.fetchQueue(ctx, env.Spec.Name+"-retry", message.Pattern(operator.RetrySubject(env.Spec.Name)))
+		})
 	}
 	for i, p := range env.Spec.Takes {
 		run(func() error { return w.fetchQueue(ctx, fmt.Sprintf("%s-%d", env.Spec.Name, i), p) })

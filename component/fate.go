@@ -89,16 +89,16 @@ func (w *worker) decide(ctx context.Context, c *Checkpoint, at place, p bus.Posi
 	case ctx.Err() != nil:
 		return ctx.Err() // stopping: it has no fate yet, and the position does not move
 	case !retryable(err):
-		return w.die(ctx, c, at, p, m, 1, message.ReasonOf(err, message.HandlerError), err, w.env.Now())
+		return w.die(ctx, c, at, p, m, 1, message.ReasonOf(err, message.HandlerError), err, w.env.Now(), letter{})
 	}
 	return w.park(at, p, m, 1, message.ReasonOf(err, message.HandlerError), err.Error())
 }
 
-// die writes a dead letter.
-func (w *worker) die(ctx context.Context, c *Checkpoint, at place, p bus.Position, m *message.Message, attempts int, reason message.Reason, cause error, first time.Time) error {
+// die writes a dead letter; before is the one that its message was taken back from.
+func (w *worker) die(ctx context.Context, c *Checkpoint, at place, p bus.Position, m *message.Message, attempts int, reason message.Reason, cause error, first time.Time, before letter) error {
 	d := operator.Dead{Reason: reason, Detail: cut(cause.Error()), Component: w.env.Spec.Name, Attempts: attempts, First: first,
 		Last: w.env.Now(), Log: at.log, Position: fmt.Sprintf("%d/%d/%d/%d", p.Generation, p.Partition, p.Sequence, p.Index),
-		Original: message.AppendRecord(nil, m)}
+		Original: message.AppendRecord(nil, m), Again: before.id, Job: before.job}
 	if strings.HasPrefix(string(m.Subject), "operator.dead.") && m.Depth >= message.DepthMax {
 		// Dead letters of dead letters end here, or a component that cannot handle its own would write them for ever.
 		w.env.Log.Error("a dead letter died of dead letters; no more is written", "id", m.ID, "reason", reason, "error", cause)
@@ -136,7 +136,7 @@ func (w *worker) sayDead(ctx context.Context, m *message.Message, d operator.Dea
 		bare := *m
 		bare.Data, bare.Properties, bare.Correlation = nil, nil, nil
 		d.Detail = fmt.Sprintf("its %d bytes of data are too large for a dead letter, and are in the log at its position only; %s", len(m.Data), d.Detail)
-		d.Original, m = message.AppendRecord(nil, &bare), &bare
+		d.Original, d.Bare, m = message.AppendRecord(nil, &bare), true, &bare
 	}
 }
 

@@ -101,7 +101,7 @@ func (h *Host) init() {
 		contracts := h.Catalog.Fingerprint()
 		for _, s := range h.Specs {
 			r := &run{h: h, spec: s, source: "//naru/" + h.Node + "/" + s.Name, doors: map[string]bus.Appender{}}
-			r.health = Health{Name: s.Name, Node: h.Node, Doc: s.Doc, Hears: s.Hears, Takes: s.Takes, Says: s.Says, HTTP: h.HTTP, Contracts: contracts}
+			r.health = Health{Name: s.Name, Node: h.Node, Doc: s.Doc, Hears: s.Hears, Takes: s.taken(), Says: s.Says, HTTP: h.HTTP, Contracts: contracts}
 			h.runs = append(h.runs, r)
 		}
 	})

@@ -154,6 +154,8 @@ type parkedHead struct {
 	Next     time.Time      `json:"next"`
 	Reason   message.Reason `json:"reason"`
 	Detail   string         `json:"detail"`
+	Letter   message.ID     `json:"letter,omitzero"`
+	Job      message.ID     `json:"job,omitzero"`
 }
 
 func parkedKey(at place, p bus.Position) []byte {
@@ -162,7 +164,7 @@ func parkedKey(at place, p bus.Position) []byte {
 }
 
 func (k *local) park(x *parked) error {
-	head, err := json.Marshal(parkedHead{x.position, x.attempts, x.first, x.next, x.reason, x.detail})
+	head, err := json.Marshal(parkedHead{x.position, x.attempts, x.first, x.next, x.reason, x.detail, x.letter.id, x.letter.job})
 	if err != nil {
 		return err
 	}
@@ -193,6 +195,7 @@ func (k *local) parked(w *worker) error {
 		}
 		x.at = place{string(key[1:end]), h.Position.Generation, h.Position.Partition}
 		x.position, x.attempts, x.first, x.next, x.reason, x.detail = h.Position, h.Attempts, h.First, h.Next, h.Reason, h.Detail
+		x.letter = letter{h.Letter, h.Job}
 		w.parked.push(x) // keys sort by place, so rows are in order
 		return true
 	})

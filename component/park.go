@@ -10,6 +10,7 @@ import (
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/message/operator"
 )
 
 // parking holds the messages that wait to be tried again, in order per key, as the store has them.
@@ -32,6 +33,7 @@ type parked struct {
 	next     time.Time
 	reason   message.Reason
 	detail   string
+	letter   letter // that it was taken back from; zero for none
 }
 
 func (p *parking) blocks(log, key string) bool { return len(p.rows[parkKey{log, key}]) > 0 }
@@ -173,13 +175,16 @@ func (w *worker) again(ctx context.Context, k parkKey, x *parked) (settled bool,
 		}
 		w.count(c, outcome, x.m.ID)
 		w.metrics.messages(at.log, outcome, 1)
+		if err := w.tellRetried(ctx, x.letter, x.m, x.m.ID, outcome, ""); err != nil {
+			return false, err
+		}
 	case !retryable(result):
-		if err := w.die(ctx, c, at, x.position, x.m, x.attempts, message.ReasonOf(result, message.HandlerError), result, x.first); err != nil {
+		if err := w.die(ctx, c, at, x.position, x.m, x.attempts, message.ReasonOf(result, message.HandlerError), result, x.first, x.letter); err != nil {
 			return false, err
 		}
 	case x.attempts >= w.retry.Attempts:
 		reason := message.ReasonOf(result, message.RetriesExhausted) // of a panic its own
-		if err := w.die(ctx, c, at, x.position, x.m, x.attempts, reason, result, x.first); err != nil {
+		if err := w.die(ctx, c, at, x.position, x.m, x.attempts, reason, result, x.first, x.letter); err != nil {
 			return false, err
 		}
 	default:
@@ -212,6 +217,13 @@ func (w *worker) take(ctx context.Context, d bus.Delivery) error {
 		answer(d.Ack)
 		return nil
 	}
+	if w.env.Spec.takesBack() && m.Subject == operator.RetrySubject(w.env.Spec.Name) {
+		if err := w.takeBack(ctx, m); err != nil {
+			return err
+		}
+		answer(d.Ack)
+		return w.store.set(outcomeKey(m.ID), beAppend(uint64(w.env.Now().UnixNano())))
+	}
 	w.tx.reset(m)
 	var result error
 	if m.Expired(w.env.Now()) {
@@ -232,7 +244,7 @@ func (w *worker) take(ctx context.Context, d bus.Delivery) error {
 		return ctx.Err()
 	case !retryable(result), d.Attempt() >= w.retry.Attempts:
 		reason := message.ReasonOf(result, message.RetriesExhausted)
-		if err := w.die(ctx, nil, place{log: "queue"}, bus.Position{}, m, d.Attempt(), reason, result, m.Recorded()); err != nil {
+		if err := w.die(ctx, nil, place{log: "queue"}, bus.Position{}, m, d.Attempt(), reason, result, m.Recorded(), letter{}); err != nil {
 			return err
 		}
 		w.metrics.messages(CommandQueue, Dead, 1)

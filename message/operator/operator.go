@@ -32,6 +32,12 @@ type Dead struct {
 	Log       string         `json:"log"`
 	Position  string         `json:"position"` // generation/partition/sequence/index
 	Original  []byte         `json:"original"` // the message as it was, as a record
+	// Bare says that the data was too large for a letter: it is in the log at the position, and not in Original.
+	Bare bool `json:"bare,omitempty"`
+	// Again is the dead letter that this one follows: its message was tried again, and died once more.
+	Again message.ID `json:"again,omitzero"`
+	// Job is the retry that it was part of.
+	Job message.ID `json:"job,omitzero"`
 }
 
 // Message decodes the original.
@@ -68,19 +74,19 @@ type Alarm struct {
 
 // Contracts lists what the platform says of itself.
 func Contracts() []message.Contract {
-	return []message.Contract{
+	return append(retryContracts(), []message.Contract{
 		{
 			Subjects: "operator.dead.*.*", Type: "operator.dead.v1", Owner: "platform", Route: message.ByLog,
 			Doc:         "A component gave a message up, for this reason. The original is inside, untouched. Not said: nothing died there.",
 			Says:        []string{"*"},
-			Hears:       []string{"operator.journal"},
+			Hears:       []string{"operator.journal", "operator.deadletter"},
 			ContentType: "application/json",
 			Schema: json.RawMessage(`{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object",
 "required":["reason","detail","component","attempts","first","last","log","position","original"],
 "properties":{"reason":{"type":"string"},"detail":{"type":"string"},"component":{"type":"string"},
 "attempts":{"type":"integer","minimum":0},"first":{"type":"string","format":"date-time"},
 "last":{"type":"string","format":"date-time"},"log":{"type":"string"},"position":{"type":"string"},
-"original":{"type":"string","contentEncoding":"base64"}}}`),
+"original":{"type":"string","contentEncoding":"base64"},"bare":{"type":"boolean"},"again":{"type":"string"},"job":{"type":"string"}}}`),
 			Example: json.RawMessage(`{"reason":"schema_mismatch","detail":"/celsius: want number, got string",
 "component":"service_platform.rule","attempts":1,"first":"2026-11-23T03:00:00Z","last":"2026-11-23T03:00:00Z",
 "log":"device","position":"1/0/42/7","original":""}`),
@@ -114,5 +120,5 @@ func Contracts() []message.Contract {
 			Example: json.RawMessage(`{"name":"ledger_unbalanced","since":"2026-11-23T03:00:00Z",
 "detail":"operator.journal on device: 1 message is missing","look":"naru ledger","cleared":false}`),
 		},
-	}
+	}...)
 }

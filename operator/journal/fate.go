@@ -38,10 +38,11 @@ type witness struct {
 	reports []component.Report
 	hears   map[string][]message.Pattern
 	dead    map[message.ID]map[string]*operator.Dead // by original and component
+	retried map[message.ID]map[string]time.Time      // when they were handled after all
 }
 
 func (j *Journal) witness() *witness {
-	w := &witness{reports: j.env.Peers.Reports(), hears: map[string][]message.Pattern{}, dead: map[message.ID]map[string]*operator.Dead{}}
+	w := &witness{reports: j.env.Peers.Reports(), hears: map[string][]message.Pattern{}, dead: map[message.ID]map[string]*operator.Dead{}, retried: map[message.ID]map[string]time.Time{}}
 	for _, h := range j.env.Peers.Components() {
 		w.hears[h.Name] = h.Hears
 	}
@@ -53,6 +54,16 @@ func (j *Journal) witness() *witness {
 
 // learn takes a dead letter into account; it gives nil for what is none.
 func (w *witness) learn(m *message.Message) *operator.Dead {
+	if message.Pattern("operator.retried.*").Matches(m.Subject) {
+		var r operator.Retried
+		if json.Unmarshal(m.Data, &r) == nil && r.Result != operator.RetryRefused {
+			if w.retried[r.Message] == nil {
+				w.retried[r.Message] = map[string]time.Time{}
+			}
+			w.retried[r.Message][r.Consumer] = r.At
+		}
+		return nil
+	}
 	if !message.Pattern("operator.dead.*.*").Matches(m.Subject) {
 		return nil
 	}
@@ -88,7 +99,7 @@ func (w *witness) fate(r *component.Report, f *Found) Fate {
 			return fate
 		}
 	}
-	if d := w.dead[f.Message.ID][r.Consumer]; d != nil {
+	if d := w.dead[f.Message.ID][r.Consumer]; d != nil && !w.retried[f.Message.ID][r.Consumer].After(d.Last) {
 		fate.Outcome, fate.Reason, fate.Detail, fate.Attempts, fate.Since = OutcomeDead, d.Reason, d.Detail, d.Attempts, d.First
 		return fate
 	}
