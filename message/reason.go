@@ -196,7 +196,7 @@ var reasons = []ReasonInfo{
 	{SchemaMismatch, "", "schema_mismatch", "The message does not keep its contract.", "The path of the field in the particulars, and the firmware of the devices concerned."},
 	{HandlerError, "", "handler_error", "The component could not handle the message; it is tried again.", "The particulars, and what the component depends on."},
 	{HandlerPanic, "", "handler_panic", "The component's code failed on this message.", "The stack in the particulars: a bug. The message is kept."},
-	{RetriesExhausted, "", "retries_exhausted", "The message was tried as often as was agreed and failed each time.", "The last error in the particulars, in `naru messages --outcome dead`; when it is mended, say the message again (`naru topic pub`)."},
+	{RetriesExhausted, "", "retries_exhausted", "The message was tried as often as was agreed and failed each time.", "The last error in the particulars, in `naru messages --outcome dead`; when it is mended, `naru dead retry`."},
 	{Loop, "", "loop", "The message has too many causes behind it: messages make each other.", "`naru trace <id>`: where the circle closes."},
 	{Expired, "", "expired", "The message lost its worth before it could be delivered.", "Why its receiver was away, and its time to live."},
 	{Undeclared, "", "undeclared", "A component tried to say what it does not declare.", "A bug in the component: its Spec.Says."},

@@ -111,7 +111,9 @@ func (c *client) do(ctx context.Context, method, path string, query url.Values, 
 // open asks, and gives the body of a good answer.
 func (c *client) open(ctx context.Context, method, path string, query url.Values, in any) (io.ReadCloser, error) {
 	var body io.Reader
-	if in != nil {
+	if raw, ok := in.([]byte); ok {
+		body = bytes.NewReader(raw)
+	} else if in != nil {
 		b, err := json.Marshal(in)
 		if err != nil {
 			return nil, err

@@ -30,6 +30,7 @@ import (
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/device/simulator"
 	"github.com/naru-platform/naru/internal/answer"
+	"github.com/naru-platform/naru/operator/deadletter"
 	"github.com/naru-platform/naru/operator/journal"
 	"github.com/naru-platform/naru/operator/ledger"
 	"github.com/naru-platform/naru/operator/retention"
@@ -49,6 +50,7 @@ func specs(admission *x509.Admission, platform simulator.Platform) []component.S
 		twin.Spec,
 		journal.Spec,
 		ledger.Spec,
+		deadletter.Spec,
 		topic.Spec,
 		retention.Spec,
 		status.Spec,

@@ -366,7 +366,7 @@ func TestDiscardIsRemembered(t *testing.T) {
 func TestNothingGoesBeforeAnAlarm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := componenttest.New(t)
-		c.Config[Name] = json.RawMessage(`{"max_age":"10h","max_bytes":1048576}`)
+		c.Config[Name] = json.RawMessage(`{"max_age":"20m","max_bytes":1048576}`)
 		r := start(t, c)
 		r.Say(die("service_platform.twin", "d-1", "{}", "broken", message.SchemaMismatch))
 		r.heard(1)
@@ -382,16 +382,16 @@ func TestNothingGoesBeforeAnAlarm(t *testing.T) {
 			}
 			return list
 		}
-		<-time.After(7 * time.Hour)
+		<-time.After(14 * time.Minute)
 		if got := alarms(); len(got) != 0 {
-			t.Errorf("after seven hours: %+v", got)
+			t.Errorf("after fourteen minutes: %+v", got)
 		}
-		<-time.After(90 * time.Minute)
+		<-time.After(4 * time.Minute)
 		if got := alarms(); len(got) != 1 || got[0].Name != "dead_letters_old" || got[0].Cleared {
-			t.Errorf("after eight and a half hours: %+v", got)
+			t.Errorf("after eighteen minutes: %+v", got)
 		}
 		r.heard(1)
-		<-time.After(2 * time.Hour)
+		<-time.After(5 * time.Minute)
 		r.heard(0)
 		<-time.After(2 * time.Minute)
 		if got := alarms(); len(got) != 2 || !got[1].Cleared {

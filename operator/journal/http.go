@@ -104,7 +104,7 @@ func (j *Journal) serveList(_ http.ResponseWriter, r *http.Request) (any, error)
 
 // learnDead reads the dead letters since then, since they tell fates of messages found.
 func (j *Journal) learnDead(ctx context.Context, w *witness, since time.Time) error {
-	_, err := j.Find(ctx, Query{Subjects: []message.Pattern{"operator.dead.*.*"}, Since: since, Limit: 1, Match: func(f *Found) bool {
+	_, err := j.Find(ctx, Query{Subjects: []message.Pattern{"operator.dead.*.*", "operator.retried.*"}, Since: since, Limit: 1, Match: func(f *Found) bool {
 		w.learn(f.Message)
 		return false
 	}})
