@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	stdx509 "crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/big"
@@ -51,6 +52,8 @@ type AuthorityOptions struct {
 	DeviceValidity time.Duration
 	// Passphrase encrypts the CA's keys at rest; where empty, a machine key in the directory does (see keyring).
 	Passphrase string
+	// CRLURL is written into the certificates that are issued to devices; see Config.
+	CRLURL string
 }
 
 // Authority is the CA: a root that signs issuing CAs, and an issuing CA that signs devices and servers. It exists only
@@ -200,6 +203,9 @@ func (a *Authority) Issue(r Request) (*Issued, error) {
 	t.KeyUsage = stdx509.KeyUsageDigitalSignature
 	t.ExtKeyUsage = []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageClientAuth}
 	t.URIs = []*url.URL{uri(r.Kind, r.Device)}
+	if a.o.CRLURL != "" {
+		t.CRLDistributionPoints = []string{strings.ReplaceAll(a.o.CRLURL, crlIssuer, hex.EncodeToString(issuer.cert.SubjectKeyId))}
+	}
 	if issued.Certificate, err = sign(t, issuer, r.Key); err != nil {
 		return nil, fmt.Errorf("certificate for %s: %w", r.Device, err)
 	}
@@ -320,7 +326,6 @@ func (a *Authority) make(name string, key *ecdsa.PrivateKey, validity time.Durat
 }
 
 // certify signs a CA's certificate for a key; a zero parent is the new CA itself. pathLen is how many CAs may stand below,
-// -1 for any number. pathLen is how many CAs may stand below,
 // -1 for any number.
 func (a *Authority) certify(name string, key *ecdsa.PrivateKey, validity time.Duration, pathLen int, parent pair) (*stdx509.Certificate, error) {
 	t, err := a.template(pkix.Name{Organization: []string{"naru"}}, validity, parent.cert)

@@ -28,6 +28,8 @@ type Claim struct {
 	Fingerprint string    `json:"fingerprint"`
 	Name        string    `json:"name"`
 	Templates   []string  `json:"templates"`
+	Serial      string    `json:"serial"`
+	Issuer      string    `json:"issuer"` // its key identifier
 	NotAfter    time.Time `json:"not_after"`
 	CreatedAt   time.Time `json:"created_at"`
 	By          string    `json:"by"`
@@ -105,7 +107,8 @@ func (s *service) addClaim(o *opened, w http.ResponseWriter, r *http.Request) er
 	if err != nil {
 		return bad(err)
 	}
-	c := Claim{Fingerprint: Fingerprint(issued.Certificate.Raw), Name: in.Name, Templates: in.Templates, NotAfter: issued.Certificate.NotAfter,
+	cert := issued.record(s.env.Now())
+	c := Claim{Fingerprint: cert.Fingerprint, Name: in.Name, Templates: in.Templates, Serial: cert.Serial, Issuer: cert.Issuer, NotAfter: cert.NotAfter,
 		CreatedAt: s.env.Now().UTC(), By: by(in.By)}
 	raw, err := json.Marshal(c)
 	if err != nil {
@@ -155,6 +158,7 @@ func (s *service) revokeClaim(o *opened, w http.ResponseWriter, r *http.Request)
 		} else if err != nil {
 			return err
 		}
+		o.withdrawn.apply(bus.Entry{Key: key, Value: raw})
 		s.env.Log.Info("a claim certificate was revoked", "claim", c.Name, "fingerprint", c.Fingerprint)
 		return answer(w, http.StatusOK, c)
 	}

@@ -2,105 +2,83 @@ package x509
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
 	stdx509 "crypto/x509"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"math/big"
 	"net/http"
+	"net/url"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"github.com/naru-platform/naru/bus"
 )
 
 const (
-	revokedPrefix = "revoked/"
-	crlValidity   = 24 * time.Hour
-	crlFresh      = time.Hour // after which a list is made anew though nothing changed
-	crlReason     = 4         // superseded, RFC 5280 section 5.3.1
+	crlValidity = 24 * time.Hour
+	crlFresh    = time.Hour // after which a list is made anew though nothing changed
+	// A list that took long to make is served for longer, though something changed: for as many times as long as making
+	// it took. So the lists of however many revocations take a tenth of a processor at most, and small ones are always new.
+	crlCheap = 100 * time.Millisecond
+	crlFloor = 10
 )
 
-// revokedCert is a certificate of a device that was deleted.
-type revokedCert struct {
-	Device   string    `json:"device"`
-	Serial   string    `json:"serial"`
-	Issuer   string    `json:"issuer,omitempty"`
-	NotAfter time.Time `json:"not_after"`
-	At       time.Time `json:"at"`
-}
+// crlIssuer stands for the issuing CA's key identifier in the address of a list.
+const crlIssuer = "${issuer}"
 
-// keepRevoked remembers a device's certificates until they end, before the device goes.
-func keepRevoked(ctx context.Context, t bus.Table, d Device, now time.Time) error {
-	for _, c := range d.Certs {
-		if now.After(c.NotAfter) {
-			continue
-		}
-		at := c.RevokedAt
-		if at.IsZero() {
-			at = now.UTC()
-		}
-		raw, err := json.Marshal(revokedCert{d.ID, c.Serial, c.Issuer, c.NotAfter, at})
-		if err != nil {
-			return err
-		}
-		if _, err := t.Put(ctx, revokedPrefix+c.Fingerprint, raw); err != nil {
-			return fmt.Errorf("withdraw the certificates of device %s: %w", d.ID, err)
-		}
+func checkCRLURL(text string) error {
+	if text == "" {
+		return nil
+	}
+	plain := strings.ReplaceAll(text, crlIssuer, "00")
+	u, err := url.Parse(plain)
+	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "http" && u.Scheme != "https" || strings.Contains(plain, "${") {
+		return fmt.Errorf("crl_url %q is not a URL such as http://naru.example/api/v1/ca/crl?issuer=%s", text, crlIssuer)
 	}
 	return nil
 }
 
-// sweepRevoked forgets what has ended by itself: withdrawn certificates and registration codes.
-func sweepRevoked(ctx context.Context, t bus.Table, now time.Time) error {
-	for prefix, ended := range map[string]func([]byte) bool{
-		revokedPrefix: func(raw []byte) bool {
-			var c revokedCert
-			return json.Unmarshal(raw, &c) == nil && now.After(c.NotAfter)
-		},
-		codePrefix: func(raw []byte) bool {
-			var c registrationCode
-			return json.Unmarshal(raw, &c) == nil && now.After(c.Expires)
-		},
-		ownershipPrefix: func(raw []byte) bool {
-			var o ownership
-			return json.Unmarshal(raw, &o) == nil && now.After(o.Expires.Add(ownershipValidity))
-		},
-		tokenPrefix: func(raw []byte) bool {
-			var t enrolmentToken
-			return json.Unmarshal(raw, &t) == nil && now.After(t.Expires)
-		},
-	} {
-		entries, err := scan(ctx, t, prefix)
-		if err != nil {
-			return err
-		}
-		for _, e := range entries {
-			if !ended(e.Value) {
-				continue
-			}
-			if err := t.Delete(ctx, e.Key, e.Revision); err != nil && !errors.Is(err, bus.ErrConflict) {
-				return err
-			}
-		}
+// crlReason is the reason of RFC 5280, section 5.3.1, for one of ours.
+func crlReason(reason string) uint8 {
+	if reason == superseded {
+		return 4
 	}
-	return nil
+	return 0 // unspecified
 }
 
 // crlCache holds the last list of each issuing CA.
 type crlCache struct {
 	mu    sync.Mutex
-	lists map[string]crlMade
+	lists map[string]*crlList
+}
+
+// crlList is one of them. Whoever asks while it is made anew gets the one before, if there is one.
+type crlList struct {
+	making sync.Mutex
+	made   atomic.Pointer[crlMade]
 }
 
 type crlMade struct {
 	der     []byte
-	at      time.Time
-	version uint64
+	at      time.Time // by the component's clock
+	version [2]uint64
+	serve   time.Time // until then, whatever changes
+}
+
+func (c *crlCache) of(issuer string) *crlList {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lists == nil {
+		c.lists = map[string]*crlList{}
+	}
+	l := c.lists[issuer] // as many as there are issuing CAs: others have no key here
+	if l == nil {
+		l = &crlList{}
+		c.lists[issuer] = l
+	}
+	return l
 }
 
 // RevocationList signs the list (RFC 5280) of an issuing CA, by its key identifier in hexadecimal digits; the one in use
@@ -136,7 +114,7 @@ func (a *Authority) issuer(id string) (pair, error) {
 // crl serves a list: `?issuer=<key identifier>` for one of before, `?format=pem` for PEM.
 func (s *service) crl(o *opened, w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
-	der, err := s.revocationList(r.Context(), o, q.Get("issuer"))
+	der, err := s.revocationList(o, q.Get("issuer"))
 	if err != nil {
 		return err
 	}
@@ -150,56 +128,67 @@ func (s *service) crl(o *opened, w http.ResponseWriter, r *http.Request) error {
 	return err
 }
 
-// revocationList gives the list of before while nothing has changed: signing costs little, a million entries do not.
-func (s *service) revocationList(ctx context.Context, o *opened, issuer string) ([]byte, error) {
+// revocationList gives the list of before while no revocation came or went.
+func (s *service) revocationList(o *opened, issuer string) ([]byte, error) {
 	p, err := o.authority.issuer(issuer)
 	if err != nil {
 		return nil, err
 	}
 	issuer = hex.EncodeToString(p.cert.SubjectKeyId)
-	inUse := bytes.Equal(p.cert.Raw, o.authority.Bundle().Issuing[0].Raw)
-	o.crls.mu.Lock()
-	defer o.crls.mu.Unlock()
-	version, now := o.index.state(), s.env.Now()
-	if made, ok := o.crls.lists[issuer]; ok && made.version == version && now.Sub(made.at) < crlFresh {
-		return made.der, nil
-	}
-	var entries []stdx509.RevocationListEntry
-	add := func(by, serial, reason string, at time.Time) {
-		n, ok := new(big.Int).SetString(serial, 16)
-		if !ok || by != issuer && !(by == "" && inUse) { // what was issued before issuers were recorded
-			return
+	list := o.crls.of(issuer)
+	good := func() []byte {
+		m := list.made.Load()
+		if m == nil || s.env.Now().Sub(m.at) >= crlFresh || m.version != o.revocations() && !time.Now().Before(m.serve) {
+			return nil
 		}
-		e := stdx509.RevocationListEntry{SerialNumber: n, RevocationTime: at.UTC().Truncate(time.Second)}
-		if reason == superseded {
-			e.ReasonCode = crlReason
-		}
-		entries = append(entries, e)
+		return m.der
 	}
-	o.index.each(func(d *Device) {
-		for _, c := range d.Certs {
-			if c.Revoked() && !now.After(c.NotAfter) {
-				add(c.Issuer, c.Serial, c.Reason, c.RevokedAt)
-			}
-		}
-	})
-	gone, err := scan(ctx, o.trust, revokedPrefix)
-	if err != nil {
-		return nil, fmt.Errorf("read the withdrawn certificates: %w", err)
+	if der := good(); der != nil {
+		return der, nil
 	}
-	for _, e := range gone {
-		var c revokedCert
-		if json.Unmarshal(e.Value, &c) == nil && !now.After(c.NotAfter) {
-			add(c.Issuer, c.Serial, "", c.At)
+	if !list.making.TryLock() {
+		if m := list.made.Load(); m != nil {
+			return m.der, nil
 		}
+		list.making.Lock()
 	}
-	der, err := o.authority.RevocationList(issuer, entries)
+	defer list.making.Unlock()
+	if der := good(); der != nil {
+		return der, nil
+	}
+	began, version, now := time.Now(), o.revocations(), s.env.Now()
+	der, err := o.authority.RevocationList(issuer, o.revoked(issuer, bytes.Equal(p.cert.Raw, o.authority.Bundle().Issuing[0].Raw), now))
 	if err != nil {
 		return nil, err
 	}
-	if o.crls.lists == nil {
-		o.crls.lists = map[string]crlMade{}
+	m := &crlMade{der: der, at: now, version: version}
+	if took := time.Since(began); took > crlCheap {
+		m.serve = time.Now().Add(crlFloor * took)
 	}
-	o.crls.lists[issuer] = crlMade{der, now, version}
+	list.made.Store(m)
 	return der, nil
+}
+
+// revocations changes when one comes or goes.
+func (o *opened) revocations() [2]uint64 {
+	return [2]uint64{o.index.revocations(), o.withdrawn.state()}
+}
+
+// revoked gives the entries of an issuer's list; inUse says that it is the one that issues now.
+func (o *opened) revoked(issuer string, inUse bool, now time.Time) (entries []stdx509.RevocationListEntry) {
+	of := func(by string) bool { return by == issuer || by == "" && inUse } // what was issued before issuers were recorded
+	o.index.each(func(d *Device) {
+		for _, c := range d.Certs {
+			n, ok := new(big.Int).SetString(c.Serial, 16)
+			if ok && c.Revoked() && of(c.Issuer) && !now.After(c.NotAfter) {
+				entries = append(entries, stdx509.RevocationListEntry{SerialNumber: n, RevocationTime: c.RevokedAt.UTC().Truncate(time.Second), ReasonCode: int(crlReason(c.Reason))})
+			}
+		}
+	})
+	o.withdrawn.each(now, func(by string, e stdx509.RevocationListEntry) {
+		if of(by) {
+			entries = append(entries, e)
+		}
+	})
+	return entries
 }

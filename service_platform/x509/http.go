@@ -197,14 +197,6 @@ func (s *service) remove(o *opened, w http.ResponseWriter, r *http.Request) erro
 	if err := checkText("by", who); err != nil {
 		return bad(err)
 	}
-	// Withdrawn first: what is deleted must not come back by a registered CA, and stays in the revocation list.
-	d, err := o.registry.Get(r.Context(), id)
-	if err != nil {
-		return err
-	}
-	if err := keepRevoked(r.Context(), o.trust, d, s.env.Now()); err != nil {
-		return err
-	}
 	if _, err := o.registry.Remove(r.Context(), id, by(who)); err != nil {
 		return err
 	}

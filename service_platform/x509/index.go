@@ -23,7 +23,7 @@ type index struct {
 	certs   map[string]string  // fingerprint -> device
 	gone    map[string]uint64  // key -> revision of its removal, until the table has told of it
 	loading bool
-	version uint64 // grows with each change
+	revoked uint64 // grows with each change of what is revoked
 	unsaid  func(device string)
 }
 
@@ -53,7 +53,9 @@ func (x *index) apply(e bus.Entry) {
 		return
 	}
 	delete(x.gone, e.Key)
-	x.version++
+	if !sameRevocations(was.Certs, d.Certs) {
+		x.revoked++
+	}
 	for _, c := range was.Certs {
 		delete(x.certs, c.Fingerprint)
 	}
@@ -145,10 +147,23 @@ func (x *index) owner(fingerprint string) string {
 	return x.certs[fingerprint]
 }
 
-func (x *index) state() uint64 {
+func (x *index) revocations() uint64 {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.version
+	return x.revoked
+}
+
+// sameRevocations says whether the same certificates are revoked.
+func sameRevocations(a, b []Certificate) bool {
+	only := func(all []Certificate) (list []string) {
+		for _, c := range all {
+			if c.Revoked() {
+				list = append(list, c.Fingerprint)
+			}
+		}
+		return list
+	}
+	return slices.Equal(only(a), only(b))
 }
 
 // Until is when the device's last certificate ends, its overlap considered; zero where it has none that is in force.

@@ -84,9 +84,7 @@ func (a *Admission) registerNow(ctx context.Context, leaf *stdx509.Certificate, 
 	if err != nil {
 		return err
 	}
-	if _, err := trust.Get(ctx, revokedPrefix+sum); err == nil {
-		return errors.New("it was withdrawn when its device was deleted")
-	} else if !errors.Is(err, bus.ErrNotFound) {
+	if err := checkWithdrawn(ctx, trust, sum); err != nil {
 		return err
 	}
 	p, err := tmpl.plan(nil, parametersOf(leaf))
@@ -104,7 +102,7 @@ func (a *Admission) registerNow(ctx context.Context, leaf *stdx509.Certificate, 
 	if name(leaf) != p.device {
 		c.Name = name(leaf)
 	}
-	r := &Registry{table: table, now: a.o.Now, wrote: a.applyDevice}
+	r := &Registry{table: table, trust: trust, now: a.o.Now, wrote: a.applyDevice}
 	_, _, err = r.Add(ctx, Registration{ID: p.device, Certificate: c, Attributes: p.attributes, Groups: p.groups, Policy: p.policy,
 		CA: ca.Fingerprint, Fresh: !tmpl.Replace, By: "ca:" + ca.Name})
 	return err

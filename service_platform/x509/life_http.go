@@ -83,6 +83,9 @@ func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
 		if of := o.index.owner(c.Fingerprint); of != "" && of != id {
 			return fmt.Errorf("%w: the certificate %s is registered for device %s", ErrRefused, c.Fingerprint, of)
 		}
+		if err := checkWithdrawn(r.Context(), o.trust, c.Fingerprint); err != nil {
+			return err
+		}
 	}
 	g := Registration{ID: id, Attributes: in.Attributes, Groups: in.Groups, Policy: in.Policy, By: by(in.By)}
 	d, created, err := o.registry.Add(r.Context(), g)

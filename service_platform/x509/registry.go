@@ -82,8 +82,10 @@ var ErrRefused = errors.New("refused")
 // not overwrite each other.
 type Registry struct {
 	table bus.Table
+	trust bus.Table // where what is withdrawn stays
 	now   func() time.Time
-	wrote func(bus.Entry) // is told of each write that was done here; may be nil
+	// These are told of each write to a table that was done here; they may be nil.
+	wrote, withdrew func(bus.Entry)
 }
 
 // OpenRegistry opens it.
@@ -92,7 +94,11 @@ func OpenRegistry(ctx context.Context, b bus.Bus, now func() time.Time) (*Regist
 	if err != nil {
 		return nil, fmt.Errorf("open table %s: %w", devicesTable, err)
 	}
-	return &Registry{table: t, now: now}, nil
+	trust, err := b.Table(ctx, trustTable, bus.TableOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("open table %s: %w", trustTable, err)
+	}
+	return &Registry{table: t, trust: trust, now: now}, nil
 }
 
 // Get gives ErrUnknownDevice where there is none.
@@ -136,7 +142,11 @@ func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created b
 		changed := d.describe(g)
 		f := serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Changed, By: g.By}
 		if g.Certificate != nil {
-			if err := d.roomForCert(now); err != nil {
+			forgotten, err := d.roomForCert(now)
+			if err != nil {
+				return err
+			}
+			if err := r.keepRevoked(ctx, d.ID, forgotten); err != nil { // first, and twice is the same as once
 				return err
 			}
 			if g.Overlap != nil {
@@ -265,11 +275,15 @@ func (r *Registry) End(ctx context.Context, id string) (ended []Certificate, err
 
 const superseded = "superseded"
 
-// Remove takes the device and all its certificates out of the registry; the door refuses them as unregistered. The
-// entry itself goes once the fact has been said (see settle). It gives what was there.
+// Remove takes the device and all its certificates out of the registry; the door refuses them as unregistered, and they
+// stay withdrawn: those of a registered CA do not come back by themselves. The entry itself goes once the fact has been
+// said (see settle). It gives what was there.
 func (r *Registry) Remove(ctx context.Context, id, by string) (was Device, err error) {
 	_, err = r.change(ctx, id, false, func(d *Device) error {
 		was = *d
+		if err := r.keepRevoked(ctx, d.ID, d.Certs); err != nil { // of this very state, and first
+			return err
+		}
 		*d = Device{ID: d.ID, CreatedAt: d.CreatedAt, Gone: true, Unsaid: slices.Clone(d.Unsaid)}
 		d.note(r.now().UTC(), serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Deleted, By: by})
 		return nil
@@ -321,24 +335,25 @@ func (r *Registry) settle(ctx context.Context, id string, said []Fact) error {
 	}
 }
 
-// roomForCert forgets expired certificates, then the revoked that were withdrawn first, and refuses what is too much:
-// what is forgotten is refused at the door as expired or as unregistered.
-func (d *Device) roomForCert(now time.Time) error {
+// roomForCert forgets expired certificates, then the revoked that were withdrawn first, and refuses what is too much. It
+// gives the revoked that it forgot: they must stay withdrawn.
+func (d *Device) roomForCert(now time.Time) (forgotten []Certificate, err error) {
 	if d.Disabled {
-		return fmt.Errorf("%w: device %s is disabled by %s; enable it first", ErrRefused, d.ID, d.DisabledBy)
+		return nil, fmt.Errorf("%w: device %s is disabled by %s; enable it first", ErrRefused, d.ID, d.DisabledBy)
 	}
 	if len(d.Certs) < certsMax {
-		return nil
+		return nil, nil
 	}
 	d.Certs = slices.DeleteFunc(d.Certs, func(c Certificate) bool { return now.After(c.NotAfter) })
 	for len(d.Certs) >= certsMax {
 		i := slices.IndexFunc(d.Certs, Certificate.Revoked)
 		if i < 0 {
-			return fmt.Errorf("%w: device %s has %d valid certificates; revoke those it does not use", ErrRefused, d.ID, len(d.Certs))
+			return nil, fmt.Errorf("%w: device %s has %d valid certificates; revoke those it does not use", ErrRefused, d.ID, len(d.Certs))
 		}
+		forgotten = append(forgotten, d.Certs[i])
 		d.Certs = slices.Delete(d.Certs, i, i+1)
 	}
-	return nil
+	return forgotten, nil
 }
 
 func (r *Registry) get(ctx context.Context, id string) (d Device, revision uint64, err error) {

@@ -47,6 +47,9 @@ type Config struct {
 	PassphraseFile string `json:"passphrase_file"`
 	// Templates decide what becomes of devices that register themselves, by name.
 	Templates map[string]Template `json:"templates"`
+	// CRLURL is where others fetch the revocation list (GET /api/v1/ca/crl); it is written into the certificates that are
+	// issued. ${issuer} in it stands for the issuing CA's key identifier.
+	CRLURL string `json:"crl_url"`
 	// EST is how devices enrol by RFC 7030.
 	EST ESTConfig `json:"est"`
 }
@@ -71,6 +74,9 @@ func With(a *Admission) component.Spec {
 func build(env component.Env, c Config, a *Admission) (*component.Part, error) {
 	if time.Duration(c.DeviceValidity) < time.Minute {
 		return nil, fmt.Errorf("device_validity %s is too short; a minute is the least", time.Duration(c.DeviceValidity))
+	}
+	if err := checkCRLURL(c.CRLURL); err != nil {
+		return nil, err
 	}
 	for name, t := range c.Templates {
 		if err := t.check(name); err != nil {
@@ -103,6 +109,7 @@ type opened struct {
 	cas       *CAs
 	templates map[string]Template
 	index     *index
+	withdrawn withdrawals
 	teller    *teller
 	crls      crlCache
 	estAddr   string // where EST listens, if it does
@@ -121,6 +128,7 @@ func (s *service) run(ctx context.Context, ready func()) error {
 	o := &opened{templates: s.config.Templates}
 	if o.authority, err = OpenAuthority(dir, AuthorityOptions{
 		Now: s.env.Now, Hosts: s.config.Hosts, DeviceValidity: time.Duration(s.config.DeviceValidity), Passphrase: passphrase,
+		CRLURL: s.config.CRLURL,
 	}); err != nil {
 		return err
 	}
@@ -139,25 +147,13 @@ func (s *service) run(ctx context.Context, ready func()) error {
 	}
 	o.teller = newTeller(s, o)
 	o.index = newIndex(s.env.Log, o.teller.later)
-	o.registry.wrote = o.index.apply
+	o.registry.wrote, o.registry.withdrew = o.index.apply, o.withdrawn.apply
 
 	var all sync.WaitGroup
 	defer all.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	loaded := make(chan struct{})
-	var once sync.Once
-	all.Go(func() {
-		follow(ctx, s.env.Bus, s.env.Log, devicesTable, devicePrefix, nil, o.index.apply, func() {
-			once.Do(func() {
-				o.index.loaded()
-				close(loaded)
-			})
-		})
-	})
-	select {
-	case <-loaded:
-	case <-ctx.Done():
+	if !s.load(ctx, &all, o) {
 		return nil
 	}
 	if s.admission != nil {
@@ -196,11 +192,38 @@ func (s *service) run(ctx context.Context, ready func()) error {
 			if err := s.renew(ctx, o); err != nil && ctx.Err() == nil {
 				s.env.Log.Error("certificate cannot be renewed; trying again in an hour", "error", err)
 			}
-			if err := sweepRevoked(ctx, o.trust, s.env.Now()); err != nil && ctx.Err() == nil {
+			if err := s.sweep(ctx, o); err != nil && ctx.Err() == nil {
 				s.env.Log.Error("expired entries cannot be swept; trying again in an hour", "error", err)
 			}
 		}
 	}
+}
+
+// load has the tables followed that are held in memory, and waits until they have been read; false where ctx is done
+// before.
+func (s *service) load(ctx context.Context, all *sync.WaitGroup, o *opened) bool {
+	var read sync.WaitGroup
+	for _, t := range []struct {
+		table, prefix string
+		apply         func(bus.Entry)
+		synced        func()
+	}{
+		{devicesTable, devicePrefix, o.index.apply, o.index.loaded},
+		{trustTable, revokedPrefix, o.withdrawn.apply, func() {}},
+		{trustTable, claimPrefix, o.withdrawn.apply, func() {}},
+	} {
+		read.Add(1)
+		once := sync.OnceFunc(func() {
+			t.synced()
+			read.Done()
+		})
+		all.Go(func() {
+			follow(ctx, s.env.Bus, s.env.Log, t.table, t.prefix, nil, t.apply, once)
+			once() // where it ended before
+		})
+	}
+	read.Wait()
+	return ctx.Err() == nil
 }
 
 // look counts what ends soon, and ends the overlaps that have passed.

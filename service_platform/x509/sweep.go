@@ -1,0 +1,87 @@
+package x509
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/naru-platform/naru/bus"
+)
+
+// sweep forgets what has ended by itself: withdrawn certificates, registration codes and tokens. A certificate that was
+// given out to be provisioned, and was not, is withdrawn with its token.
+func (s *service) sweep(ctx context.Context, o *opened) error {
+	now := s.env.Now()
+	for _, key := range o.withdrawn.ended(now) {
+		if err := o.trust.Delete(ctx, key, 0); err != nil && !errors.Is(err, bus.ErrNotFound) {
+			return fmt.Errorf("forget what has ended: %w", err)
+		}
+	}
+	left := 0
+	for prefix, ended := range map[string]func([]byte) (bool, error){
+		codePrefix: func(raw []byte) (bool, error) {
+			var c registrationCode
+			return json.Unmarshal(raw, &c) == nil && now.After(c.Expires), nil
+		},
+		tokenPrefix: func(raw []byte) (bool, error) {
+			var t enrolmentToken
+			return json.Unmarshal(raw, &t) == nil && now.After(t.Expires), nil
+		},
+		ownershipPrefix: func(raw []byte) (bool, error) {
+			var own ownership
+			if json.Unmarshal(raw, &own) != nil || !now.After(own.Expires.Add(ownershipValidity)) {
+				return false, nil
+			}
+			kept, err := s.withdrawUnclaimed(ctx, o, own, now)
+			if !kept {
+				left++
+			}
+			return true, err
+		},
+	} {
+		entries, err := scan(ctx, o.trust, prefix)
+		if err != nil {
+			return fmt.Errorf("forget what has ended: %w", err)
+		}
+		for _, e := range entries {
+			over, err := ended(e.Value)
+			if err != nil {
+				return err
+			}
+			if !over {
+				continue
+			}
+			if err := o.trust.Delete(ctx, e.Key, e.Revision); err != nil && !errors.Is(err, bus.ErrConflict) && !errors.Is(err, bus.ErrNotFound) {
+				return fmt.Errorf("forget what has ended: %w", err)
+			}
+		}
+	}
+	if left > 0 {
+		s.env.Log.Warn("certificates were given out that nobody provisioned himself with, more than are kept for the revocation list; is a claim certificate in wrong hands?",
+			"left_out", left, "kept", unclaimedMax)
+	}
+	return nil
+}
+
+// withdrawUnclaimed withdraws the certificate of an ownership token that has expired, unless it is a device's by now; it
+// says whether there was room for it.
+func (s *service) withdrawUnclaimed(ctx context.Context, o *opened, own ownership, now time.Time) (kept bool, err error) {
+	if own.Done || own.Certificate == "" {
+		return true, nil
+	}
+	certs, err := parseCerts([]byte(own.Certificate))
+	if err != nil {
+		return true, nil // not even its holder has it
+	}
+	c := (&Issued{Certificate: certs[0]}).record(now)
+	if o.index.owner(c.Fingerprint) != "" { // registered, and the token could not be closed
+		return true, nil
+	}
+	if !o.withdrawn.room() {
+		return false, nil
+	}
+	err = o.registry.withdraw(ctx, c.Fingerprint, revokedCert{Device: name(certs[0]), Serial: c.Serial, Issuer: c.Issuer, NotAfter: c.NotAfter, At: now.UTC(), Unclaimed: true})
+	return true, err
+}
