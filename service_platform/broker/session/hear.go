@@ -44,7 +44,7 @@ func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Store
 		return nil
 	}
 	s.mu.Lock()
-	if log != message.ServicePlatform && s.subs.root.empty() && !special(&b) {
+	if log != message.ServicePlatform && s.subs.Empty() && !special(&b) {
 		s.heardUpTo(b.Position)
 		s.mu.Unlock()
 		return nil
@@ -204,7 +204,7 @@ func (s *Store) catchUp(ctx context.Context) error {
 
 // matches lists the sessions that hear a message. The store's mutex is held.
 func (s *Store) matches(m *message.Message) (list []heard) {
-	s.subs.match(m.Subject, func(sub *Subscription) {
+	s.subs.Match(m.Subject, func(sub *Subscription) {
 		if sub.Share != "" {
 			if sub = s.choose(sub); sub == nil {
 				return

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/internal/trie"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -129,7 +130,7 @@ type Store struct {
 	loaded   bool
 	sessions map[string]*Session // by key
 	kept     int                 // of them, those that outlive their connections
-	subs     trie
+	subs     trie.Trie[*Subscription]
 	groups   map[string]*group
 	retained int
 	swept    time.Time // when those that expired were forgotten
@@ -176,7 +177,7 @@ func (s *Store) load(tx component.Tx) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// It begins anew where an earlier attempt failed midway.
-	s.sessions, s.kept, s.subs, s.groups, s.retained = map[string]*Session{}, 0, trie{}, map[string]*group{}, 0
+	s.sessions, s.kept, s.subs, s.groups, s.retained = map[string]*Session{}, 0, trie.Trie[*Subscription]{}, map[string]*group{}, 0
 	byID := map[message.ID]*Session{}
 	var bad error
 	err := tx.Scan([]byte{kindSession}, func(_, v []byte) bool {

@@ -3,7 +3,6 @@ package session
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -384,51 +383,6 @@ func TestWillsAreThereAfterACrash(t *testing.T) {
 	}
 	if list, err := r.store.Wills(); err != nil || len(list) != 0 {
 		t.Errorf("wills are %+v %v", list, err)
-	}
-}
-
-func TestTheTrieSelectsAsAPlainReadingDoes(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 2))
-	token := func(list ...string) string { return list[r.IntN(len(list))] }
-	for range 200 {
-		var tr trie
-		patterns := map[*Subscription]message.Pattern{}
-		for range 20 {
-			var p []string
-			for range 1 + r.IntN(4) {
-				p = append(p, token("a", "b", "*", "$s"))
-			}
-			if r.IntN(3) == 0 {
-				p[len(p)-1] = ">"
-			}
-			s := new(Subscription)
-			patterns[s] = message.Pattern(strings.Join(p, "."))
-			tr.add(patterns[s], s)
-		}
-		for s, p := range patterns {
-			if r.IntN(4) == 0 {
-				tr.remove(p, s)
-				delete(patterns, s)
-			}
-		}
-		for range 50 {
-			var tokens []string
-			for range 1 + r.IntN(4) {
-				tokens = append(tokens, token("a", "b", "c", "$s"))
-			}
-			subject := message.Subject(strings.Join(tokens, "."))
-			got := map[*Subscription]int{}
-			tr.match(subject, func(s *Subscription) { got[s]++ })
-			for s, p := range patterns {
-				if (got[s] == 1) != p.Matches(subject) || got[s] > 1 {
-					t.Fatalf("%s on %s: the trie says %d times, the pattern %t", p, subject, got[s], p.Matches(subject))
-				}
-				delete(got, s)
-			}
-			if len(got) > 0 {
-				t.Fatalf("%s selects what was removed", subject)
-			}
-		}
 	}
 }
 

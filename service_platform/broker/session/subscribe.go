@@ -35,7 +35,7 @@ func (s *Store) insert(sub *Subscription) {
 		}
 	}
 	for _, p := range sub.Select {
-		s.subs.add(p, sub)
+		s.subs.Add(p, sub)
 	}
 }
 
@@ -55,15 +55,15 @@ func (s *Store) withdraw(sub *Subscription) {
 			return
 		}
 		for _, p := range sub.Select {
-			s.subs.remove(p, sub)
+			s.subs.Remove(p, sub)
 			if len(g.members) > 0 {
-				s.subs.add(p, g.members[0])
+				s.subs.Add(p, g.members[0])
 			}
 		}
 		return
 	}
 	for _, p := range sub.Select {
-		s.subs.remove(p, sub)
+		s.subs.Remove(p, sub)
 	}
 }
 
