@@ -24,6 +24,7 @@ type Set struct {
 type compiled struct {
 	name  string
 	of    *For
+	ids   []clientID
 	rules []*Rule
 }
 
@@ -82,7 +83,7 @@ func Compile(configured map[string]Policy, listeners []string, c *message.Catalo
 		}
 		s.at[name] = len(s.policies)
 		s.policies = append(s.policies, p)
-		total += len(p.rules)
+		total += len(p.rules) + len(p.ids)
 	}
 	if total > rulesMax {
 		faults = append(faults, fmt.Errorf("the policies have %d entries together; %d is the most: let variables and wildcards tell subjects apart", total, rulesMax))
@@ -102,8 +103,18 @@ func compile(name string, p Policy, listeners []string) (c compiled, err error) 
 	if name == "" || len(name) > nameMax || strings.ContainsFunc(name, func(r rune) bool { return !plain(r) }) {
 		return c, fmt.Errorf("a name has 1 to %d letters, digits, - and _", nameMax)
 	}
-	if p.Publish.IsZero() && p.Subscribe.IsZero() {
-		return c, errors.New("it says nothing; give it publish or subscribe, each with allow or deny")
+	if p.Publish.IsZero() && p.Subscribe.IsZero() && p.ClientIDs == nil {
+		return c, errors.New("it says nothing; give it publish or subscribe, each with allow or deny, or client_ids")
+	}
+	if p.ClientIDs != nil && len(p.ClientIDs) == 0 {
+		return c, errors.New("client_ids is an empty list, which says nothing; leave it out, or name some (* is every one)")
+	}
+	for i, text := range p.ClientIDs {
+		id, err := parseClientID(text)
+		if err != nil {
+			return c, fmt.Errorf("client_ids[%d] %q: %w", i, shorten(text), err)
+		}
+		c.ids = append(c.ids, id)
 	}
 	if c.of = p.For; c.of != nil {
 		if err := c.of.check(listeners); err != nil {

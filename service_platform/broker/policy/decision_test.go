@@ -300,8 +300,10 @@ open | publish | a//b. c/ | yes | open
 open | publish | $SYS/x | no | no policy
 open | subscribe | # | yes | open
 open | subscribe | +/x | yes | open
-open | subscribe | $SYS/# | no | no policy
-open | deliver | $SYS/x | no | no policy
+open | subscribe | $SYS/# | yes | open
+open | subscribe | $SYS/broker/uptime | yes | open
+open | deliver | $SYS/x | yes | open
+d-1 | subscribe | $SYS/# | no | no policy
 # what nobody allows is denied
 no policy | publish | a/b | no | no policy
 no policy | subscribe | # | no | no policy

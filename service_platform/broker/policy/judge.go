@@ -31,6 +31,7 @@ type Identity struct {
 type rules struct {
 	policies   []string
 	listed     []*Rule // numbered from 1 in the trees
+	ids        []clientID
 	publish    tree
 	subscribe  tree
 	variables  []string // by slot
@@ -149,6 +150,7 @@ func (s *Set) combine(which []int) *rules {
 
 func (r *rules) join(p *compiled) {
 	r.policies = append(r.policies, p.name)
+	r.ids = append(r.ids, p.ids...)
 	for _, rule := range p.rules {
 		r.listed = append(r.listed, rule)
 		t := &r.subscribe

@@ -15,6 +15,10 @@ type Policy struct {
 	// For says to whom it applies by itself. Without it, the policy applies where it is named only: by a listener, or by
 	// a device's registration.
 	For *For `json:"for,omitempty"`
+	// ClientIDs are MQTT client ids beside the one that a device has anyway, its name; for clients that are no devices,
+	// they are all that it may be. In an entry `*` stands for any characters, once, and the variables may be a part:
+	// ${device}-* is d-17-phone.
+	ClientIDs []string `json:"client_ids,omitempty"`
 	// Publish is for what clients say, wills among it.
 	Publish Rules `json:"publish,omitzero"`
 	// Subscribe is for what clients ask for and for all that is sent to them. A subscription is granted where one entry
