@@ -26,6 +26,7 @@ import (
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/internal/answer"
 	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/service_platform/broker/policy"
 	"github.com/naru-platform/naru/service_platform/broker/session"
 )
 
@@ -35,7 +36,7 @@ type Admission interface {
 	ServerTLS() (*tls.Config, error)
 	// Admit gives the device that a certificate belongs to, or a *message.Rejection.
 	Admit(ctx context.Context, leaf *x509.Certificate, intermediates []*x509.Certificate) (device string, err error)
-	// OnChange has f called when certificates of a device stop being accepted.
+	// OnChange has f called when certificates of a device stop being accepted, or what policies ask of it has changed.
 	OnChange(f func(device string))
 }
 
@@ -48,6 +49,8 @@ type Config struct {
 	Plain string `json:"plain"`
 	// Listeners are further addresses, each with its own ways and policy.
 	Listeners []Listener `json:"listeners"`
+	// Policies are what clients may do, by name, beside the built-in device and open; see docs/mqtt.md.
+	Policies map[string]policy.Policy `json:"policies"`
 	// MaxMessageBytes is the largest payload.
 	MaxMessageBytes int `json:"max_message_bytes"`
 	// ConnectTimeout is how long a client may take from its first byte to the last of its CONNECT.
@@ -108,6 +111,7 @@ type Broker struct {
 	metrics   *metrics
 	refusals  *refusals
 	entrances []*entrance
+	policies  *policy.Set
 	store     *session.Store
 	online    online
 	expiry    *expiry
@@ -187,6 +191,9 @@ func build(env component.Env, c Config, a Admission) (*Broker, error) {
 		clients: map[string]*conn{}, all: map[*conn]struct{}{}, callers: map[*caller]struct{}{}, devices: map[string]map[*conn]struct{}{}, metrics: newMetrics(env.Metrics)}
 	b.gate, b.paced = newTurnstile(c.ConnectsWaitingMax, wait), newPace(c.ConnectRate)
 	b.metrics.watch(env.Metrics, b.gate)
+	if err := b.setPolicies(); err != nil {
+		return nil, err
+	}
 	b.refusals = newRefusals(b, c.RefusalsKept)
 	b.online.b = b
 	b.keeper, _ = a.(Doorkeeper)
@@ -357,7 +364,10 @@ func (b *Broker) enter(c *conn) {
 	defer b.mu.Unlock()
 	b.clients[c.kept.Key()] = c
 	if c.peer == "" {
-		return
+		if c.device == "" || c.clientID == c.device {
+			return
+		}
+		c.peer = c.device // of a device with a client id of its own: it may have several connections
 	}
 	if b.devices[c.peer] == nil {
 		b.devices[c.peer] = map[*conn]struct{}{}
@@ -381,6 +391,18 @@ func (b *Broker) leave(c *conn) (last bool) {
 		}
 	}
 	return last
+}
+
+// hasAnother says whether the device of a connection that has left has another, under another client id.
+func (b *Broker) hasAnother(c *conn) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for other := range b.devices[c.device] {
+		if other.device == c.device {
+			return true
+		}
+	}
+	return c.clientID != c.device && b.clients[session.Who{Mount: c.in.Mount, Identity: c.device, ClientID: c.device}.Key()] != nil
 }
 
 // recheck closes connections of a device that are no longer admitted.
@@ -412,7 +434,9 @@ func (c *conn) recheck() {
 	}
 	if err != nil {
 		c.end(message.ReasonOf(err, message.CertUnregistered), err)
+		return
 	}
+	c.rejudge()
 }
 
 // Connection is a client as operators see it.

@@ -36,6 +36,7 @@ type gate struct {
 	pair   tls.Certificate
 	refuse error
 	change []func(string)
+	known  sync.Map // of what is registered of devices, beside that they are
 }
 
 func (g *gate) ServerTLS() (*tls.Config, error) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +25,9 @@ type Doorkeeper interface {
 	// ClaimMayPublish and ClaimMaySubscribe are all that the holder of a claim certificate may.
 	ClaimMayPublish(topic string) bool
 	ClaimMaySubscribe(filter string) bool
+	// DeviceOf says what is registered of a certificate's device, for policies: the name of its own policy, its groups and
+	// attributes, which must not be changed. known is false where nothing is, or not any more.
+	DeviceOf(leaf *x509.Certificate) (policy string, groups []string, attributes map[string]string, known bool)
 	// ProvisionPeer answers such a request. The answer may hold a private key: it goes to that connection alone.
 	ProvisionPeer(ctx context.Context, address, clientID string, leaf *x509.Certificate, topic string, payload []byte) (answerTopic string, answer []byte)
 }
@@ -68,10 +72,16 @@ func (c *conn) recordRefusal(clientID, step string, err error) {
 	k.RefusePeer(c.addr, clientID, s, step, err)
 }
 
-// recordDenial does so for the first thing on a connection that policy denies; the rest is counted as refused.
+// denialsMax is how many kinds of denials of one connection are recorded; all are counted as refused.
+const denialsMax = 16
+
+// recordDenial does so for what policy denies, once for each kind on a connection.
 func (c *conn) recordDenial(err error) {
-	if !c.denied && message.ReasonOf(err, 0) == message.ACLDenied {
-		c.denied = true
+	if message.ReasonOf(err, 0) != message.ACLDenied {
+		return
+	}
+	if kind := kindOf(err); len(c.denials) < denialsMax && !slices.Contains(c.denials, kind) {
+		c.denials = append(c.denials, kind)
 		c.recordRefusal(c.clientID, "policy", err)
 	}
 }

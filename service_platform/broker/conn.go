@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
+	"github.com/naru-platform/naru/service_platform/broker/policy"
 	"github.com/naru-platform/naru/service_platform/broker/session"
 )
 
@@ -48,10 +50,12 @@ type conn struct {
 type party struct {
 	version   packet.Version
 	clientID  string
-	device    string // of the fleet; empty below a mount point
-	peer      string // whom the certificate belongs to, wherever it comes in: a device, or claim/ and the name of a claim certificate
-	uri       string // the source of its messages
-	own       message.Pattern
+	device    string                       // of the fleet; empty below a mount point
+	peer      string                       // whom the certificate belongs to, wherever it comes in: a device, or claim/ and the name of a claim certificate
+	uri       string                       // the source of its messages
+	named     string                       // the device's name in the client's own world, ${device} of policies
+	user      string                       // that has logged in
+	rights    atomic.Pointer[policy.Judge] // what it may; made again when its registration changes
 	keepAlive time.Duration
 	sendMax   int // messages of QoS 1 and 2 that the client takes at once
 	packetMax uint32
@@ -68,9 +72,10 @@ type party struct {
 	willID    message.ID
 	willDelay time.Duration
 	willLife  time.Duration
-	expiry    uint32 // of the session, as CONNECT asked
-	aliasMax  uint32 // topic aliases that the client takes
-	joined    bool   // CONNACK was said; changed under mu
+	willView  message.Subject // what policies are asked again when it is to be said
+	expiry    uint32          // of the session, as CONNECT asked
+	aliasMax  uint32          // topic aliases that the client takes
+	joined    bool            // CONNACK was said; changed under mu
 }
 
 // inbound is the reading goroutine's own.
@@ -82,8 +87,8 @@ type inbound struct {
 	bye       bool      // DISCONNECT came
 	final     *uint32   // the session's expiry that came with it
 	aliasesIn []string
-	denied    bool // a denial was recorded
-	noLocal   bool // the session does not want to hear itself somewhere
+	denials   []string // kinds of denials that were recorded
+	noLocal   bool     // the session does not want to hear itself somewhere
 }
 
 // outbound is what is owed to the client, and what it owes, by any goroutine under conn.mu.
@@ -441,7 +446,7 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 		return refuse(code, err)
 	}
 	c.uri = "//naru/device/" + who.Identity
-	if c.in.Policy == policyOpen || c.in.mount != "" {
+	if c.device == "" {
 		c.uri = "//naru/client/" + message.Escape(who.ClientID)
 	}
 	keepAlive := int(p.KeepAlive)
@@ -493,6 +498,13 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	}
 	c.kept, c.epoch, c.session = kept, epoch, kept.ID()
 	c.b.keepQuiet(c.session)
+	if c.claim == "" {
+		if err := c.review(ctx); err != nil {
+			c.will = nil
+			_, _ = kept.Disconnect(context.WithoutCancel(ctx), epoch, nil)
+			return refuse(packet.ServerUnavailable, err)
+		}
+	}
 	if c.will != nil {
 		c.willID = message.NewID(c.now)
 		w := session.Will{ID: c.willID, Session: c.session, Delay: c.willDelay, Life: c.willLife, Message: c.will}
@@ -680,6 +692,11 @@ func (c *conn) leaveSession(why message.Reason) {
 	if c.will == nil {
 		return
 	}
+	if err := c.denial(c.rights.Load(), policy.Publish, message.Pattern(c.willView)); err != nil { // since CONNECT
+		c.b.refusals.add(refusal{reason: message.ACLDenied, detail: fmt.Errorf("its will is not said: %w", err), device: c.device, client: c.clientID, address: c.addr})
+		c.b.dropWill(c.willID)
+		return
+	}
 	w := session.Will{ID: c.willID, Session: c.session, Delay: c.willDelay, Life: c.willLife, Message: c.will}
 	switch e := time.Duration(c.kept.Expiry()) * time.Second; {
 	case ends || c.kept.Ended():
@@ -741,7 +758,7 @@ func (c *conn) judge(err error) (message.Reason, error) {
 // gone tells that the device has gone, unless it is there by another connection by now.
 func (c *conn) gone(why message.Reason) {
 	at := c.b.env.Now() // before what is told of a connection that comes from now on
-	if c.kept.Succeeded(c.epoch) {
+	if c.kept.Succeeded(c.epoch) || c.device != "" && c.b.hasAnother(c) {
 		return
 	}
 	if why == 0 && !c.bye {

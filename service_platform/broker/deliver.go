@@ -113,10 +113,10 @@ func (c *conn) fly(id uint16, f flight) {
 
 // appendPublish completes and writes a PUBLISH; nothing where the client cannot or need not have it. c.mu is held.
 func (c *conn) appendPublish(b []byte, p *packet.Publish, m *message.Message, o session.Options) []byte {
-	if c.in.refused(message.Pattern(m.Subject)) {
-		return b // a wildcard's reach ends at what the listener refuses
+	if !c.mayHear(m.Subject, o.AWS) {
+		return b // whatever subscription brought it, and when that was granted
 	}
-	topic := c.in.topic(m.Subject)
+	topic := c.in.topic(m.Subject, o.AWS)
 	p.Topic, p.Payload, p.Retain = topic, m.Data, o.Retain
 	alias := false // a new one
 	var left time.Duration
@@ -132,7 +132,7 @@ func (c *conn) appendPublish(b []byte, p *packet.Publish, m *message.Message, o 
 			q.SetString(packet.ContentType, m.ContentType)
 		}
 		if m.ReplyTo != "" {
-			q.SetString(packet.ResponseTopic, c.in.topic(m.ReplyTo))
+			q.SetString(packet.ResponseTopic, c.in.topic(m.ReplyTo, o.AWS))
 		}
 		q.CorrelationData = m.Correlation
 		if m.Text {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
+	"github.com/naru-platform/naru/service_platform/broker/policy"
 	"github.com/naru-platform/naru/service_platform/broker/session"
 )
 
@@ -36,7 +37,8 @@ type Listener struct {
 	Insist bool `json:"insist"`
 	// Mount is the subject under which the clients' topics live, such as 3rd_party.legacy. They see their own topics only.
 	Mount string `json:"mount"`
-	// Policy is device (each on its own subtree) or open (everything below the mount point).
+	// Policy is device (each on its own subtree), open (everything below the mount point), or one of the component's
+	// policies. Policies that are for this listener, a group or a user apply beside it.
 	Policy string `json:"policy"`
 	// Refuse lists topic filters that nobody here may publish to or subscribe to.
 	Refuse []string `json:"refuse"`
@@ -49,19 +51,19 @@ const (
 	byCertificate = "certificate"
 	byPassword    = "password"
 	byNobody      = "none"
-	policyDevice  = "device"
-	policyOpen    = "open"
+	policyDevice  = policy.DevicePolicy
+	policyOpen    = policy.OpenPolicy
 )
 
 // entrance is a listener in use.
 type entrance struct {
 	Listener
-	mount   message.Pattern // empty for none
-	depth   int             // tokens of it
-	most    time.Duration   // KeepAliveMax; zero where only the component's counts
-	refuse  []message.Pattern
-	users   map[string][]byte
-	checked *passwords
+	mount    message.Pattern // empty for none
+	depth    int             // tokens of it
+	most     time.Duration   // KeepAliveMax; zero where only the component's counts
+	policies []string        // that apply to all who come here
+	users    map[string][]byte
+	checked  *passwords
 }
 
 // entrances checks the listeners that the configuration names, the two short forms among them.
@@ -123,8 +125,6 @@ func newEntrance(l Listener) (*entrance, error) {
 		return nil, fmt.Errorf("auth certificate wants TLS: protocol mqtts or wss, not %s", e.Protocol)
 	case !e.secure() && !loopback && !e.Insist:
 		return nil, fmt.Errorf("%s is not a loopback address, and without TLS anybody on the way reads along and speaks; use mqtts, or set insist: true", e.Address)
-	case e.Policy != policyDevice && e.Policy != policyOpen:
-		return nil, fmt.Errorf("policy %q; there are device and open", e.Policy)
 	case e.Policy == policyOpen && e.Mount == "":
 		return nil, errors.New("policy open wants a mount point, such as mount: 3rd_party.legacy, or its clients could speak for devices")
 	case (e.Auth == byPassword) != (e.UsersFile != ""):
@@ -147,11 +147,9 @@ func newEntrance(l Listener) (*entrance, error) {
 		e.mount, e.depth = message.Pattern(e.Mount), strings.Count(e.Mount, ".")+1
 	}
 	for _, f := range e.Refuse {
-		patterns, err := e.patterns(f)
-		if err != nil {
+		if _, err := e.selects(f); err != nil {
 			return nil, fmt.Errorf("refuse: %w", err)
 		}
-		e.refuse = append(e.refuse, patterns...)
 	}
 	if e.Auth == byPassword {
 		if e.users, err = readUsers(e.UsersFile); err != nil {
@@ -164,48 +162,6 @@ func newEntrance(l Listener) (*entrance, error) {
 
 func (e *entrance) secure() bool { return e.Protocol == "mqtts" || e.Protocol == "wss" }
 func (e *entrance) web() bool    { return e.Protocol == "ws" || e.Protocol == "wss" }
-
-// subject is where a client's topic lives.
-func (e *entrance) subject(topic string) (message.Subject, error) {
-	s, err := message.FromTopic(topic)
-	if err == nil && e.mount != "" {
-		s = message.Subject(e.mount) + "." + s
-	}
-	return s, err
-}
-
-// topic is how a client here knows a subject.
-func (e *entrance) topic(s message.Subject) string {
-	if e.mount != "" {
-		if rest, ok := strings.CutPrefix(string(s), string(e.mount)+"."); ok {
-			s = message.Subject(rest)
-		}
-	}
-	return s.Topic()
-}
-
-// patterns select what a topic filter of a client here does. Below a mount point a filter that ends in `/#` still has
-// its parent; the filter `#` alone has all below the mount point.
-func (e *entrance) patterns(filter string) ([]message.Pattern, error) {
-	patterns, err := message.FromFilter(filter)
-	if err != nil || e.mount == "" {
-		return patterns, err
-	}
-	for i, p := range patterns {
-		patterns[i] = e.mount + "." + p
-	}
-	return patterns, nil
-}
-
-// refused says whether a subject or a filter touches what the listener refuses.
-func (e *entrance) refused(p message.Pattern) bool {
-	for _, r := range e.refuse {
-		if r.Covers(p) || p.Literal() && r.Matches(message.Subject(p)) {
-			return true
-		}
-	}
-	return false
-}
 
 // readUsers reads names and hashes.
 func readUsers(file string) (map[string][]byte, error) {
@@ -293,34 +249,44 @@ func (c *conn) identify(p *packet.Connect) (session.Who, packet.ReasonCode, erro
 			return who, packet.ServerBusy, err
 		}
 		who.Identity = strings.Clone(p.UserName)
+		c.user = who.Identity
+		if e.Policy == policyDevice {
+			c.named = who.Identity
+		}
 	case byCertificate:
-		who.Identity = c.device
-	}
-	if e.Policy == policyDevice {
-		if e.Auth == byNobody {
+		who.Identity = c.peer
+		c.named = who.Identity
+	default:
+		if e.Policy == policyDevice {
 			who.Identity = who.ClientID // see Config.Plain
+			c.named = who.Identity
+			if c.named == "" {
+				return who, packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "client id %q is no device name", "")
+			}
 		}
-		own := message.NewSubject(message.Device, who.Identity)
-		if who.ClientID == "" {
-			who.ClientID = who.Identity
-		}
-		switch {
-		case who.Identity == "" || own.Valid() != nil:
-			return who, packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "client id %q is no device name", readable(p.ClientID))
-		case who.ClientID != who.Identity:
-			return who, packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "client id %q, and the certificate is %q's", readable(p.ClientID), who.Identity)
-		}
-		c.device, c.own = who.Identity, message.Pattern(own)+".>"
-		if e.mount != "" { // a name of its own world: the fleet may have a device of the same name
-			c.device, c.own = "", e.mount+"."+c.own
-		}
-		return who, 0, nil
 	}
-	c.device = ""
-	if who.ClientID == "" {
+	if c.named != "" && message.NewSubject(message.Device, c.named).Valid() != nil {
+		return who, packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "client id %q is no device name", readable(c.named))
+	}
+	switch {
+	case who.ClientID != "":
+	case c.named != "":
+		who.ClientID = c.named
+	default:
 		who.ClientID = "naru-" + message.NewID(c.now).String()
 	}
-	c.own = e.mount + ".>"
+	j, err := c.appoint(who.ClientID)
+	if err != nil {
+		code := packet.NotAuthorized
+		if message.ReasonOf(err, 0) == message.ClientIDMismatch {
+			code = packet.ClientIDNotValid
+		}
+		return who, code, err
+	}
+	c.rights.Store(j)
+	if c.device = c.named; e.mount != "" { // a name of its own world: the fleet may have a device of the same name
+		c.device = ""
+	}
 	return who, 0, nil
 }
 

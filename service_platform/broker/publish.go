@@ -10,13 +10,17 @@ import (
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
+	"github.com/naru-platform/naru/service_platform/broker/policy"
 	"github.com/naru-platform/naru/service_platform/broker/session"
 )
 
 // topicInfo is what was found out about a topic; a device mostly repeats its last one.
 type topicInfo struct {
 	topic   string
+	judge   *policy.Judge // who was asked
+	view    message.Subject
 	subject message.Subject
+	device  string // that a message there is from or about
 	typ     string
 	door    bus.Appender
 	denied  error // by policy
@@ -25,13 +29,17 @@ type topicInfo struct {
 
 // look finds out about a topic.
 func (c *conn) look(topic string) *topicInfo {
-	if topic == c.topic.topic {
+	j := c.rights.Load()
+	if topic == c.topic.topic && j == c.topic.judge {
 		return &c.topic
 	}
-	t := topicInfo{topic: strings.Clone(topic)}
-	t.subject, t.invalid = c.in.subject(t.topic)
+	t := topicInfo{topic: strings.Clone(topic), judge: j, device: c.device}
+	t.view, t.subject, t.invalid = c.in.names(t.topic)
 	if t.invalid == nil {
-		t.denied = c.mayPublish(t.subject)
+		t.denied = c.mayPublish(j, t.view, t.subject)
+		if t.view == t.subject && strings.HasPrefix(string(t.subject), message.Device+".") {
+			t.device = t.subject.Token(1) // whoever says it: what concerns a device keeps its order with the rest
+		}
 		if k := c.b.env.Catalog.Find(t.subject); k != nil {
 			t.typ = k.Type
 		}
@@ -43,27 +51,14 @@ func (c *conn) look(topic string) *topicInfo {
 	return &c.topic
 }
 
-// mayPublish is the policy: a device speaks on its own subtree, and there not what only the platform says; in an open
-// listener a client speaks on all below the mount point.
-func (c *conn) mayPublish(s message.Subject) error {
-	switch {
-	case c.in.refused(message.Pattern(s)):
-		return message.Rejectf(message.ACLDenied, "listener %s refuses %s", c.in.Name, s)
-	case !c.own.Matches(s):
-		return message.Rejectf(message.ACLDenied, "%s may publish on %s only, not on %s", c.clientID, c.own, s)
-	case c.in.Policy == policyOpen:
-		return nil
+// mayPublish asks the policies. Whatever these say, nobody speaks for the platform's own components, nor for the broker.
+func (c *conn) mayPublish(j *policy.Judge, view, subject message.Subject) error {
+	if err := c.denial(j, policy.Publish, message.Pattern(view)); err != nil {
+		return err
 	}
-	device := c.clientID
-	rest := strings.Split(string(s), ".")[2+c.in.depth:]
-	last := rest[len(rest)-1]
-	switch {
-	case rest[0] == "presence":
-		return message.Rejectf(message.ACLDenied, "presence is the broker's to tell, not %s's", device)
-	case rest[0] == "command" && (len(rest) != 4 || last != "reply"):
-		return message.Rejectf(message.ACLDenied, "%s answers commands (….reply) and gives none", device)
-	case rest[0] == "twin" && (last == "accepted" || last == "rejected" || last == "delta" || last == "documents" || last == "changed"):
-		return message.Rejectf(message.ACLDenied, "%s is the twin's to say, not %s's", s, device)
+	switch first, _, _ := strings.Cut(string(subject), "."); first {
+	case message.ServicePlatform, message.DataPlatform, message.Operator, sysRoot:
+		return &denied{message.Rejectf(message.ACLDenied, "%s is the platform's own to speak under, whatever policies allow", first), "publish " + first}
 	}
 	return nil
 }
@@ -180,7 +175,7 @@ func (c *conn) name(token uint64, p *packet.Publish) bool {
 // fill makes a message of a PUBLISH. It aliases the read buffer, since the appender copies.
 func (c *conn) fill(m *message.Message, p *packet.Publish, t *topicInfo) error {
 	*m = message.Message{
-		ID: message.NewID(c.now), Subject: t.subject, Type: t.typ, Source: c.uri, Device: c.device, QoS: p.QoS, Retain: p.Retain,
+		ID: message.NewID(c.now), Subject: t.subject, Type: t.typ, Source: c.uri, Device: t.device, QoS: p.QoS, Retain: p.Retain,
 		Data: p.Payload, Properties: m.Properties[:0],
 	}
 	if c.version == packet.V5 {
@@ -203,7 +198,7 @@ func (c *conn) fillProperties(m *message.Message, p *packet.Properties) error {
 		m.Expires = c.now.Add(time.Duration(p.Num(packet.MessageExpiry, 0)) * time.Second)
 	}
 	if p.ResponseTopic != "" {
-		s, err := c.in.subject(p.ResponseTopic)
+		_, s, err := c.in.names(p.ResponseTopic)
 		if err != nil {
 			return message.Reject(message.TopicInvalid, err)
 		}

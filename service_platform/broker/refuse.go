@@ -39,6 +39,7 @@ type refusalKey struct {
 	reason message.Reason
 	device string
 	host   string
+	kind   string // of denial
 }
 
 func newRefusals(b *Broker, keep int) *refusals {
@@ -57,7 +58,7 @@ func (r *refusals) add(x refusal) {
 	if i := strings.LastIndexByte(host, ':'); i >= 0 {
 		host = host[:i]
 	}
-	key := refusalKey{x.reason, x.device, host}
+	key := refusalKey{x.reason, x.device, host, kindOf(x.detail)}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.open) >= refusalKinds && r.open[key] == nil {

@@ -414,7 +414,6 @@ func TestListenersAreCheckedWhenTheyAreRead(t *testing.T) {
 		"auth":           {Address: "127.0.0.1:1", Protocol: "mqtt", Auth: "magic"},
 		"wants TLS":      {Address: "127.0.0.1:1", Protocol: "mqtt", Auth: "certificate"},
 		"not a loopback": {Address: "10.0.0.1:1", Protocol: "mqtt", Auth: "none"},
-		"policy":         {Address: "127.0.0.1:1", Policy: "all"},
 		"wants a mount":  {Address: "127.0.0.1:1", Protocol: "mqtt", Auth: "none", Policy: "open"},
 		"live under":     {Address: "127.0.0.1:1", Protocol: "mqtt", Auth: "none", Policy: "open", Mount: "operator.x"},
 		"go together":    {Address: "127.0.0.1:1", Auth: "password"},

@@ -2,10 +2,12 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
+	"github.com/naru-platform/naru/service_platform/broker/policy"
 	"github.com/naru-platform/naru/service_platform/broker/session"
 )
 
@@ -22,6 +24,7 @@ func (c *conn) subscribe(h packet.Header, body []byte) error {
 		return c.subscribeClaim(&p)
 	}
 	answer := packet.SubAnswer{Type: packet.SUBACK, ID: p.ID, Codes: make([]packet.ReasonCode, len(p.Subscriptions))}
+	var why []error // of what is not granted
 	var list []*session.Subscription
 	var place []int // of each in the answer
 	for i, s := range p.Subscriptions {
@@ -30,6 +33,7 @@ func (c *conn) subscribe(h packet.Header, body []byte) error {
 		if err != nil {
 			c.notGranted(s.Filter, err)
 			c.recordDenial(err)
+			why = append(why, err)
 			continue
 		}
 		if len(p.Properties.SubscriptionIDs) > 0 {
@@ -50,6 +54,7 @@ func (c *conn) subscribe(h packet.Header, body []byte) error {
 			if err != nil {
 				answer.Codes[place[i]] = packet.QuotaExceeded
 				c.notGranted(list[i].Filter, err)
+				why = append(why, err)
 			}
 		}
 		c.noLocal = c.kept.HasNoLocal()
@@ -59,6 +64,11 @@ func (c *conn) subscribe(h packet.Header, body []byte) error {
 			if code.Failed() {
 				answer.Codes[i] = packet.UnspecifiedError // the only one 3.1.1 has (MQTT-3.9.3-2)
 			}
+		}
+	} else if len(why) > 0 && !c.terse {
+		answer.Properties.SetString(packet.ReasonString, reasonString(errors.Join(why...)))
+		if uint64(answer.Size(c.version)) > uint64(c.packetMax) {
+			answer.Properties.Reset() // MQTT-3.9.2-1
 		}
 	}
 	return c.answer(&answer)
@@ -97,29 +107,15 @@ func (c *conn) grant(s packet.Subscription) (*session.Subscription, packet.Reaso
 		return nil, packet.QuotaExceeded, message.Rejectf(message.TopicInvalid, "a filter of %d levels; this broker takes %d", n+1, levelsMax)
 	}
 	group, inner, _ := packet.ParseShare(s.Filter)
-	patterns, err := c.in.patterns(strings.Clone(inner))
+	of, err := c.in.selects(strings.Clone(inner))
 	if err != nil {
 		return nil, packet.TopicFilterInvalid, message.Reject(message.TopicInvalid, err)
 	}
-	if err := c.maySubscribe(patterns); err != nil {
+	if err := c.denial(c.rights.Load(), policy.Subscribe, of.view...); err != nil {
 		return nil, packet.NotAuthorized, err
 	}
-	return &session.Subscription{Filter: strings.Clone(s.Filter), Share: strings.Clone(group), Select: patterns, QoS: s.QoS, NoLocal: s.NoLocal,
-		AsPublished: s.RetainAsPublished, Retained: s.RetainHandling, Hidden: c.in.depth}, packet.ReasonCode(s.QoS), nil
-}
-
-// maySubscribe is the policy for filters: a device hears its own subtree, and in an open listener a client hears all
-// below the mount point.
-func (c *conn) maySubscribe(patterns []message.Pattern) error {
-	for _, p := range patterns {
-		if c.in.refused(p) {
-			return message.Rejectf(message.ACLDenied, "listener %s refuses %s", c.in.Name, p)
-		}
-		if !c.own.Covers(p) && p+".>" != c.own {
-			return message.Rejectf(message.ACLDenied, "%s may subscribe to %s only, not to %s", c.clientID, c.own, p)
-		}
-	}
-	return nil
+	return &session.Subscription{Filter: strings.Clone(s.Filter), Share: strings.Clone(group), Select: of.of, QoS: s.QoS, NoLocal: s.NoLocal,
+		AsPublished: s.RetainAsPublished, Retained: s.RetainHandling, Hidden: of.hidden, AWS: of.aws}, packet.ReasonCode(s.QoS), nil
 }
 
 // unsubscribe answers an UNSUBSCRIBE.

@@ -32,6 +32,7 @@ func (c *conn) readWill(w *packet.Will) error {
 	}
 	c.will = m.Clone()
 	c.willDelay = time.Duration(w.Properties.Num(packet.WillDelay, 0)) * time.Second
+	c.willView = t.view
 	c.willLife = time.Duration(w.Properties.Num(packet.MessageExpiry, 0)) * time.Second
 	c.will.Expires = time.Time{} // its life begins when it is said
 	return nil

@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -103,9 +105,10 @@ func NewAdmission(b bus.Bus, o AdmissionOptions) *Admission {
 }
 
 // OnChange has f called whenever a certificate stops being accepted: revoked, its device disabled, its registration or
-// its CA gone, its overlap with another over. who is the device, or `claim/` and the name of a claim certificate. Whoever
-// holds connections of it then asks AdmitClient again with their certificates, and closes those it refuses. f may be
-// called by several goroutines at once and must not block for long. A certificate's expiry is not told.
+// its CA gone, its overlap with another over; and when a device's groups, attributes or policy have changed. who is the
+// device, or `claim/` and the name of a claim certificate. Whoever holds connections of it then asks AdmitClient again with
+// their certificates, and closes those it refuses, and DeviceOf for the others. f may be called by several goroutines at
+// once and must not block for long. A certificate's expiry is not told.
 func (a *Admission) OnChange(f func(who string)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -269,9 +272,14 @@ func (a *Admission) applyDevice(e bus.Entry) {
 	}
 	a.overlaps.note(e.Key, next, now)
 	a.mu.Unlock()
-	if lost {
+	if lost || was != nil && next != nil && !was.alike(next) {
 		a.tell(was.id)
 	}
+}
+
+// alike says whether policies see no difference.
+func (d *admitted) alike(other *admitted) bool {
+	return d.policy == other.policy && slices.Equal(d.groups, other.groups) && maps.Equal(d.attributes, other.attributes)
 }
 
 func (d *admitted) accepts(fp fingerprint, now time.Time) bool {

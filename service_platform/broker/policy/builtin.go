@@ -19,11 +19,12 @@ func Builtin(c *message.Catalog) map[string]Policy {
 	return map[string]Policy{DevicePolicy: Device(c), OpenPolicy: Open()}
 }
 
-// Open lets a client do anything except below topics that begin with `$`, of which it hears the broker's own numbers. It
-// is for listeners with a mount point.
+// Open lets a client do anything, by any client id, except below $aws and $SYS, of which it hears the latter, the
+// broker's own numbers. It is for listeners with a mount point.
 func Open() Policy {
 	return Policy{
 		Doc:       "Anything below the mount point of the listener, and the broker's numbers to hear.",
+		ClientIDs: []string{"*"},
 		Publish:   Rules{Allow: []string{">"}},
 		Subscribe: Rules{Allow: []string{">", "$SYS.>"}},
 	}

@@ -295,7 +295,9 @@ operator | publish | clients/operator/x | yes | legacy
 device | publish | device/own | no | no policy
 dollar | publish | $SYS/own | no | no policy
 dollar | publish | clients/$SYS/x | yes | legacy
-# wildcards do not begin with a dollar
+# wildcards do not stand for what is the broker's or the platform's; other topics with a dollar are topics
+open | publish | $mine/x | yes | open
+open | subscribe | $mine/# | yes | open
 open | publish | a//b. c/ | yes | open
 open | publish | $SYS/x | no | no policy
 open | subscribe | # | yes | open

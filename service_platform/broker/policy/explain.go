@@ -159,8 +159,8 @@ func (p pattern) missed(id *Identity, tokens []string, allow bool) string {
 			return "the subject ends before " + p[i:].String()
 		}
 		switch got := tokens[i]; {
-		case !t.variable && (t.text == "*" || t.text == ">") && i == 0 && allow && strings.HasPrefix(got, "$"):
-			return "a wildcard in the first place does not allow what begins with $"
+		case !t.variable && (t.text == "*" || t.text == ">") && i == 0 && allow && special(got):
+			return "a wildcard in the first place does not allow " + got
 		case !t.variable && t.text == ">":
 			return ""
 		case got == ">":

@@ -197,7 +197,7 @@ func (p pattern) check() error {
 
 // covers says whether p selects all that q does, whoever comes: a variable is covered by itself and by wildcards.
 func (p pattern) covers(q pattern) bool {
-	if len(q) > 0 && strings.HasPrefix(q[0].String(), "$") && !p[0].variable && (p[0].text == "*" || p[0].text == ">") {
+	if len(q) > 0 && special(q[0].String()) && !p[0].variable && (p[0].text == "*" || p[0].text == ">") {
 		return false
 	}
 	for i, t := range p {

@@ -116,7 +116,7 @@ type walk struct {
 
 // look goes into all places that cover the tokens of s. Since a subject has neither `*` nor `>` (a topic's own are
 // escaped), to match it and to cover it are the same. What allows may not be reached by
-//   - a wildcard in the first place, where s begins with `$` (MQTT 5 §4.7.2), or
+//   - a wildcard in the first place, where s begins with `$SYS`, `$aws` or `$share`, which are no topics of clients', or
 //   - a variable in the first place whose value is a namespace or begins with `$`: a client that calls itself `operator`
 //     must not speak as one.
 //
@@ -128,7 +128,7 @@ func (w *walk) look(t *tree, s string, first, allows bool) {
 	}
 	wild, held := allows, allows
 	if first && allows {
-		wild = !strings.HasPrefix(token, "$")
+		wild = !special(token)
 		held = len(t.vars) == 0 || !reserved(token)
 	}
 	w.note(t.rest, wild)
@@ -181,6 +181,10 @@ func (w *walk) stands(slot int, token string) bool {
 	}
 	return false
 }
+
+// special says that a first token has a meaning to brokers: who may touch it must be said by name. Any other one that
+// begins with `$` is a topic as others, but for what MQTT filters see of it.
+func special(token string) bool { return token == "$SYS" || token == "$aws" || token == "$share" }
 
 // reserved says that a first token is not for a client to choose by its own name.
 func reserved(token string) bool {

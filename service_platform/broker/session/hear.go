@@ -77,6 +77,9 @@ func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Store
 				}
 				continue
 			}
+			if !h.x.mayHear(m.Subject, h.o.AWS) {
+				continue
+			}
 			at := b.Position
 			at.Index = i
 			h.x.enqueue(tx, item{kind: itemRef, o: h.o, log: log, at: at, size: uint32(len(m.Data)), expires: m.Expires})
@@ -206,7 +209,7 @@ func (s *Store) catchUp(ctx context.Context) error {
 func (s *Store) matches(m *message.Message) (list []heard) {
 	s.subs.Match(m.Subject, func(sub *Subscription) {
 		if sub.Share != "" {
-			if sub = s.choose(sub); sub == nil {
+			if sub = s.choose(sub, m.Subject); sub == nil {
 				return
 			}
 		}
@@ -216,8 +219,8 @@ func (s *Store) matches(m *message.Message) (list []heard) {
 		qos := min(sub.QoS, m.QoS)
 		for i := range list {
 			h := &list[i]
-			if h.x == sub.of && sub.Share == "" && !h.shared {
-				// Overlapping subscriptions give one message, at the highest QoS, with all identifiers (MQTT-3.3.4-2, -3).
+			if h.x == sub.of && sub.Share == "" && !h.shared && h.o.AWS == sub.AWS {
+				// Overlapping subscriptions of one spelling give one message, at the highest QoS, with all identifiers (MQTT-3.3.4-2, -3).
 				h.o.QoS = max(h.o.QoS, qos)
 				h.o.IDs = append(h.o.IDs, sub.ids()...)
 				slices.Sort(h.o.IDs)
@@ -225,7 +228,7 @@ func (s *Store) matches(m *message.Message) (list []heard) {
 				return
 			}
 		}
-		list = append(list, heard{sub.of, Options{QoS: qos, IDs: sub.ids()}, sub.AsPublished, sub.Share != ""})
+		list = append(list, heard{sub.of, Options{QoS: qos, IDs: sub.ids(), AWS: sub.AWS}, sub.AsPublished, sub.Share != ""})
 	})
 	return list
 }

@@ -18,7 +18,7 @@ import (
 // item is a message in a session's queue, as the store keeps it. All integers are big-endian.
 //
 //	 0  1 byte   kind: 0 a reference, 1 the record itself, 2 QoS 2 whose PUBREC came: only the identifier is owed
-//	 1  1 byte   bits 0-1 QoS, bit 2 retain
+//	 1  1 byte   bits 0-1 QoS, bit 2 retain, bit 3 AWS IoT's spelling
 //	 2  8 bytes  when it loses its worth, Unix milliseconds; 0 for never
 //	10  4 bytes  size of the data
 //	14  1 byte   count of subscription identifiers, 4 bytes each
@@ -46,6 +46,9 @@ func (i *item) encode() []byte {
 	flags := i.o.QoS
 	if i.o.Retain {
 		flags |= 4
+	}
+	if i.o.AWS {
+		flags |= 8
 	}
 	b := append(make([]byte, 0, itemFixed+32+len(i.record)), i.kind, flags)
 	var at uint64
@@ -87,6 +90,7 @@ func parseItem(v []byte) (i item, err error) {
 		return i, short
 	}
 	i.kind, i.o.QoS, i.o.Retain = v[0], v[1]&3, v[1]&4 != 0
+	i.o.AWS = v[1]&8 != 0
 	if at := be.Uint64(v[2:]); at > 0 && at < math.MaxInt64 {
 		i.expires = time.UnixMilli(int64(at))
 	}

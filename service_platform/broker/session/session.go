@@ -50,11 +50,17 @@ type Client interface {
 	TakenOver()
 }
 
+// Hearer decides what a session's client may have, also while it is away. aws is the spelling.
+type Hearer interface {
+	Hears(s message.Subject, aws bool) bool
+}
+
 // Options are how a message goes to a client, from the subscriptions it matched.
 type Options struct {
 	QoS    byte
 	Retain bool
 	IDs    []uint32 // subscription identifiers
+	AWS    bool     // the subscription spells twins as AWS IoT does, and so is the message's topic spelled
 	// Lasting says that the message is a copy that nobody changes; else it is good for the call only.
 	Lasting bool
 }
@@ -71,6 +77,8 @@ type Subscription struct {
 	// Retained is the retain handling: 0 sends retained messages, 1 only for a new subscription, 2 never.
 	Retained byte   `json:"retain_handling,omitempty"`
 	ID       uint32 `json:"id,omitempty"` // zero for none
+	// AWS says that the filter spells twins as AWS IoT does: it hears what has a topic in that spelling.
+	AWS bool `json:"aws,omitempty"`
 	// Hidden is how many tokens a mount point puts in front; a `$` behind them is not seen by wildcards.
 	Hidden int `json:"hidden,omitempty"`
 
@@ -105,6 +113,7 @@ type Session struct {
 
 	// Guarded by the store's mutex.
 	client   Client
+	hearer   Hearer // nil where it is not known; then the client is asked
 	epoch    uint64 // of the connection
 	head     uint64 // the oldest number that may be owed
 	next     uint64
@@ -288,6 +297,18 @@ func (x *Session) save(tx component.Tx) error {
 
 // Kept says whether the session outlives its connection.
 func (x *Session) Kept() bool { return x.kept.Load() }
+
+// Judged sets what the session's client may have from now on. What it may not is not chosen for it in a shared
+// subscription, and does not wait for it; whoever sends has to ask all the same, since that may change while it waits.
+func (x *Session) Judged(h Hearer) {
+	x.store.mu.Lock()
+	defer x.store.mu.Unlock()
+	x.hearer = h
+}
+
+func (x *Session) mayHear(s message.Subject, aws bool) bool {
+	return x.hearer == nil || x.hearer.Hears(s, aws)
+}
 
 // Name is what its messages carry, so that they are known again: the key, and the ID, since a message of the session that
 // had the key before says nothing of this one.

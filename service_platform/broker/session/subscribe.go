@@ -8,6 +8,7 @@ import (
 
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/message/device"
 )
 
 // group is the members of a shared subscription: each message goes to one of them.
@@ -67,9 +68,9 @@ func (s *Store) withdraw(sub *Subscription) {
 	}
 }
 
-// choose gives the member of a group that a message goes to: in turn one that is connected; where none is, in turn one
-// whose session keeps it.
-func (s *Store) choose(sub *Subscription) *Subscription {
+// choose gives the member of a group that a message goes to, among those that may have it: in turn one that is connected;
+// where none is, in turn one whose session keeps it.
+func (s *Store) choose(sub *Subscription, subject message.Subject) *Subscription {
 	g := s.groups[sub.groupKey()]
 	if g == nil {
 		return nil
@@ -77,6 +78,9 @@ func (s *Store) choose(sub *Subscription) *Subscription {
 	var kept *Subscription
 	for i := range g.members {
 		m := g.members[(g.turn+i)%len(g.members)]
+		if !m.of.mayHear(subject, m.AWS) {
+			continue
+		}
 		if m.of.client != nil {
 			g.turn = (g.turn + i + 1) % len(g.members)
 			return m
@@ -158,7 +162,10 @@ func (x *Session) Subscribe(ctx context.Context, list []*Subscription) (failed [
 			}
 			if err := s.matchRetained(tx.Scan, sub, func(raw []byte, m *message.Message) {
 				if qos := min(sub.QoS, m.QoS); qos > 0 {
-					x.enqueue(tx, item{kind: itemInline, o: Options{QoS: qos, Retain: true, IDs: sub.ids()}, record: slices.Clone(raw), expires: m.Expires})
+					if !x.mayHear(m.Subject, sub.AWS) {
+						return
+					}
+					x.enqueue(tx, item{kind: itemInline, o: Options{QoS: qos, Retain: true, IDs: sub.ids(), AWS: sub.AWS}, record: slices.Clone(raw), expires: m.Expires})
 				} else {
 					kept := copies.of(m)
 					tx.After(func() { x.deliverRetained(sub, kept) })
@@ -196,7 +203,7 @@ func (x *Session) deliverRetained(sub *Subscription, m *message.Message) {
 	c := x.client
 	x.store.mu.RUnlock()
 	if c != nil {
-		c.Deliver(m, Options{QoS: min(sub.QoS, m.QoS), Retain: true, IDs: sub.ids(), Lasting: true})
+		c.Deliver(m, Options{QoS: min(sub.QoS, m.QoS), Retain: true, IDs: sub.ids(), AWS: sub.AWS, Lasting: true})
 	}
 }
 
@@ -263,8 +270,13 @@ func (x *Session) HasNoLocal() bool {
 	return false
 }
 
-// sees says whether a wildcard of the filter would see a `$` that a mount point has moved away from the front.
+// sees says whether a subject that the patterns select is one of the filter: it has a topic in the filter's spelling, and
+// a wildcard does not see a `$` that a mount point has moved away from the front.
 func (s *Subscription) sees(subject message.Subject) bool {
+	if s.AWS {
+		_, ok := device.ShadowTopic(subject)
+		return ok
+	}
 	f := s.Filter
 	if s.Share != "" {
 		f = strings.TrimPrefix(f, "$share/"+s.Share+"/")
