@@ -1,5 +1,5 @@
 // Package sdk is the client for devices: it connects to naru with a device's certificate, publishes with at least once
-// and a trace, and takes commands. It speaks MQTT 5 over TLS and is one goroutine per device while nothing is
+// and a trace, takes commands, and knows its twins. It speaks MQTT 5 over TLS and is one goroutine per device while nothing is
 // subscribed, so that a gateway or a simulator may hold thousands of clients.
 //
 // A message is acknowledged when the platform has it on disk, and not before. What is not acknowledged is sent again
@@ -105,6 +105,8 @@ type Client struct {
 	serving bool
 	done    map[string]reply // answered commands, so that a repeated one is not carried out twice
 	order   []string
+	twins   map[string]*Twin      // by name
+	asked   map[string]chan asked // by correlation
 }
 
 // Stats are counts since Connect.
@@ -129,7 +131,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{o: o, dial: o.Dial, window: make(chan struct{}, o.Window), ids: map[uint16]*outgoing{},
-		wake: make(chan struct{}, 1), done: map[string]reply{}}
+		wake: make(chan struct{}, 1), done: map[string]reply{}, twins: map[string]*Twin{}, asked: map[string]chan asked{}}
 	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	first := make(chan error, 1)
 	c.all.Go(func() { c.run(first) })

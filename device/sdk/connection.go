@@ -180,6 +180,11 @@ func (c *Client) connected(h packet.Header, body []byte, up func()) error {
 		c.sendSubscribe(s)
 	}
 	c.pump()
+	if !a.SessionPresent {
+		for _, t := range c.twins {
+			t.look() // what was said while nothing was kept for the device is lost
+		}
+	}
 	c.mu.Unlock()
 	up()
 	c.o.Log.Info("connected", "device", c.o.Device, "session_present", a.SessionPresent)

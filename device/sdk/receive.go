@@ -37,6 +37,7 @@ type Command struct {
 type subscription struct {
 	filter string
 	handle func(context.Context, Message)
+	now    bool       // handle is called by the reader, and does not wait
 	id     uint16     // of the SUBSCRIBE under way; 0 for none
 	done   chan error // told once
 }
@@ -63,7 +64,11 @@ type reply struct {
 // Messages are handled one at a time, in order, and acknowledged when the handler has returned; after a break one may
 // come twice. The handler's context ends with the client. A panic in it is logged, and the message is done.
 func (c *Client) Subscribe(ctx context.Context, filter string, handle func(context.Context, Message)) error {
-	s := &subscription{filter: "device/" + c.o.Device + "/" + filter, handle: handle, done: make(chan error, 1)}
+	return c.subscribe(ctx, &subscription{filter: filter, handle: handle})
+}
+
+func (c *Client) subscribe(ctx context.Context, s *subscription) error {
+	s.filter, s.done = "device/"+c.o.Device+"/"+s.filter, make(chan error, 1)
 	if err := packet.ValidTopicFilter(s.filter); err != nil {
 		return fmt.Errorf("subscribe to %s: %w", s.filter, err)
 	}
@@ -72,9 +77,8 @@ func (c *Client) Subscribe(ctx context.Context, filter string, handle func(conte
 		c.mu.Unlock()
 		return ErrClosed
 	}
-	if !c.serving {
-		c.serving = true
-		c.all.Go(c.dispatch)
+	if !s.now {
+		c.serve()
 	}
 	c.subs = append(c.subs, s)
 	c.sendSubscribe(s)
@@ -207,19 +211,46 @@ func (c *Client) arrived(h packet.Header, body []byte) error {
 		}
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	m.era = c.era
+	var now []*subscription
+	waits := false
+	for _, s := range c.subs {
+		if matches(s.filter, m.Topic) {
+			if s.now {
+				now = append(now, s)
+			} else {
+				waits = true
+			}
+		}
+	}
+	c.mu.Unlock()
+	for _, s := range now {
+		s.handle(c.ctx, m.Message)
+	}
+	// What nobody hears yet was left in the session by an earlier process, and waits for its handler. A twin's answer
+	// does not: who asked is no more, and what is desired will be asked for.
+	if !waits && (len(now) > 0 || c.twinAnswer(m.Topic)) {
+		c.ack(m)
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if m.id == 0 && len(c.inbox) >= inboxMax {
 		c.o.Log.Warn("a QoS 0 message was dropped; the handlers are behind", "device", c.o.Device, "topic", m.Topic)
 		return nil
 	}
-	if !c.serving { // left in the session by an earlier process; its handlers are about to come
-		c.serving = true
-		c.all.Go(c.dispatch)
-	}
+	c.serve()
 	c.inbox = append(c.inbox, m)
 	c.rouse()
 	return nil
+}
+
+// serve starts the dispatcher; c.mu is held.
+func (c *Client) serve() {
+	if !c.serving {
+		c.serving = true
+		c.all.Go(c.dispatch)
+	}
 }
 
 func (c *Client) rouse() {
@@ -251,7 +282,7 @@ func (c *Client) dispatch() {
 		}
 		handled := false
 		for _, s := range subs {
-			if matches(s.filter, m.Topic) {
+			if !s.now && matches(s.filter, m.Topic) {
 				handled = true
 				c.handle(s, m.Message)
 			}

@@ -16,10 +16,11 @@ import (
 // platform is the other end of a client's connections: each one it accepts is a script's to play.
 type platform struct {
 	*testing.T
-	dialled chan net.Conn
+	dialled   chan net.Conn
+	keepAlive time.Duration
 }
 
-func newPlatform(t *testing.T) *platform { return &platform{t, make(chan net.Conn)} }
+func newPlatform(t *testing.T) *platform { return &platform{T: t, dialled: make(chan net.Conn)} }
 
 func (p *platform) dial(ctx context.Context) (net.Conn, error) {
 	here, there := net.Pipe()
@@ -32,7 +33,7 @@ func (p *platform) dial(ctx context.Context) (net.Conn, error) {
 }
 
 func (p *platform) options() Options {
-	return Options{Server: "naru:8883", Device: "d-17", Dial: p.dial}
+	return Options{Server: "naru:8883", Device: "d-17", Dial: p.dial, KeepAlive: p.keepAlive}
 }
 
 // line is one connection, seen from the platform.

@@ -37,13 +37,19 @@ func newModel(n int, seed uint64) model {
 	}
 }
 
-// thermometer follows the day, warmest at 15:00 UTC, with drift and noise.
+// thermometer follows the day, warmest at 15:00 UTC, with drift and noise. With a setpoint its room is heated or cooled,
+// and comes to it in some dozens of readings.
 type thermometer struct {
 	r                  *rand.Rand
 	mean, swing, drift float64
+	setpoint           *float64
 }
 
 func (t *thermometer) tick(now time.Time) reading {
+	if t.setpoint != nil {
+		t.mean += 0.1 * (*t.setpoint - t.mean)
+		t.swing *= 0.9
+	}
 	t.drift = 0.99*t.drift + 0.02*t.r.NormFloat64()
 	hour := float64(now.Unix()%86400) / 3600
 	c := t.mean + t.swing*math.Cos((hour-15)/24*2*math.Pi) + t.drift + 0.05*t.r.NormFloat64()

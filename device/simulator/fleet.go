@@ -1,5 +1,5 @@
 // Package simulator is a fleet of lifelike devices, each a client of its own built on the SDK: what it takes to see a
-// platform at work before there are devices.
+// platform at work before there are devices. Each follows its unnamed twin: its interval, and a thermometer its setpoint.
 package simulator
 
 import (
@@ -120,16 +120,26 @@ func (f *Fleet) device(ctx context.Context, o Options, n int, gate chan struct{}
 	}
 	f.join(c)
 	defer f.leave(c)
-	m := newModel(n, o.Seed)
+	s := newSettings(newModel(n, o.Seed), o.Rate)
+	var twin sync.WaitGroup
+	defer twin.Wait()
+	twin.Go(func() { // beside the readings, which wait for nobody
+		if err := s.follow(ctx, c.Twin("")); err != nil && ctx.Err() == nil {
+			f.failed.Add(1)
+			o.Log.Warn("simulated device has no twin", "device", id, "error", err)
+		}
+	})
 	t := time.NewTicker(o.Rate)
 	defer t.Stop()
 	for seq := uint64(1); ; seq++ {
-		if err := say(ctx, c, m, seq); err != nil && ctx.Err() == nil {
+		if err := say(ctx, c, s.tick, seq); err != nil && ctx.Err() == nil {
 			f.failed.Add(1)
 			o.Log.Warn("simulated device was not heard", "device", id, "seq", seq, "error", err)
 		}
 		select {
 		case <-t.C:
+		case <-s.changed:
+			t.Reset(s.interval()) // the next reading comes at once
 		case <-ctx.Done():
 			return
 		}
@@ -153,9 +163,9 @@ func connect(ctx context.Context, o Options, id string, gate chan struct{}) (*sd
 }
 
 // say publishes a reading, and what happened with it.
-func say(ctx context.Context, c *sdk.Client, m model, seq uint64) error {
+func say(ctx context.Context, c *sdk.Client, tick func(time.Time) reading, seq uint64) error {
 	now := time.Now()
-	r := m.tick(now)
+	r := tick(now)
 	r.Seq, r.TS = seq, now.UTC()
 	_, err := c.Telemetry(ctx, "", r)
 	if r.event != "" {

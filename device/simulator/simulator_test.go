@@ -14,6 +14,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -103,8 +105,18 @@ func TestCertificateIsRememberedUntilItsLastThird(t *testing.T) {
 	}
 }
 
-// broker acknowledges everything and tells what it heard. Its codec is not the one that the SDK writes with.
-func broker(conn net.Conn, heard func(*packets.Publish)) {
+// broker acknowledges everything and tells what it heard; what heard gives is sent. Its codec is not the one that the SDK
+// writes with. It reads on while it writes, as a kernel's buffers let it.
+func broker(conn net.Conn, heard func(*packets.Publish) []*packets.ControlPacket) {
+	out := make(chan *packets.ControlPacket, 1024)
+	defer close(out)
+	go func() {
+		for p := range out {
+			if _, err := p.WriteTo(conn); err != nil {
+				return
+			}
+		}
+	}()
 	for {
 		cp, err := packets.ReadPacket(conn)
 		if err != nil {
@@ -112,15 +124,18 @@ func broker(conn net.Conn, heard func(*packets.Publish)) {
 		}
 		switch p := cp.Content.(type) {
 		case *packets.Connect:
-			_, err = packets.NewControlPacket(packets.CONNACK).WriteTo(conn)
+			out <- packets.NewControlPacket(packets.CONNACK)
+		case *packets.Subscribe:
+			ack := packets.NewControlPacket(packets.SUBACK)
+			ack.Content.(*packets.Suback).PacketID, ack.Content.(*packets.Suback).Reasons = p.PacketID, []byte{packets.SubackGrantedQoS1}
+			out <- ack
 		case *packets.Publish:
-			heard(p)
 			ack := packets.NewControlPacket(packets.PUBACK)
 			ack.Content.(*packets.Puback).PacketID = p.PacketID
-			_, err = ack.WriteTo(conn)
-		}
-		if err != nil {
-			return
+			out <- ack
+			for _, p := range heard(p) {
+				out <- p
+			}
 		}
 	}
 }
@@ -145,9 +160,9 @@ func TestEveryDeviceSpeaksWithoutGaps(t *testing.T) {
 		Connect: func(ctx context.Context, o sdk.Options) (*sdk.Client, error) {
 			o.Dial = func(context.Context) (net.Conn, error) {
 				here, there := net.Pipe()
-				go broker(there, func(p *packets.Publish) {
+				go broker(there, func(p *packets.Publish) []*packets.ControlPacket {
 					if p.Topic != "device/"+o.Device+"/telemetry" {
-						return
+						return nil
 					}
 					var r reading
 					mu.Lock()
@@ -160,6 +175,7 @@ func TestEveryDeviceSpeaksWithoutGaps(t *testing.T) {
 							cancel()
 						}
 					}
+					return nil
 				})
 				return here, nil
 			}
@@ -168,5 +184,76 @@ func TestEveryDeviceSpeaksWithoutGaps(t *testing.T) {
 	s := fleet.Stats()
 	if err != nil || s.Connected != 0 || s.Acked < devices*each || s.Failed != 1 {
 		t.Errorf("%v, %+v", err, s)
+	}
+}
+
+// twinOf answers a device's requests to its twin, desires something at once, and tells what is reported.
+func twinOf(desired string, reported func(string)) func(*packets.Publish) []*packets.ControlPacket {
+	id := uint16(0)
+	say := func(topic, data string, correlation []byte) *packets.ControlPacket {
+		id++
+		p := packets.NewControlPacket(packets.PUBLISH)
+		c := p.Content.(*packets.Publish)
+		c.Topic, c.Payload, c.QoS, c.PacketID, c.Properties.CorrelationData = topic, []byte(data), 1, id, correlation
+		return p
+	}
+	return func(p *packets.Publish) []*packets.ControlPacket {
+		switch correlation := p.Properties.CorrelationData; {
+		case strings.HasSuffix(p.Topic, "/twin/get"):
+			return []*packets.ControlPacket{say(p.Topic+"/accepted", `{"state":{"delta":`+desired+`},"version":2,"timestamp":100}`, correlation)}
+		case strings.HasSuffix(p.Topic, "/twin/update"):
+			reported(string(p.Payload))
+			return []*packets.ControlPacket{say(p.Topic+"/accepted", `{"version":1,"timestamp":100}`, correlation)}
+		}
+		return nil
+	}
+}
+
+func TestDevicesBecomeWhatTheirTwinsDesire(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var mu sync.Mutex
+	reports := map[string][]string{}
+	var warm, count int
+	err := new(Fleet).Run(ctx, Options{Devices: 7, Rate: time.Second, Seed: 1, Provision: func(context.Context, string) (tls.Certificate, error) { return tls.Certificate{}, nil },
+		Connect: func(ctx context.Context, o sdk.Options) (*sdk.Client, error) {
+			o.Dial = func(context.Context) (net.Conn, error) {
+				here, there := net.Pipe()
+				twin := twinOf(`{"interval":0.001,"setpoint":80,"color":"red"}`, func(s string) { reports[o.Device] = append(reports[o.Device], s) })
+				if o.Device == "sim-1" {
+					twin = twinOf(`{"interval":"often","setpoint":1e9}`, func(s string) { reports[o.Device] = append(reports[o.Device], s) })
+				}
+				go broker(there, func(p *packets.Publish) []*packets.ControlPacket {
+					mu.Lock()
+					defer mu.Unlock()
+					var r reading
+					if p.Topic == "device/sim-0/telemetry" && json.Unmarshal(p.Payload, &r) == nil && *r.Celsius > 70 {
+						warm++
+					}
+					if p.Topic == "device/sim-6/telemetry" {
+						count++
+					}
+					if warm > 0 && count > 100 && len(reports["sim-0"]) == 2 && len(reports["sim-6"]) == 2 && len(reports["sim-1"]) == 1 {
+						cancel()
+					}
+					return twin(p)
+				})
+				return here, nil
+			}
+			return sdk.Connect(ctx, o)
+		}})
+	mu.Lock()
+	defer mu.Unlock()
+	if err != nil {
+		t.Error(err)
+	}
+	for device, want := range map[string][]string{
+		"sim-0": {`{"state":{"reported":{"interval":1}}}`, `{"state":{"reported":{"interval":0.001,"setpoint":80}}}`}, // a thermometer
+		"sim-1": {`{"state":{"reported":{"interval":1}}}`},                                                            // of which nonsense is desired
+		"sim-6": {`{"state":{"reported":{"interval":1}}}`, `{"state":{"reported":{"interval":0.001}}}`},               // a pump
+	} {
+		if got := reports[device]; !slices.Equal(got, want) {
+			t.Errorf("%s reports %q; want %q", device, got, want)
+		}
 	}
 }
