@@ -38,6 +38,8 @@ type Spec struct {
 	// the other, those of different keys at the same time. A handler then touches only the state of its message's key.
 	// Zero and one are one goroutine, for which handlers need no locks. It does not concern HandleBatch.
 	Parallel int
+	// Calls is how many messages are called for at the same time, where the part has Call; 16 where zero.
+	Calls int
 	// PerNode says that each process that runs the component is a consumer of its own, `<name>/<node>`, with all messages
 	// and its own local state.
 	PerNode bool
@@ -90,6 +92,8 @@ type Retry struct {
 	Attempts int           // 8 where zero
 	// ParkedMax is how many messages may wait in all, or with State Derived in each partition; beyond it the partition
 	// stands still. Where zero it is 10,000, and 2,000 with State Derived, which writes with each position what waits.
+	// Of a component with Call it is how many may be in its hands: waiting for their call, called for, or to be tried
+	// again; beyond it the rest waits in the log.
 	ParkedMax int
 }
 
@@ -128,8 +132,13 @@ type Env struct {
 	// Succeed takes the place of another process of a component that is PerNode, when that one is gone: it gives
 	// bus.ErrHeld while it is not. What the other one appended is before the succession's fences, or refused.
 	Succeed func(ctx context.Context, node string) (*Succession, error)
+	// Calls changes how many calls are made at once, down from Spec.Calls; with zero none is made until it is changed
+	// again. Those under way go on. It lasts until the process ends, also where the component is started anew.
+	Calls func(n int)
 	// Peers gives an operator's component the view of all components on the bus.
 	Peers *Peers
+
+	gate *gate // of its calls
 }
 
 // Part is a built component.
@@ -138,8 +147,18 @@ type Part struct {
 	// it as seen and not concerned; any other error is tried again, and a panic is such an error.
 	Handle func(ctx context.Context, tx Tx, m *message.Message) error
 	// HandleBatch handles a whole batch in its place, all or nothing, heard or not; an error is tried again.
-	// A component has one of the two.
 	HandleBatch func(ctx context.Context, tx Tx, log string, s bus.Stored) error
+	// Call handles a message outside, and may take its time: Spec.Calls of them run at once, those of one key one after
+	// the other, those that came in first before others; it wants State Local. Its error is a fate, as Handle's; a
+	// *RetryAfter puts the next attempt off. What it says follows from the message, and is said together with its fate,
+	// once, however often it was tried: where it is handled or not matched, and also where it dies of this call. A call
+	// whose end was not committed when the process died is made again: at least once, with the message's id as the key
+	// by which the other side knows it. ctx ends when the component stops; what then fails is tried again by its next
+	// start. m must not be changed.
+	// A component has one of the three.
+	Call func(ctx context.Context, m *message.Message, try Try) (say []*message.Message, err error)
+	// Key is what the order of calls is kept by; m.Key() where it is nil.
+	Key func(m *message.Message) string
 	// Take decides the fate of one queued message, as Handle does. Its outcome and effects are recorded under the
 	// message's id before it is answered, so that a redelivery does nothing.
 	Take func(ctx context.Context, tx Tx, m *message.Message, attempt int) error
@@ -308,7 +327,7 @@ type Report struct {
 	Fault      string      `json:"fault,omitempty"`      // why it stands still, if it does
 }
 
-// Exception is a parked message.
+// Exception is a parked message: one that is to be tried again, waits behind such a one, or waits for its call.
 type Exception struct {
 	ID       message.ID      `json:"id"`
 	Trace    message.TraceID `json:"trace"`
@@ -318,7 +337,8 @@ type Exception struct {
 	Attempts int             `json:"attempts"`
 	Since    time.Time       `json:"since"`
 	Next     time.Time       `json:"next"`
-	Reason   message.Reason  `json:"reason"`
+	Calling  time.Time       `json:"calling,omitzero"` // since when it is called for, where that is under way
+	Reason   message.Reason  `json:"reason,omitempty"` // of the last failure, where there was one
 	Detail   string          `json:"detail"`
 }
 

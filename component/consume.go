@@ -41,7 +41,7 @@ func consume(ctx context.Context, env Env, w *worker) error {
 	for _, name := range env.Spec.Logs() {
 		run(func() error { return w.follow(ctx, name) })
 	}
-	if env.Spec.takesBack() && w.part.Handle != nil {
+	if env.Spec.takesBack() && (w.part.Handle != nil || w.part.Call != nil) {
 		run(func() error {
 			return w.fetchQueue(ctx, env.Spec.Name+"-retry", message.Pattern(operator.RetrySubject(env.Spec.Name)))
 		})

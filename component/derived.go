@@ -126,6 +126,7 @@ func (k *derived) fetchParked(ctx context.Context, list []*parked) error {
 			}
 			continue
 		}
+		x.written = true
 		k.w.parked.push(x)
 		k.parked += parkedSize(x)
 	}
@@ -157,7 +158,7 @@ func parkedSize(x *parked) int {
 }
 
 func (k *derived) park(x *parked) error {
-	if x.attempts <= 1 { // else it is there already
+	if !x.written { // else it is there already
 		k.parked += parkedSize(x)
 	}
 	return nil

@@ -24,8 +24,11 @@ func (w *worker) message(ctx context.Context, c *Checkpoint, at place, p bus.Pos
 		w.count(c, NotHeard, m.ID)
 		w.metrics.messages(at.log, NotHeard, 1)
 		return nil
+	case w.caller != nil:
+		w.caller.take(at, p, m)
+		return nil
 	case w.parked.blocks(at.log, m.Key()):
-		return w.park(at, p, m, 0, message.HandlerError, "waits behind an earlier message of its key")
+		return w.park(at, p, m, nil)
 	case r != nil && r.tx != nil:
 		return w.decide(ctx, c, at, p, m, w.keepEffects(ctx, r.tx, r.err))
 	}
@@ -91,7 +94,7 @@ func (w *worker) decide(ctx context.Context, c *Checkpoint, at place, p bus.Posi
 	case !retryable(err):
 		return w.die(ctx, c, at, p, m, 1, message.ReasonOf(err, message.HandlerError), err, w.env.Now(), letter{})
 	}
-	return w.park(at, p, m, 1, message.ReasonOf(err, message.HandlerError), err.Error())
+	return w.park(at, p, m, err)
 }
 
 // die writes a dead letter; before is the one that its message was taken back from.

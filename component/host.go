@@ -71,6 +71,7 @@ type run struct {
 	spec   Spec
 	env    Env
 	source string // CloudEvents source
+	gate   *gate  // of its calls
 
 	mu      sync.Mutex
 	health  Health
@@ -100,7 +101,7 @@ func (h *Host) init() {
 		h.checker, h.broken = NewChecker(h.Catalog)
 		contracts := h.Catalog.Fingerprint()
 		for _, s := range h.Specs {
-			r := &run{h: h, spec: s, source: "//naru/" + h.Node + "/" + s.Name, doors: map[string]bus.Appender{}}
+			r := &run{h: h, spec: s, source: "//naru/" + h.Node + "/" + s.Name, gate: newGate(s.calls()), doors: map[string]bus.Appender{}}
 			r.health = Health{Name: s.Name, Node: h.Node, Doc: s.Doc, Hears: s.Hears, Takes: s.taken(), Says: s.Says, HTTP: h.HTTP, Contracts: contracts}
 			h.runs = append(h.runs, r)
 		}
@@ -381,6 +382,7 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 	r.env = Env{
 		Spec: r.spec, Log: h.Log.With("component", r.spec.Name), Now: h.Now, Bus: h.Bus, Catalog: h.Catalog, Metrics: reg,
 		Node: h.Node, Owner: h.owner, Mint: r.mint, Say: r.say, Door: r.door, View: r.view, Change: r.change, Check: h.checker.Check, Succeed: r.succeed, Peers: h.peers,
+		Calls: r.gate.set, gate: r.gate,
 		Dir: func() (string, error) {
 			dir := filepath.Join(h.Dir, r.spec.Name)
 			return dir, os.MkdirAll(dir, 0o700)
@@ -390,10 +392,18 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 	if err != nil {
 		return nil, err
 	}
-	handles := part.Handle != nil || part.HandleBatch != nil
+	ways := 0
+	for _, has := range []bool{part.Handle != nil, part.HandleBatch != nil, part.Call != nil} {
+		if has {
+			ways++
+		}
+	}
+	handles := ways > 0
 	switch {
-	case part.Handle != nil && part.HandleBatch != nil:
-		return nil, fmt.Errorf("component %s has both Handle and HandleBatch", r.spec.Name)
+	case ways > 1:
+		return nil, fmt.Errorf("component %s has more than one of Handle, HandleBatch and Call", r.spec.Name)
+	case part.Call != nil && r.spec.State != Local, part.Call == nil && (r.spec.Calls != 0 || part.Key != nil), r.spec.Calls < 0:
+		return nil, fmt.Errorf("component %s: Call wants a local state; Calls (%d) and Key want Call", r.spec.Name, r.spec.Calls)
 	case handles != (len(r.spec.Hears) > 0):
 		return nil, fmt.Errorf("component %s: its handlers do not fit what it declares to hear", r.spec.Name)
 	case (part.Take != nil) != (len(r.spec.Takes) > 0):

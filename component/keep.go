@@ -152,8 +152,8 @@ type parkedHead struct {
 	Attempts int            `json:"attempts"`
 	First    time.Time      `json:"first"`
 	Next     time.Time      `json:"next"`
-	Reason   message.Reason `json:"reason"`
-	Detail   string         `json:"detail"`
+	Reason   message.Reason `json:"reason,omitempty"`
+	Detail   string         `json:"detail,omitempty"`
 	Letter   message.ID     `json:"letter,omitzero"`
 	Job      message.ID     `json:"job,omitzero"`
 }
@@ -196,6 +196,7 @@ func (k *local) parked(w *worker) error {
 		x.at = place{string(key[1:end]), h.Position.Generation, h.Position.Partition}
 		x.position, x.attempts, x.first, x.next, x.reason, x.detail = h.Position, h.Attempts, h.First, h.Next, h.Reason, h.Detail
 		x.letter = letter{h.Letter, h.Job}
+		x.written = true
 		w.parked.push(x) // keys sort by place, so rows are in order
 		return true
 	})

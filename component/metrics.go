@@ -18,6 +18,8 @@ type Metrics struct {
 	parked   *prometheus.GaugeVec
 	bad      *prometheus.CounterVec
 
+	calls *prometheus.GaugeVec
+
 	lagMessages, lagSeconds *prometheus.GaugeVec
 
 	up       *prometheus.GaugeVec
@@ -31,6 +33,7 @@ func newMetrics(r prometheus.Registerer) *Metrics {
 		retries:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "naru_retries_total", Help: "Attempts that failed and will be repeated."}, []string{"component", "reason"}),
 		dead:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "naru_dead_total", Help: "Messages given up."}, []string{"component", "reason"}),
 		parked:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "naru_parked_messages", Help: "Messages waiting to be tried again."}, []string{"component", "log"}),
+		calls:    prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "naru_calls", Help: "Calls under way: messages that are being handled outside."}, []string{"component"}),
 		bad:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "naru_unreadable_batches_total", Help: "Batches that could not be read."}, []string{"component", "log"}),
 		up:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "naru_component_up", Help: "1 while the component runs here."}, []string{"component"}),
 		restarts: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "naru_component_restarts_total", Help: "Starts after a failure."}, []string{"component"}),
@@ -38,7 +41,7 @@ func newMetrics(r prometheus.Registerer) *Metrics {
 	m.lagMessages = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "naru_lag_messages", Help: "Messages in the log that are not finished, parked ones among them."}, []string{"component", "log"})
 	m.lagSeconds = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "naru_lag_seconds", Help: "Age of the oldest message that is not finished."}, []string{"component", "log"})
 	if r != nil {
-		r.MustRegister(m.lagMessages, m.lagSeconds, m.outcomes, m.handle, m.retries, m.dead, m.parked, m.bad, m.up, m.restarts)
+		r.MustRegister(m.lagMessages, m.lagSeconds, m.outcomes, m.handle, m.retries, m.dead, m.parked, m.bad, m.calls, m.up, m.restarts)
 	}
 	return m
 }
@@ -48,11 +51,12 @@ type metrics struct {
 	all  *Metrics
 	name string
 	took prometheus.Observer
+	now  prometheus.Gauge // calls under way
 	n    map[[2]string]prometheus.Counter
 }
 
 func (m *Metrics) of(component string) *metrics {
-	return &metrics{all: m, name: component, took: m.handle.WithLabelValues(component), n: map[[2]string]prometheus.Counter{}}
+	return &metrics{all: m, name: component, took: m.handle.WithLabelValues(component), now: m.calls.WithLabelValues(component), n: map[[2]string]prometheus.Counter{}}
 }
 
 func (m *metrics) messages(log, outcome string, n uint64) {
@@ -73,6 +77,7 @@ func (m *metrics) died(r message.Reason, n uint64) {
 func (m *metrics) parked(log string, n uint64) {
 	m.all.parked.WithLabelValues(m.name, log).Set(float64(n))
 }
+func (m *metrics) calls(n int)           { m.now.Set(float64(n)) }
 func (m *metrics) unreadable(log string) { m.all.bad.WithLabelValues(m.name, log).Inc() }
 
 // scope is a registerer that takes back all that was registered through it, so that a component can start again.

@@ -15,9 +15,11 @@ import (
 
 // parking holds the messages that wait to be tried again, in order per key, as the store has them.
 type parking struct {
-	rows map[parkKey][]*parked
-	sums map[place]Sum
-	n    int
+	keyOf func(*parked) parkKey
+	rows  map[parkKey][]*parked
+	sums  map[place]Sum
+	n     int
+	came  uint64 // how many ever
 }
 
 // parkKey is what order is kept by: a key within a log, also where a new generation has put it into another partition.
@@ -31,10 +33,19 @@ type parked struct {
 	attempts int
 	first    time.Time
 	next     time.Time
-	reason   message.Reason
+	reason   message.Reason // zero where it was not tried
 	detail   string
 	letter   letter // that it was taken back from; zero for none
+
+	key     parkKey
+	order   uint64    // in which they came, also of a former process, log by log
+	written bool      // into the store
+	gone    bool      // it is parked no more
+	calling time.Time // since when it is called for; zero where it is not
 }
+
+// keyInLog keeps order by key within a log.
+func keyInLog(x *parked) parkKey { return parkKey{x.at.log, x.m.Key()} }
 
 func (p *parking) blocks(log, key string) bool { return len(p.rows[parkKey{log, key}]) > 0 }
 
@@ -42,17 +53,20 @@ func (p *parking) sum(at place) Sum { return p.sums[at] }
 
 // push puts a message behind those of its key.
 func (p *parking) push(x *parked) {
-	k := parkKey{x.at.log, x.m.Key()}
-	p.rows[k] = append(p.rows[k], x)
+	x.key = p.keyOf(x)
+	p.rows[x.key] = append(p.rows[x.key], x)
 	s := p.sums[x.at]
 	s.Add(x.m.ID)
 	p.sums[x.at] = s
 	p.n++
+	p.came++
+	x.order = p.came
 }
 
 // pop takes the first message of a key out.
 func (p *parking) pop(k parkKey) {
 	x := p.rows[k][0]
+	x.gone = true
 	if row := p.rows[k][1:]; len(row) > 0 {
 		p.rows[k] = row
 	} else {
@@ -80,8 +94,11 @@ func earlier(a, b bus.Position) int {
 		cmp.Compare(a.Sequence, b.Sequence), cmp.Compare(a.Index, b.Index))
 }
 
-// exceptions shows the oldest.
-func (p *parking) exceptions(at place) (list []Exception) {
+// oldestAt are the first that are parked at a place, in order, up to attemptsShown.
+func (p *parking) oldestAt(at place) []*parked {
+	if p.sum(at).Count == 0 {
+		return nil
+	}
 	var all []*parked
 	for _, row := range p.rows {
 		for _, x := range row {
@@ -91,29 +108,54 @@ func (p *parking) exceptions(at place) (list []Exception) {
 		}
 	}
 	slices.SortFunc(all, func(a, b *parked) int { return earlier(a.position, b.position) })
-	for _, x := range all[:min(len(all), attemptsShown)] {
+	return slices.Clone(all[:min(len(all), attemptsShown)])
+}
+
+// exceptions shows parked messages.
+func exceptions(parked []*parked) (list []Exception) {
+	for _, x := range parked {
 		list = append(list, Exception{ID: x.m.ID, Trace: x.m.Trace.ID, Device: x.m.Device, Subject: x.m.Subject, Position: x.position,
-			Attempts: x.attempts, Since: x.first, Next: x.next, Reason: x.reason, Detail: x.detail})
+			Attempts: x.attempts, Since: x.first, Next: x.next, Calling: x.calling, Reason: x.reason, Detail: x.detail})
 	}
 	return list
 }
 
-// park puts a message aside, durably with the next commit.
-func (w *worker) park(at place, p bus.Position, m *message.Message, attempts int, reason message.Reason, detail string) error {
+// park puts a message aside, durably with the next commit: to be tried again after a failure, or because it waits behind
+// an earlier message of its key, where cause is nil.
+func (w *worker) park(at place, p bus.Position, m *message.Message, cause error) error {
 	now := w.env.Now()
-	x := &parked{m: m.Clone(), at: at, position: p, attempts: attempts, first: now, next: now, reason: reason, detail: cut(detail)}
-	if attempts > 0 {
-		x.next = now.Add(w.retry.delay(attempts))
-		w.env.Log.Warn("parked, to be tried again", "id", m.ID, "trace", m.Trace.ID, "subject", m.Subject, "reason", reason, "error", detail)
-		w.metrics.retried(reason)
+	x := &parked{m: m.Clone(), at: at, position: p, first: now, next: now, reason: message.HandlerError, detail: "waits behind an earlier message of its key"}
+	if cause != nil {
+		w.postpone(x, cause)
+		w.env.Log.Warn("parked, to be tried again", "id", m.ID, "trace", m.Trace.ID, "subject", m.Subject, "reason", x.reason, "error", cause)
 	}
 	w.parked.push(x)
 	w.dirty[at] = true
-	return w.keep.park(x)
+	err := w.keep.park(x)
+	x.written = true
+	return err
+}
+
+// postpone notes a failure, and when to try again.
+func (w *worker) postpone(x *parked, cause error) {
+	wait := time.Duration(0)
+	var asked *RetryAfter
+	if errors.As(cause, &asked) {
+		wait = min(asked.After, retryAfterMost)
+	}
+	if !uncounted(cause) {
+		x.attempts++
+	}
+	x.reason, x.detail = message.ReasonOf(cause, message.HandlerError), cut(cause.Error())
+	x.next = w.env.Now().Add(max(wait, w.retry.delay(x.attempts)))
+	w.metrics.retried(x.reason)
 }
 
 // untilDue is how long until a parked message is to be tried.
 func (w *worker) untilDue() time.Duration {
+	if w.caller != nil {
+		return w.caller.untilDue()
+	}
 	d := time.Hour
 	now := w.env.Now()
 	for _, row := range w.parked.rows {
@@ -124,6 +166,9 @@ func (w *worker) untilDue() time.Duration {
 
 // retryDue tries the heads that are due, and after each success what waited behind it.
 func (w *worker) retryDue(ctx context.Context) error {
+	if w.caller != nil {
+		return nil // they are called for by dispatch
+	}
 	var due []parkKey
 	now := w.env.Now()
 	for k, row := range w.parked.rows {
@@ -141,7 +186,7 @@ func (w *worker) retryDue(ctx context.Context) error {
 				return nil // what was settled is committed, and the rest is parked still
 			default:
 			}
-			settled, err := w.again(ctx, k, w.parked.rows[k][0])
+			settled, err := w.again(ctx, w.parked.rows[k][0])
 			if err != nil {
 				return err
 			}
@@ -154,10 +199,8 @@ func (w *worker) retryDue(ctx context.Context) error {
 }
 
 // again tries a parked message; settled says that it has left.
-func (w *worker) again(ctx context.Context, k parkKey, x *parked) (settled bool, err error) {
-	at := x.at
-	c := w.points[at]
-	w.dirty[at] = true
+func (w *worker) again(ctx context.Context, x *parked) (settled bool, err error) {
+	w.dirty[x.at] = true
 	result := w.call(ctx, x.m)
 	if ctx.Err() != nil && result != nil && !errors.Is(result, ErrNotMatched) {
 		return false, ctx.Err()
@@ -166,7 +209,14 @@ func (w *worker) again(ctx context.Context, k parkKey, x *parked) (settled bool,
 	if errors.As(result, &own) {
 		return false, own.err
 	}
-	x.attempts++
+	return w.fate(ctx, x, result)
+}
+
+// fate makes a result the fate of a parked message, which is the first of its key; left says that it is parked no more.
+func (w *worker) fate(ctx context.Context, x *parked, result error) (left bool, err error) {
+	at := x.at
+	c := w.point(at)
+	w.dirty[at] = true
 	switch {
 	case result == nil, errors.Is(result, ErrNotMatched):
 		outcome := Handled
@@ -179,22 +229,26 @@ func (w *worker) again(ctx context.Context, k parkKey, x *parked) (settled bool,
 			return false, err
 		}
 	case !retryable(result):
-		if err := w.die(ctx, c, at, x.position, x.m, x.attempts, message.ReasonOf(result, message.HandlerError), result, x.first, x.letter); err != nil {
+		if err := w.die(ctx, c, at, x.position, x.m, x.attempts+1, message.ReasonOf(result, message.HandlerError), result, x.first, x.letter); err != nil {
 			return false, err
 		}
-	case x.attempts >= w.retry.Attempts:
+	case !uncounted(result) && x.attempts+1 >= w.retry.Attempts:
 		reason := message.ReasonOf(result, message.RetriesExhausted) // of a panic its own
-		if err := w.die(ctx, c, at, x.position, x.m, x.attempts, reason, result, x.first, x.letter); err != nil {
+		if err := w.die(ctx, c, at, x.position, x.m, x.attempts+1, reason, result, x.first, x.letter); err != nil {
 			return false, err
 		}
 	default:
-		x.reason, x.detail = message.ReasonOf(result, message.HandlerError), cut(result.Error())
-		x.next = w.env.Now().Add(w.retry.delay(x.attempts))
-		w.metrics.retried(x.reason)
-		return false, w.keep.park(x)
+		w.postpone(x, result)
+		if x.written {
+			return false, w.keep.park(x)
+		}
+		return false, nil // the commit writes it
 	}
-	w.parked.pop(k)
-	return true, w.keep.unpark(x)
+	w.parked.pop(x.key)
+	if x.written {
+		return true, w.keep.unpark(x)
+	}
+	return true, nil
 }
 
 // take decides the fate of a queued message. Its outcome is recorded under its id in the commit that carries its

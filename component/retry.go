@@ -46,8 +46,13 @@ func (w *worker) takeBack(ctx context.Context, m *message.Message) error {
 	now := w.env.Now()
 	x.first, x.next, x.letter = now, now, from
 	x.reason, x.detail = message.HandlerError, "taken back from dead letter "+r.Letter.String()
-	w.parked.push(x)
 	w.dirty[x.at] = true
+	if w.caller != nil {
+		w.caller.add(x)
+		return nil
+	}
+	w.parked.push(x)
+	x.written = true
 	return w.keep.park(x)
 }
 
@@ -72,7 +77,7 @@ func (w *worker) wasHere(ctx context.Context, r *operator.Retry) (*parked, error
 			return nil, err
 		}
 	}
-	for _, y := range w.parked.rows[parkKey{at.log, m.Key()}] {
+	for _, y := range w.parked.rows[w.parked.keyOf(&parked{m: m, at: at})] {
 		if y.m.ID == m.ID {
 			return nil, errors.New("it waits here already")
 		}

@@ -40,6 +40,7 @@ type worker struct {
 	swept      time.Time
 	tx         *tx
 	shards     *shards       // nil where all is handled in one goroutine
+	caller     *caller       // where messages are called for; else nil
 	here       Within        // the message at hand, in the batch under way; zero between batches
 	done       chan struct{} // closed when all that is read is finished and nothing is parked; of State Derived
 	ended      bool          // it is
@@ -75,14 +76,21 @@ type event struct {
 func newWorker(ctx context.Context, env Env, part *Part, keep keeper, m *metrics) (*worker, error) {
 	w := &worker{env: env, part: part, retry: env.Spec.Retry.withDefaults(env.Spec.State), keep: keep, metrics: m,
 		events: make(chan event), deliveries: make(chan bus.Delivery), calls: make(chan call), over: make(chan struct{}), stopping: make(chan struct{}), done: make(chan struct{}), swept: env.Now(),
-		points: map[place]*Checkpoint{}, parked: parking{rows: map[parkKey][]*parked{}, sums: map[place]Sum{}}, dirty: map[place]bool{}, torn: map[place]bool{},
+		points: map[place]*Checkpoint{}, parked: parking{keyOf: keyInLog, rows: map[parkKey][]*parked{}, sums: map[place]Sum{}}, dirty: map[place]bool{}, torn: map[place]bool{},
 		reports: map[place]Report{}, faults: map[place]string{}, from: map[place]bus.Position{}}
 	w.tx = &tx{w: w, ops: map[string][]byte{}}
 	if n := env.Spec.Parallel; n > 1 && part.Handle != nil {
 		w.shards = newShards(w, n)
 	}
+	if part.Call != nil {
+		w.caller = newCaller(w)
+		w.parked.keyOf = w.caller.keyOf
+	}
 	if err := keep.restore(ctx, w); err != nil {
 		return nil, err
+	}
+	if w.caller != nil {
+		w.caller.restored()
 	}
 	for at, c := range w.points {
 		w.from[at] = c.Position
@@ -103,11 +111,27 @@ func (w *worker) run(stop, ctx context.Context) error {
 	defer close(w.over)
 	timer := time.NewTimer(sweepEvery)
 	defer timer.Stop()
+	calling := stop
+	var settles chan settled // nil where there are no calls
+	var opened chan struct{}
+	if w.caller != nil {
+		var end context.CancelFunc
+		calling, end = context.WithCancel(stop)
+		settles, opened = w.caller.settles, w.caller.gate.wake
+		defer w.caller.calls.Wait()
+		defer end()
+	}
 	for {
+		w.dispatch(calling)
 		timer.Reset(min(w.untilDue(), w.untilCommit(), sweepEvery))
 		var err error
 		select {
 		case <-w.stopping:
+			if w.caller != nil {
+				if err := w.caller.finish(ctx); err != nil {
+					return err
+				}
+			}
 			return w.commit(ctx)
 		case e := <-w.intake():
 			err = w.handle(ctx, e)
@@ -115,13 +139,16 @@ func (w *worker) run(stop, ctx context.Context) error {
 			err = w.handleDelivery(ctx, d)
 		case c := <-w.calls:
 			err = w.answer(ctx, c)
+		case s := <-settles:
+			err = w.caller.settle(ctx, s, calling.Err() != nil)
+		case <-opened:
 		case <-timer.C:
 			if err = w.retryDue(ctx); err == nil && w.env.Now().Sub(w.swept) >= sweepEvery {
 				err = w.sweep()
 			}
 		}
 		if err == nil {
-			err = w.drain(ctx)
+			err = w.drain(ctx, calling)
 		}
 		switch {
 		case errors.Is(err, errStopping):
@@ -141,6 +168,9 @@ func (w *worker) run(stop, ctx context.Context) error {
 // untilCommit is how long the commit can wait for more: nobody waits to hear of it, and there is room and time. It is sweepEvery where it cannot wait, or need not. A sync of this store competes with the log's.
 func (w *worker) untilCommit() time.Duration {
 	wait := w.keep.patience(w.env.Spec.Lazy)
+	if w.caller != nil && !w.caller.ended {
+		wait = commitAfter // what ends until then need not be written
+	}
 	if wait == 0 || w.pendingMessages == 0 || len(w.after) > 0 || w.pendingMessages >= commitMessages || w.pendingBytes >= commitBytes {
 		return sweepEvery
 	}
@@ -153,6 +183,12 @@ func (w *worker) untilCommit() time.Duration {
 // intake is where batches come from: from nowhere while too many messages are parked. The limit may be passed by what
 // is in one batch, since a batch and its position are one.
 func (w *worker) intake() <-chan event {
+	if w.caller != nil { // which is behind, as its lag tells, and does not stand still
+		if w.caller.full() {
+			return nil
+		}
+		return w.events
+	}
 	why := ""
 	if w.parked.n >= w.retry.ParkedMax {
 		why = fmt.Sprintf("%d messages are parked and the limit is %d; `naru messages --outcome dead` and the exceptions below tell why", w.parked.n, w.retry.ParkedMax)
@@ -172,7 +208,11 @@ func (w *worker) intake() <-chan event {
 }
 
 // drain takes what is at hand, so that one commit carries it all.
-func (w *worker) drain(ctx context.Context) error {
+func (w *worker) drain(ctx, calling context.Context) error {
+	var settles chan settled
+	if w.caller != nil {
+		settles = w.caller.settles
+	}
 	for w.pendingMessages < commitMessages && w.pendingBytes < commitBytes && time.Since(w.pendingSince) < commitAfter {
 		var err error
 		select {
@@ -182,14 +222,25 @@ func (w *worker) drain(ctx context.Context) error {
 			err = w.handleDelivery(ctx, d)
 		case c := <-w.calls:
 			err = w.answer(ctx, c)
+		case s := <-settles:
+			err = w.caller.settle(ctx, s, calling.Err() != nil)
 		default:
 			return nil
 		}
 		if err != nil {
 			return err
 		}
+		w.dispatch(calling)
 	}
 	return nil
+}
+
+// dispatch makes the calls that may be made.
+func (w *worker) dispatch(calling context.Context) {
+	if w.caller != nil {
+		w.caller.dispatch(calling)
+		w.metrics.calls(w.caller.running)
+	}
 }
 
 // begun notes when the first thing of a commit came in: what comes within a moment shares it.
@@ -541,6 +592,11 @@ func (w *worker) uncrowd(ctx context.Context, at place) error {
 
 // commit makes positions, effects, what is parked and what is to be said durable, together.
 func (w *worker) commit(ctx context.Context) error {
+	if w.caller != nil {
+		if err := w.caller.write(); err != nil {
+			return err
+		}
+	}
 	var dirty []*Checkpoint
 	for at := range w.dirty {
 		c := w.points[at]
@@ -574,7 +630,14 @@ func (w *worker) commit(ctx context.Context) error {
 
 // report notes a committed checkpoint for those who ask.
 func (w *worker) report(at place, c *Checkpoint) {
-	r := Report{Checkpoint: *c, Required: w.env.Spec.Required, Node: w.env.Node, At: w.env.Now(), Exceptions: w.parked.exceptions(at)}
+	r := Report{Checkpoint: *c, Required: w.env.Spec.Required, Node: w.env.Node, At: w.env.Now()}
+	if waiting := r.Waiting.Count; w.caller != nil {
+		r.Exceptions = exceptions(w.caller.oldest(at))
+		w.metrics.parked(at.log, uint64(w.caller.failed[at.log]))
+	} else {
+		r.Exceptions = exceptions(w.parked.oldestAt(at))
+		w.metrics.parked(at.log, waiting)
+	}
 	r.Outcomes, r.Rows = map[string]Sum{}, map[string]Row{}
 	for k, v := range c.Outcomes {
 		r.Outcomes[k] = v
@@ -582,7 +645,6 @@ func (w *worker) report(at place, c *Checkpoint) {
 	for k, v := range c.Rows {
 		r.Rows[k] = v
 	}
-	w.metrics.parked(at.log, r.Waiting.Count)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	r.Fault = w.faults[at]

@@ -3,6 +3,7 @@ package journal
 import (
 	"cmp"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"time"
 
@@ -94,6 +95,13 @@ func (w *witness) fates(f *Found) []Fate {
 func (w *witness) fate(r *component.Report, f *Found) Fate {
 	fate := Fate{Consumer: r.Consumer}
 	for _, e := range r.Exceptions {
+		if e.ID == f.Message.ID && e.Reason == 0 { // in hand, and nothing failed yet
+			fate.Outcome, fate.Attempts, fate.Since, fate.Detail = OutcomeWaiting, e.Attempts, e.Since, "waits for its call"
+			if !e.Calling.IsZero() {
+				fate.Since, fate.Detail = e.Calling, "is being handled outside"
+			}
+			return fate
+		}
 		if e.ID == f.Message.ID {
 			fate.Outcome, fate.Reason, fate.Detail, fate.Attempts, fate.Since = OutcomeParked, e.Reason, e.Detail, e.Attempts, e.Since
 			return fate
@@ -110,10 +118,19 @@ func (w *witness) fate(r *component.Report, f *Found) Fate {
 		fate.Detail = r.Fault
 	case !heard(w.hears[r.Consumer], f.Message.Subject):
 		fate.Outcome = OutcomeNotHeard
+	case behindShown(r, f.Position):
+		fate.Outcome = OutcomeWaiting
+		fate.Detail = fmt.Sprintf("or handled: %d messages are parked here, and only the oldest %d are told by name", r.Waiting.Count, len(r.Exceptions))
 	default:
 		fate.Outcome = OutcomeHandled
 	}
 	return fate
+}
+
+// behindShown says whether a message may be parked without being among those that are told by name.
+func behindShown(r *component.Report, p bus.Position) bool {
+	n := len(r.Exceptions)
+	return r.Waiting.Count > uint64(n) && (n == 0 || before(r.Exceptions[n-1].Position, p))
 }
 
 // before says whether the position a has not reached b.
