@@ -237,8 +237,7 @@ func TestFloodOfStrangersIsBounded(t *testing.T) {
 func TestESTWithCurlAndOpenSSL(t *testing.T) {
 	for _, tool := range []string{"curl", "openssl"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Logf("no %s on this machine; the table of enrolments asks the same with net/http", tool)
-			return
+			t.Fatalf("no %s on this machine; .ci/run installs it", tool)
 		}
 	}
 	a := newArena(t)

@@ -29,6 +29,7 @@ import (
 type sender struct {
 	id    string
 	addr  string
+	dial  func() (net.Conn, error) // instead of to addr, where it is not nil
 	next  int
 	open  []int // sent and not acknowledged, in order
 	sent  map[int]int
@@ -53,7 +54,11 @@ func (s *sender) run(stop <-chan struct{}) {
 }
 
 func (s *sender) session(stop <-chan struct{}) {
-	c, err := net.DialTimeout("tcp", s.addr, time.Second)
+	dial := s.dial
+	if dial == nil {
+		dial = func() (net.Conn, error) { return net.DialTimeout("tcp", s.addr, time.Second) }
+	}
+	c, err := dial()
 	if err != nil {
 		return
 	}
