@@ -60,6 +60,7 @@ func (b *Bus) watch() {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	var broken doctor
+	var doubt second
 	for n := 0; ; n++ {
 		select {
 		case <-b.ctx.Done():
@@ -68,7 +69,7 @@ func (b *Bus) watch() {
 		}
 		b.watchSpace()
 		if s := b.embedded.Load(); s != nil && n%healthEvery == 0 {
-			fault := storeFault(s)
+			fault := doubt.opinion(storeFault(s))
 			b.sick.Store(fault != "")
 			if fault != "" {
 				b.down(fault)
@@ -93,6 +94,18 @@ func storeFault(s *server.Server) string {
 		return "the embedded server has given up: " + h.Error
 	}
 	return ""
+}
+
+// second is a second opinion: a fault is one when it is found twice. A stream that is just being made has its directory
+// before the server knows it, and is taken for one that was lost.
+type second struct{ before string }
+
+func (o *second) opinion(fault string) string {
+	was := o.before
+	if o.before = fault; fault != was {
+		return ""
+	}
+	return fault
 }
 
 // doctor decides when a server that is broken is started again: after a while, once there is space, and ever more rarely
