@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -133,7 +134,7 @@ func twinRequest(in io.Reader, fields []string, file string, version uint64) (js
 	for _, f := range fields {
 		path, value, ok := strings.Cut(f, "=")
 		levels := strings.Split(path, ".")
-		if !ok || path == "" || strings.Contains(path, "..") {
+		if !ok || slices.Contains(levels, "") {
 			return nil, fmt.Errorf("%q: want FIELD=VALUE, such as limits.celsius=21.5", f)
 		}
 		at := desired
@@ -218,6 +219,10 @@ func listTwins(o *options, c *cobra.Command, path string, q url.Values) error {
 	}
 	err = o.show(c.OutOrStdout(), list, func(p *printer) {
 		now := time.Now()
+		if len(list.Twins) == 0 && list.Next == "" {
+			p.line("no such twin, of %d; %d drift", list.All, list.Drifting)
+			return
+		}
 		p.row("DEVICE", "NAME", "VERSION", "UPDATED", "DRIFTS", "BY")
 		for _, l := range list.Twins {
 			drift := "no"
@@ -225,6 +230,12 @@ func listTwins(o *options, c *cobra.Command, path string, q url.Values) error {
 				drift = "for " + short(now.Sub(l.Drift))
 			}
 			p.row(l.Device, l.Shadow, fmt.Sprint(l.Version), ago(l.Updated, now), drift, l.Source)
+		}
+		for _, l := range list.Twins {
+			for _, d := range l.Fields {
+				p.line("  %s: %s is desired %s and reported %s, for %s, by %s (message %s)", called(l.Device, l.Shadow), d.Path, cut(string(d.Desired), 40),
+					cut(orNothing(d.Reported), 40), short(now.Sub(d.Since)), d.By.Source, d.By.ID)
+			}
 		}
 		p.line("%d of %d twins; %d drift", len(list.Twins), list.All, list.Drifting)
 		if list.Next != "" {
@@ -260,12 +271,16 @@ func twinBlame(o *options) *cobra.Command {
 				return err
 			}
 			return o.show(c.OutOrStdout(), b, func(p *printer) {
-				p.row("FIELD", "VALUE", "CHANGED", "BY", "MESSAGE")
+				p.row("FIELD", "VALUE", "CHANGED", "BY", "MESSAGE", "TRACE")
 				for _, f := range b.Fields {
-					p.row(f.Path, cut(string(f.Value), 40), ago(f.ChangedAt, time.Now()), f.Changed.Source, f.Changed.ID.String())
+					trace := "forgotten"
+					if !f.Trace.IsZero() {
+						trace = f.Trace.String()
+					}
+					p.row(f.Path, cut(string(f.Value), 40), ago(f.ChangedAt, time.Now()), f.Changed.Source, f.Changed.ID.String(), trace)
 				}
 				if len(b.Fields) > 0 {
-					p.line("  -> naru messages MESSAGE shows one, with its trace")
+					p.line("  -> naru trace MESSAGE shows the whole way of one, also where the history has forgotten its trace")
 				}
 			})
 		},
@@ -292,6 +307,9 @@ func twinHistory(o *options) *cobra.Command {
 				return err
 			}
 			return o.show(c.OutOrStdout(), h, func(p *printer) {
+				if len(h.Records) == 0 {
+					p.line("nothing is remembered of %s that far back", called(args[0], name))
+				}
 				for _, r := range h.Records {
 					showTwinRecord(p, &r)
 				}
@@ -331,6 +349,10 @@ func twinConflicts(o *options) *cobra.Command {
 				return err
 			}
 			return o.show(c.OutOrStdout(), answer, func(p *printer) {
+				if len(answer.Conflicts) == 0 {
+					p.line("no update of %s was refused for its version", called(args[0], name))
+					return
+				}
 				p.row("WHEN", "BY", "STATED", "WAS", "MADE SO BY", "TRACE")
 				for _, x := range answer.Conflicts {
 					p.row(ago(x.At, time.Now()), x.Source, fmt.Sprint(x.Stated), fmt.Sprint(x.Was), x.Other.Source, x.Trace.String())

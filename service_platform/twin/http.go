@@ -24,7 +24,7 @@ const (
 )
 
 func (t *Twins) routes() []component.Route {
-	return []component.Route{
+	return append([]component.Route{
 		{Pattern: "GET /api/v1/twins", Handler: answer.Func(t.serveList)},
 		{Pattern: "GET /api/v1/twins/{device}", Handler: answer.Func(t.serveTwin)},
 		{Pattern: "POST /api/v1/twins/{device}", Handler: answer.Func(t.serveUpdate)},
@@ -34,7 +34,7 @@ func (t *Twins) routes() []component.Route {
 		{Pattern: "GET /api/v1/twins/{device}/conflicts", Handler: answer.Func(t.serveConflicts)},
 		{Pattern: "GET /api/v1/twins/{device}/watch", Handler: answer.Func(t.serveWatch)},
 		{Pattern: "GET /api/v1/drift", Handler: answer.Func(t.serveDrift)},
-	}
+	}, t.awsRoutes()...)
 }
 
 // refOf reads which twin a request is about.
@@ -64,6 +64,15 @@ func absent(r ref) error {
 		return answer.Missing("device %s has no twin; it has one with the first update, and `naru twin list` shows those there are", r.device)
 	}
 	return answer.Missing("device %s has no twin of the name %s; `naru twin list` shows those there are", r.device, r.shadow)
+}
+
+// known gives an error where there never was such a twin, as far as is remembered.
+func known(v component.View, x ref) error {
+	d, err := load(v, x)
+	if err == nil && d.Version == 0 && d.Changes == 0 {
+		return absent(x)
+	}
+	return err
 }
 
 // Shown is a twin. Of one in the past only the state is known.
@@ -132,20 +141,26 @@ func (t *Twins) serveUpdate(_ http.ResponseWriter, r *http.Request) (any, error)
 	if err != nil {
 		return nil, answer.Bad(fmt.Errorf("read the request: %w; it may have %d bytes", err, t.limits.Request))
 	}
-	return t.ask(r, "update", body)
-}
-
-func (t *Twins) serveDelete(_ http.ResponseWriter, r *http.Request) (any, error) {
-	return t.ask(r, "delete", nil)
-}
-
-// ask says a request as a device does, and waits for its answer: so what is asked over HTTP has its place in the log, its
-// trace and its fate.
-func (t *Twins) ask(r *http.Request, request string, body []byte) (any, error) {
 	x, err := refOf(r)
 	if err != nil {
 		return nil, err
 	}
+	v, err := t.ask(r, x, "update", body)
+	return v, explained(x, err)
+}
+
+func (t *Twins) serveDelete(_ http.ResponseWriter, r *http.Request) (any, error) {
+	x, err := refOf(r)
+	if err != nil {
+		return nil, err
+	}
+	v, err := t.ask(r, x, "delete", nil)
+	return v, explained(x, err)
+}
+
+// ask says a request as a device does, and waits for its answer: so what is asked over HTTP has its place in the log, its
+// trace and its fate.
+func (t *Twins) ask(r *http.Request, x ref, request string, body []byte) (any, error) {
 	m := &message.Message{Subject: device.TwinSubject(x.device, x.shadow, request), Device: x.device, ContentType: "application/json", Data: body, QoS: 1}
 	if err := m.Subject.Valid(); err != nil {
 		return nil, answer.Bad(err)
@@ -164,7 +179,7 @@ func (t *Twins) ask(r *http.Request, request string, body []byte) (any, error) {
 	select {
 	case a := <-c:
 		if a.refused != nil {
-			return nil, &answer.Problem{Status: a.refused.Code, Title: http.StatusText(a.refused.Code), Detail: a.refused.Message}
+			return nil, a.refused
 		}
 		return json.RawMessage(a.payload), nil
 	case <-late.C:
@@ -174,12 +189,36 @@ func (t *Twins) ask(r *http.Request, request string, body []byte) (any, error) {
 	}
 }
 
+// explained gives a refusal the words that an operator needs beside the protocol's own.
+func explained(x ref, err error) error {
+	var e *shadow.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch detail := e.Message; e.Code {
+	case http.StatusNotFound:
+		return absent(x)
+	case http.StatusConflict:
+		detail += fmt.Sprintf(": it has not version %d; `naru twin get %s` shows what it has, and `naru twin conflicts %s` who changed it", e.Stated, x.device, x.device)
+		fallthrough
+	default:
+		return &answer.Problem{Status: e.Code, Title: http.StatusText(e.Code), Detail: detail}
+	}
+}
+
 // Blame is who made a twin what it is.
 type Blame struct {
-	Device  string         `json:"device"`
-	Shadow  string         `json:"shadow,omitempty"`
-	Version uint64         `json:"version"`
-	Fields  []shadow.Field `json:"fields"`
+	Device  string        `json:"device"`
+	Shadow  string        `json:"shadow,omitempty"`
+	Version uint64        `json:"version"`
+	Fields  []BlamedField `json:"fields"`
+}
+
+// BlamedField is a field, the messages behind it, and the trace of the one that changed it.
+type BlamedField struct {
+	shadow.Field
+	// Trace is missing where the history has forgotten the change; the message's id leads to it, too.
+	Trace message.TraceID `json:"trace,omitzero"`
 }
 
 func (t *Twins) serveBlame(_ http.ResponseWriter, r *http.Request) (any, error) {
@@ -187,7 +226,7 @@ func (t *Twins) serveBlame(_ http.ResponseWriter, r *http.Request) (any, error) 
 	if err != nil {
 		return nil, err
 	}
-	b := Blame{Device: x.device, Shadow: x.shadow, Fields: []shadow.Field{}}
+	b := Blame{Device: x.device, Shadow: x.shadow, Fields: []BlamedField{}}
 	path := r.URL.Query().Get("path")
 	return &b, t.env.View(func(v component.View) error {
 		d, err := load(v, x)
@@ -197,12 +236,22 @@ func (t *Twins) serveBlame(_ http.ResponseWriter, r *http.Request) (any, error) 
 		if !d.Exists() {
 			return absent(x)
 		}
+		traces := map[message.ID]message.TraceID{}
+		if err := t.records(v, x, 0, func(rec *shadow.Record) (bool, error) {
+			traces[rec.By.ID] = rec.Trace
+			return true, nil
+		}); err != nil {
+			return err
+		}
 		b.Version = d.Version
 		for _, f := range d.Blame() {
 			if path == "" || under(f.Path, path) {
 				f.ChangedAt, f.WroteAt = f.ChangedAt.UTC(), f.WroteAt.UTC()
-				b.Fields = append(b.Fields, f)
+				b.Fields = append(b.Fields, BlamedField{f, traces[f.Changed.ID]})
 			}
+		}
+		if path != "" && len(b.Fields) == 0 {
+			return answer.Missing("%s has no field %s; `naru twin blame %s` shows those there are", x.called(), path, x.device)
 		}
 		return nil
 	})
@@ -230,6 +279,9 @@ func (t *Twins) serveConflicts(_ http.ResponseWriter, r *http.Request) (any, err
 			if c.At.After(oldest) {
 				out.Conflicts = append(out.Conflicts, c)
 			}
+		}
+		if err == nil && len(list) == 0 {
+			return known(v, x)
 		}
 		return err
 	})

@@ -124,7 +124,7 @@ func TestWhatIsAskedOverHTTPGoesTheWayOfAllRequests(t *testing.T) {
 	d.refused("POST", "/api/v1/twins/d.1?shadow=config", `{"state":{},"version":7}`, 409, "Version conflict")
 	d.refused("POST", "/api/v1/twins/d.1", `{"state":5}`, 400, "State node must be an object")
 	d.refused("POST", "/api/v1/twins/d.1", strings.Repeat(" ", 128<<10+1), 400, "it may have 131072 bytes")
-	d.refused("DELETE", "/api/v1/twins/d.1", "", 404, "No shadow exists with name: 'd.1'")
+	d.refused("DELETE", "/api/v1/twins/d.1", "", 404, "device d.1 has no twin")
 	if code := ask(t, d.h, "DELETE", "/api/v1/twins/d.1?shadow=config", "", &a); code != 200 || a.Version != 1 {
 		t.Errorf("its end is answered with %d %+v", code, a)
 	}
@@ -149,10 +149,13 @@ func TestBlameLeadsToTheMessages(t *testing.T) {
 	if f := b.Fields[0]; f.Path != "/reported/a/b" || f.Changed.ID != first.ID || f.Wrote.ID != again.ID || !f.WroteAt.Equal(again.Recorded()) {
 		t.Errorf("a/b is by %+v", f)
 	}
-	if f := b.Fields[1]; f.Path != "/reported/a/c" || f.Changed.ID != again.ID || string(f.Value) != "5" {
+	if f := b.Fields[1]; f.Path != "/reported/a/c" || f.Changed.ID != again.ID || string(f.Value) != "5" || f.Trace != again.Trace.ID || b.Fields[0].Trace != first.Trace.ID {
 		t.Errorf("a/c is by %+v", f)
 	}
+	d.refused("GET", "/api/v1/twins/d-1/blame?path=/desired/z", "", 404, "no field /desired/z")
 	d.refused("GET", "/api/v1/twins/d-2/blame", "", 404, "no twin")
+	d.refused("GET", "/api/v1/twins/d-2/history", "", 404, "no twin")
+	d.refused("GET", "/api/v1/twins/d-2/conflicts", "", 404, "no twin")
 }
 
 func TestHistoryIsBoundedAndLeadsBack(t *testing.T) {
@@ -223,10 +226,10 @@ func TestTimeTravelKnowsWhatThereWas(t *testing.T) {
 	}
 	all := func() {
 		t.Helper()
-		d.refused("GET", "/api/v1/twins/d-1?at="+before.UTC().Format(time.RFC3339), "", 404, "has no twin")
+		d.refused("GET", "/api/v1/twins/d-1?at="+before.UTC().Format(time.RFC3339), "", 404, "had no such twin then")
 		was(first, `{"state":{"reported":{"n":1}}}`, 1)
 		was(second, `{"state":{"reported":{"n":2}}}`, 2)
-		d.refused("GET", "/api/v1/twins/d-1?at="+none.UTC().Format(time.RFC3339), "", 404, "has no twin")
+		d.refused("GET", "/api/v1/twins/d-1?at="+none.UTC().Format(time.RFC3339), "", 404, "had no such twin then")
 		was(now, `{"state":{"desired":{"o":3}}}`, 4)
 	}
 	all()

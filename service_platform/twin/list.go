@@ -226,6 +226,9 @@ func (t *Twins) serveHistory(_ http.ResponseWriter, r *http.Request) (any, error
 	path := q.Get("path")
 	out := &History{Device: x.device, Shadow: x.shadow, Records: []Record{}}
 	return out, t.env.View(func(v component.View) error {
+		if err := known(v, x); err != nil {
+			return err
+		}
 		return t.records(v, x, before, func(rec *shadow.Record) (bool, error) {
 			if path != "" && !touches(rec, path) {
 				return true, nil
@@ -300,8 +303,10 @@ func (t *Twins) past(x ref, q url.Values) (any, error) {
 			s.Version, s.Updated, s.Message, s.Source = d.Version, last.At().UTC(), last.ID.String(), last.Source
 		case made == nil && next > 0 && !t.forgotForAge(d, next, at):
 			return answer.Missing("the history of %s does not reach back so far; it has the last %d changes of the last %s", x.called(), t.history, t.age)
-		case !p.Exists:
+		case !p.Exists && d.Changes == 0:
 			return absent(x)
+		case !p.Exists:
+			return answer.Missing("device %s had no such twin then; `naru twin history %s` shows what became of it", x.device, x.device)
 		}
 		s.Document = append(append([]byte(`{"state":`), p.State()...), '}')
 		return nil

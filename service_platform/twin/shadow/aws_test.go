@@ -213,7 +213,8 @@ func TestDocumentedErrors(t *testing.T) {
 		refuse("nine levels", deep(9), "JSON contains too many levels of nesting; maximum is 8", "400"),
 		refuse("nine levels of arrays", `{"state":{"desired":{"a":[[[[[[[[[]]]]]]]]]}}}`, "JSON contains too many levels of nesting; maximum is 8", "400"),
 		refuse("a thousand levels", deep(1000), "JSON contains too many levels of nesting; maximum is 8", "400"),
-		// https://github.com/aws-greengrass/aws-greengrass-shadow-manager/pull/178 quotes the service.
+		// https://github.com/aws-greengrass/aws-greengrass-shadow-manager/pull/178 quotes the service, and so does
+		// https://github.com/getmoto/moto/blob/5.0.0/docs/docs/services/iot-data.rst: not ignored, as some pages have it.
 		refuse("a node beside desired and reported", `{"state":{"delta":{"a":1}}}`, "State contains an invalid node: 'delta'", "400"),
 		refuse("null deep in an array", `{"state":{"desired":{"a":[{"b":[1,null]}]}}}`, "State contains an invalid node: 'a'", "400"),
 		refuse("not UTF-8", "{\"state\":{\"desired\":{\"a\":\"\xff\"}}}", "Unsupported documented encoding; supported encoding is UTF-8", "415"),

@@ -48,7 +48,8 @@ func missing(name string) *Error {
 	return &Error{Code: http.StatusNotFound, Message: "No shadow exists with name: '" + name + "'"}
 }
 
-func tooLarge() *Error {
+// TooLarge refuses a request beyond the limit.
+func TooLarge() *Error {
 	return &Error{Code: http.StatusRequestEntityTooLarge, Message: "The payload exceeds the maximum size allowed"}
 }
 

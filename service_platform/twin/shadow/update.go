@@ -53,7 +53,7 @@ func (d *Doc) Update(request []byte, by Cause, now time.Time, l Limits) (*Update
 	after.desired = m.section("/desired", before.desired, r.state.null(), find(r.state.fields, "desired"))
 	after.reported = m.section("/reported", before.reported, r.state.null(), find(r.state.fields, "reported"))
 	if after.stateSize() > l.State {
-		e := tooLarge()
+		e := TooLarge()
 		e.token = r.token
 		return nil, e
 	}
@@ -76,7 +76,7 @@ type request struct {
 
 func readRequest(b []byte, l Limits) (r request, refused *Error) {
 	if len(b) > l.Request {
-		return r, tooLarge()
+		return r, TooLarge()
 	}
 	if !utf8.Valid(b) {
 		return r, notUTF8()

@@ -1,0 +1,38 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestTwinRequestIsMadeOfFields(t *testing.T) {
+	for fields, want := range map[string]string{
+		"mode=eco limits.celsius=21.5":       `{"state":{"desired":{"limits":{"celsius":21.5},"mode":"eco"}}}`,
+		"a.b=1 a.c=null d=":                  `{"state":{"desired":{"a":{"b":1,"c":null},"d":""}}}`,
+		`list=[1,2] text="1" eq=a=b on=true`: `{"state":{"desired":{"eq":"a=b","list":[1,2],"on":true,"text":"1"}}}`,
+	} {
+		if got, err := twinRequest(nil, strings.Fields(fields), "", 0); err != nil || string(got) != want {
+			t.Errorf("%s makes %s, %v; want %s", fields, got, err, want)
+		}
+	}
+	if got, err := twinRequest(nil, []string{"a=1"}, "", 7); err != nil || string(got) != `{"state":{"desired":{"a":1}},"version":7}` {
+		t.Errorf("%s, %v", got, err)
+	}
+	if got, err := twinRequest(strings.NewReader(`{"state":{}}`), nil, "-", 0); err != nil || string(got) != `{"state":{}}` {
+		t.Errorf("%s, %v", got, err)
+	}
+}
+
+func TestWrongFieldsOfATwinAreNamed(t *testing.T) {
+	for fields, want := range map[string]string{
+		"": "nothing to set", "x": `"x": want FIELD=VALUE`, "=1": "want FIELD=VALUE", ".a=1": "want FIELD=VALUE", "a.=1": "want FIELD=VALUE",
+		"a..b=1": "want FIELD=VALUE", "a=1 a.b=2": "a has a value already",
+	} {
+		if _, err := twinRequest(nil, strings.Fields(fields), "", 0); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q gives %v; want %s", fields, err, want)
+		}
+	}
+	if _, err := twinRequest(strings.NewReader("{"), nil, "-", 0); err == nil || !strings.Contains(err.Error(), "no JSON") {
+		t.Errorf("half a request gives %v", err)
+	}
+}
