@@ -3,6 +3,7 @@
 package foreign
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"net"
@@ -144,4 +145,56 @@ func TestAWSIoTDeviceSDKProvisionsByClaim(t *testing.T) {
 	if out := naru("device", "list"); !strings.Contains(out, "pump-1") || !strings.Contains(out, "pump-2") {
 		t.Errorf("the devices are\n%s", out)
 	}
+}
+
+func TestAWSIoTDeviceSDKKeepsShadows(t *testing.T) {
+	devices, port := free(t)
+	web, _ := free(t)
+	naru := naru(t, strings.NewReplacer("DEVICES", devices, "WEB", web).Replace(brokerConfig))
+	for _, version := range []string{"5", "311"} {
+		for _, shadow := range []string{"-", "config"} {
+			id := "sdk" + version + strings.Trim(shadow, "-")
+			dir := t.TempDir()
+			naru("device", "add", id, "--out", dir)
+			wish := []string{"twin", "set", id, "color=white"}
+			if shadow != "-" {
+				wish = append(wish, "--name", shadow)
+			}
+			got := talk(t, func() { naru(wish...) }, "shadow.js", "127.0.0.1", port, filepath.Join(dir, "ca.crt"), filepath.Join(dir, "device.crt"), filepath.Join(dir, "device.key"), id, version, shadow)
+			if got != "waiting\ndone" {
+				t.Errorf("MQTT %s, shadow %s: printed %q", version, shadow, got)
+			}
+			if out := naru("messages", "--device", id, "--limit", "200"); !strings.Contains(out, "device."+id+".telemetry") || strings.Contains(out, "$aws") {
+				t.Errorf("the log has of %s\n%s", id, out)
+			}
+		}
+	}
+}
+
+// talk runs a script that prints `waiting` when something is to be done outside, and gives all it prints.
+func talk(t *testing.T, do func(), args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	c := exec.CommandContext(ctx, "node", args...)
+	var stderr bytes.Buffer
+	c.Stderr = &stderr
+	pipe, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	for lines := bufio.NewScanner(pipe); lines.Scan(); {
+		out.WriteString(lines.Text() + "\n")
+		if lines.Text() == "waiting" {
+			do()
+		}
+	}
+	if err := c.Wait(); !strings.HasSuffix(out.String(), "done\n") {
+		t.Errorf("node %v: %v\n%s%s", args, err, out.String(), stderr.Bytes())
+	}
+	return strings.TrimSpace(out.String())
 }
