@@ -60,7 +60,9 @@ type Letters struct {
 }
 
 // New builds the component.
-func New(env component.Env, c Config) (*component.Part, error) {
+func New(env component.Env, c Config) (*component.Part, error) { return build(env, c, new(Letters)) }
+
+func build(env component.Env, c Config, l *Letters) (*component.Part, error) {
 	age, err := time.ParseDuration(c.MaxAge)
 	switch {
 	case err != nil || age <= 0:
@@ -70,7 +72,7 @@ func New(env component.Env, c Config) (*component.Part, error) {
 	case c.JobsKept < 1 || c.InFlight < 1:
 		return nil, fmt.Errorf("jobs_kept is %d and in_flight %d; both want at least 1", c.JobsKept, c.InFlight)
 	}
-	l := &Letters{env: env, conf: c, age: age, alarming: map[string]bool{}, credit: map[message.ID]pace{},
+	*l = Letters{env: env, conf: c, age: age, alarming: map[string]bool{}, credit: map[message.ID]pace{},
 		letters: prometheus.NewGauge(prometheus.GaugeOpts{Name: "naru_dead_letters", Help: "Dead letters that are kept: not handled since, not discarded."}),
 		bytes:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "naru_dead_letters_bytes", Help: "What they take."}),
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{Name: "naru_dead_letters_dropped_total", Help: "Dead letters that went for their age, or for want of room."})}
