@@ -275,3 +275,12 @@ func BenchmarkAppendRecord(b *testing.B) {
 		buf = AppendRecord(buf[:0], m)
 	}
 }
+
+func TestRecordTellsAWill(t *testing.T) {
+	for _, will := range []bool{false, true} {
+		var got Message
+		if _, err := DecodeRecord(AppendRecord(nil, &Message{Subject: "a", Will: will, QoS: 1}), &got); err != nil || got.Will != will || got.QoS != 1 {
+			t.Errorf("%v became %+v (%v)", will, got, err)
+		}
+	}
+}

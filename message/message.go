@@ -47,6 +47,8 @@ type Message struct {
 	Retain bool
 	// Text says that the publisher declared Data to be UTF-8 (MQTT 5 payload format indicator).
 	Text bool
+	// Will says that it is what an MQTT client had left to be said when it is gone.
+	Will bool
 	// ReplyTo is the subject an answer is wanted at; may be empty.
 	ReplyTo Subject
 	// Client names the MQTT session the message came by, where the broker has to know it again: of QoS 2, where the

@@ -16,7 +16,7 @@ import (
 //	 8 bytes  span id
 //	 1 byte   trace flags
 //	 1 byte   depth
-//	 1 byte   bits 0-1 QoS, bit 2 retain, bit 3 text
+//	 1 byte   bits 0-1 QoS, bit 2 retain, bit 3 text, bit 4 will
 //	uvarint   presence: bit n says that field n follows
 //	fields    those present, in the order of their bits
 //	rest      data
@@ -44,6 +44,7 @@ const (
 const (
 	bitRetain = 1 << 2
 	bitText   = 1 << 3
+	bitWill   = 1 << 4
 )
 
 // AppendRecord appends the record of m to dst.
@@ -62,6 +63,9 @@ func AppendRecord(dst []byte, m *Message) []byte {
 	}
 	if m.Text {
 		mqtt |= bitText
+	}
+	if m.Will {
+		mqtt |= bitWill
 	}
 	dst = append(dst, m.Trace.Flags, m.Depth, mqtt)
 
@@ -149,7 +153,7 @@ func DecodeRecord(b []byte, m *Message) (int, error) {
 	copy(m.Trace.ID[:], b[16:32])
 	copy(m.Trace.Span[:], b[32:40])
 	m.Trace.Flags, m.Depth = b[40], b[41]
-	m.QoS, m.Retain, m.Text = b[42]&3, b[42]&bitRetain != 0, b[42]&bitText != 0
+	m.QoS, m.Retain, m.Text, m.Will = b[42]&3, b[42]&bitRetain != 0, b[42]&bitText != 0, b[42]&bitWill != 0
 	b = b[recordFixed:]
 	presence, w := binary.Uvarint(b)
 	if w <= 0 {

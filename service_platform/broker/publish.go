@@ -37,7 +37,7 @@ func (c *conn) look(topic string) *topicInfo {
 	t.view, t.subject, t.invalid = c.in.names(t.topic)
 	if t.invalid == nil {
 		t.denied = c.mayPublish(j, t.view, t.subject)
-		if t.view == t.subject && strings.HasPrefix(string(t.subject), message.Device+".") {
+		if (c.in.mount == "" || unmounted(topic)) && strings.HasPrefix(string(t.subject), message.Device+".") {
 			t.device = t.subject.Token(1) // whoever says it: what concerns a device keeps its order with the rest
 		}
 		if k := c.b.env.Catalog.Find(t.subject); k != nil {

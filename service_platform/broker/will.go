@@ -30,6 +30,7 @@ func (c *conn) readWill(w *packet.Will) error {
 	if err := c.b.env.Check(&m); err != nil {
 		return err
 	}
+	m.Will = true
 	c.will = m.Clone()
 	c.willDelay = time.Duration(w.Properties.Num(packet.WillDelay, 0)) * time.Second
 	c.willView = t.view

@@ -44,6 +44,9 @@ func (t *Twins) handle(tx component.Tx, m *message.Message) error {
 	if !ok || id == "" {
 		return message.Rejectf(message.TopicInvalid, "%s names no twin", m.Subject)
 	}
+	if m.Will { // it goes to subscribers, and is no request: so AWS IoT has it, where a rule may make it one
+		return component.ErrNotMatched
+	}
 	a := &act{t: t, tx: tx, m: m, ref: ref{id, name}, request: request}
 	if name != "" && !shadow.CheckName(name) {
 		return a.refuse(shadow.InvalidName())

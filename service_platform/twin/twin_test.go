@@ -351,3 +351,12 @@ func ask(t *testing.T, h http.Handler, method, path, body string, into any) int 
 	}
 	return w.Code
 }
+
+// TestAWillIsNoRequest: it is a message like others, and changes no twin.
+func TestAWillIsNoRequest(t *testing.T) {
+	will := say("device.d-1.twin.update", `{"state":{"reported":{"gone":true}}}`)
+	will.Will = true
+	if _, got := heard(t, will, say("device.d-1.twin.get", "")); !slices.Equal(subjects(got), []string{"device/d-1/twin/get/rejected"}) {
+		t.Errorf("answers are %v", got)
+	}
+}
