@@ -260,7 +260,11 @@ func (c *conn) notReceived(token uint64) {
 // word for a refusal: a client whose connection was closed for it would send it again for ever.
 func (c *conn) refuse(token uint64, p *packet.Publish, err error) error {
 	reason := message.ReasonOf(err, message.BusUnavailable)
-	c.b.refusals.add(refusal{reason: reason, detail: err, device: c.device, client: c.clientID, address: c.addr, topic: p.Topic})
+	told := reason
+	if token == noAck && (reason == message.BusUnavailable || reason == message.StorageLow || reason == message.Fenced) {
+		told = message.QoS0NotStored // nobody else hears of it
+	}
+	c.b.refusals.add(refusal{reason: told, detail: err, device: c.device, client: c.clientID, address: c.addr, topic: p.Topic})
 	if errors.Is(err, bus.ErrClosed) {
 		return message.Reject(message.ServerStopping, err)
 	}

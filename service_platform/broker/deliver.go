@@ -144,6 +144,9 @@ func (c *conn) appendPublish(b []byte, p *packet.Publish, m *message.Message, o 
 		for k, v := range m.Properties.All() {
 			q.User = append(q.User, packet.UserProperty{Key: k, Value: v})
 		}
+		if c.in.Envelope {
+			q.User = c.in.envelope(q.User, m, o.AWS)
+		}
 		alias = c.aliasOut(p, topic)
 	}
 	if uint64(p.Size(c.version)) > uint64(c.packetMax) {

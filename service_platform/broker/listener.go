@@ -40,6 +40,8 @@ type Listener struct {
 	// Policy is device (each on its own subtree), open (everything below the mount point), or one of the component's
 	// policies. Policies that are for this listener, a group or a user apply beside it.
 	Policy string `json:"policy"`
+	// Envelope adds CloudEvents attributes and the trace, as user properties, to what MQTT 5 clients here are sent.
+	Envelope bool `json:"envelope"`
 	// Refuse lists topic filters that nobody here may publish to or subscribe to.
 	Refuse []string `json:"refuse"`
 	// KeepAliveMax is the longest keep alive here, in place of the component's; empty for that one. MQTT 5 clients are told
