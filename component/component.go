@@ -45,9 +45,6 @@ type Spec struct {
 	PerNode bool
 	// Required says that the log must keep what this component has not finished, even if the disk fills.
 	Required bool
-	// Lease is for how long a process that is gone still owns a component with State Local, before another one may have
-	// it; 5 s where zero.
-	Lease time.Duration
 	// Lazy says that nobody waits for its effects: a commit may wait for a tenth of a second, to carry more. A crash
 	// makes it read that much again.
 	Lazy bool
@@ -165,6 +162,9 @@ type Part struct {
 	// Run is what the component does by itself: listen, tick. It returns nil once ctx is done and all it started has
 	// ended; an error, and the runner starts the component anew after a while. It calls ready when it does its work.
 	Run func(ctx context.Context, ready func()) error
+	// Lease is for how long a process that is gone still owns a component with State Local, before another one may have
+	// it; 5 s where zero.
+	Lease time.Duration
 	// Routes are what it answers by HTTP on the process's one listener.
 	Routes []Route
 	// Close is called last; it may be nil.

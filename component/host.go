@@ -1,6 +1,7 @@
 package component
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -438,7 +439,7 @@ func (r *run) start(ctx context.Context) (err error) {
 	}()
 	defer r.closeDoors()
 	if r.spec.State == Local {
-		lease, err := r.own(ctx)
+		lease, err := r.own(ctx, cmp.Or(part.Lease, leaseTTL))
 		if err != nil {
 			return err
 		}
@@ -466,9 +467,9 @@ func (r *run) start(ctx context.Context) (err error) {
 }
 
 // own waits until the component is this process's.
-func (r *run) own(ctx context.Context) (bus.Lease, error) {
+func (r *run) own(ctx context.Context, ttl time.Duration) (bus.Lease, error) {
 	for {
-		lease, err := r.lease(ctx, r.h.Node)
+		lease, err := r.lease(ctx, r.h.Node, ttl)
 		if err == nil {
 			return lease, nil
 		}
@@ -476,22 +477,15 @@ func (r *run) own(ctx context.Context) (bus.Lease, error) {
 			return nil, err
 		}
 		r.set("standby", "")
-		if err := pause(ctx, r.leaseTTL()/5); err != nil {
+		if err := pause(ctx, ttl/5); err != nil {
 			return nil, err
 		}
 	}
 }
 
 // lease takes the component's place in the process of that name.
-func (r *run) lease(ctx context.Context, node string) (bus.Lease, error) {
-	return r.h.Bus.Lease(ctx, "consumer/"+r.spec.consumer(node), r.h.Node, r.leaseTTL())
-}
-
-func (r *run) leaseTTL() time.Duration {
-	if r.spec.Lease > 0 {
-		return r.spec.Lease
-	}
-	return leaseTTL
+func (r *run) lease(ctx context.Context, node string, ttl time.Duration) (bus.Lease, error) {
+	return r.h.Bus.Lease(ctx, "consumer/"+r.spec.consumer(node), r.h.Node, ttl)
 }
 
 func (r *run) startWorker(ctx context.Context, part *Part, lease bus.Lease) error {

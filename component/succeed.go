@@ -22,7 +22,7 @@ func (r *run) succeed(ctx context.Context, node string) (*Succession, error) {
 	if !r.spec.PerNode || node == r.h.Node {
 		return nil, fmt.Errorf("succeed %s of node %q: only a component of each node can be succeeded, by that of another node", r.spec.Name, node)
 	}
-	lease, err := r.lease(ctx, node)
+	lease, err := r.lease(ctx, node, leaseTTL)
 	if err != nil {
 		return nil, err
 	}

@@ -17,10 +17,10 @@ import (
 // own is a component of each node, and what it can reach.
 func own(env *component.Env) component.Spec {
 	return component.Define(component.Spec{Name: worker, Doc: "works", Hears: []message.Pattern{"device.>"}, State: component.Local, PerNode: true,
-		Says: []message.Pattern{"service_platform.worker.*", "device.*.telemetry"}, Lease: 3 * time.Second}, struct{}{},
+		Says: []message.Pattern{"service_platform.worker.*", "device.*.telemetry"}}, struct{}{},
 		func(e component.Env, _ struct{}) (*component.Part, error) {
 			*env = e
-			return &component.Part{Handle: fine}, nil
+			return &component.Part{Handle: fine, Lease: 3 * time.Second}, nil
 		})
 }
 
