@@ -68,6 +68,20 @@ func (c *config) doors() (d doors) {
 	return d
 }
 
+// cluster resolves `cluster: auto`: brokers are one among several where other processes may be on the bus.
+func (c *config) cluster() error {
+	var set struct {
+		Cluster string `json:"cluster"`
+	}
+	if raw, ok := c.Components[brokerName]; ok {
+		_ = json.Unmarshal(raw, &set) // the broker judges its configuration itself
+	}
+	if set.Cluster != "" && set.Cluster != "auto" || c.Bus.URL == "" && c.Bus.Listen == "" {
+		return nil
+	}
+	return c.set(brokerName, "cluster", "on")
+}
+
 // mqtt is the address for devices; where there is no such listener, the first of the others.
 func (c *config) mqtt() string {
 	d := c.doors()

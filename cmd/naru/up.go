@@ -170,6 +170,9 @@ func (s *start) run(ctx context.Context, c *cobra.Command) error {
 	if len(chosen) == 0 {
 		return fmt.Errorf("no component's name begins with %s; there are %s", strings.Join(s.prefixes, ", "), strings.Join(all, ", "))
 	}
+	if err := conf.cluster(); err != nil {
+		return err
+	}
 	for name := range conf.Components {
 		if !contains(chosen, name) {
 			delete(conf.Components, name) // is another process's; its keys were checked

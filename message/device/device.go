@@ -14,8 +14,9 @@ type Presence struct {
 	Since   time.Time      `json:"since"`
 	Reason  message.Reason `json:"reason,omitempty"` // why it went; nothing when it said goodbye
 	Session message.ID     `json:"session"`          // of this connection
-	Version uint64         `json:"version"`          // rises with each change
-	Node    string         `json:"node"`             // of the broker
+	Client  string         `json:"client_id,omitempty"`
+	Version uint64         `json:"version"` // rises with each change
+	Node    string         `json:"node"`    // of the broker
 }
 
 // PresenceSubject is where a device's presence is told.
@@ -49,9 +50,9 @@ func Contracts() []message.Contract {
 			Schema: json.RawMessage(`{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object",
 "required":["online","since","session","version","node"],
 "properties":{"online":{"type":"boolean"},"since":{"type":"string","format":"date-time"},"reason":{"type":"string"},
-"session":{"type":"string"},"version":{"type":"integer","minimum":1},"node":{"type":"string"}}}`),
+"session":{"type":"string"},"client_id":{"type":"string"},"version":{"type":"integer","minimum":1},"node":{"type":"string"}}}`),
 			Example: json.RawMessage(`{"online":false,"since":"2026-11-23T03:00:00Z","reason":"keep_alive_timeout",
-"session":"0193d5a0-7b2c-7e41-9c3f-5d2f8a6b1c4e","version":7,"node":"n1"}`),
+"session":"0193d5a0-7b2c-7e41-9c3f-5d2f8a6b1c4e","client_id":"d-17","version":7,"node":"n1"}`),
 		},
 		{
 			Subjects: "device.*.command.*.*", Type: "device.command.v1", Owner: "service_platform", Route: message.ByQueue,

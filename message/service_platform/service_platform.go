@@ -36,6 +36,7 @@ func DeviceChangedSubject(device string) message.Subject {
 // Contracts lists what the service platform says.
 func Contracts() []message.Contract {
 	return []message.Contract{
+		sessionState(),
 		{
 			Subjects: "service_platform.x509.device.*", Type: "service_platform.x509.device_changed.v1", Owner: "service_platform",
 			Route: message.ByLog,

@@ -82,19 +82,22 @@ type Config struct {
 	SessionsMax int `json:"sessions_max"`
 	// RetainedMax is how many retained messages are kept.
 	RetainedMax int `json:"retained_max"`
+	// Cluster says whether other brokers share the bus: "on", and clients may connect to any of them, or "off". The
+	// process says "on" for "auto" where others can join the bus. It is the same at all of them.
+	Cluster string `json:"cluster"`
 }
 
 // Defaults is the configuration where nothing is said.
 var Defaults = Config{Listen: "127.0.0.1:8883", MaxMessageBytes: 256 << 10, ConnectTimeout: "10s", ReceiveMaximum: 1024,
 	MaxConnections: 200_000, ConnectsWaitingMax: 20_000, ConnectWait: "1m", KeepAliveMax: "1h", RefusalsKept: 1000, SessionExpiryMax: "168h", SessionMessagesMax: 100_000,
-	SessionBytesMax: 256 << 20, SubscriptionsMax: 256, SessionsMax: 200_000, RetainedMax: 100_000}
+	SessionBytesMax: 256 << 20, SubscriptionsMax: 256, SessionsMax: 200_000, RetainedMax: 100_000, Cluster: "auto"}
 
 // With declares the broker with the one that admits.
 func With(a Admission) component.Spec {
 	return component.Define(component.Spec{
 		Name: "service_platform.broker",
 		Doc:  "the door for devices and other clients: MQTT 3.1.1 and 5, acknowledged when on disk",
-		Says: []message.Pattern{"device.>", "3rd_party.>", "operator.refused.*.*"},
+		Says: []message.Pattern{"device.>", "3rd_party.>", "operator.refused.*.*", "service_platform.broker.session.*"},
 		// What clients can subscribe to. Each node hears all of it for the sessions that are its own.
 		Hears: []message.Pattern{"device.>", "service_platform.>", "data_platform.>", "3rd_party.>"},
 		State: component.Local, PerNode: true, Lazy: true,
@@ -115,6 +118,8 @@ type Broker struct {
 	store     *session.Store
 	online    online
 	expiry    *expiry
+	clustered bool // it has neighbours
+	roster    *roster
 
 	keepAliveMax time.Duration
 	gate         *turnstile
@@ -143,7 +148,11 @@ func New(env component.Env, c Config, a Admission) (*component.Part, error) {
 }
 
 func (b *Broker) part() *component.Part {
-	return &component.Part{HandleBatch: b.store.Hear, Run: b.run, Routes: []component.Route{
+	lease := time.Duration(0) // as usual
+	if b.clustered {
+		lease = leaseTTL
+	}
+	return &component.Part{HandleBatch: b.store.Hear, Run: b.run, Lease: lease, Routes: []component.Route{
 		{Pattern: "GET /api/v1/broker/sessions", Handler: answer.Func(b.serveSessions)},
 		{Pattern: "GET /api/v1/broker/connections", Handler: answer.Func(b.serveConnections)},
 		{Pattern: "GET /api/v1/broker/refusals", Handler: answer.Func(b.refusals.serve)},
@@ -162,6 +171,8 @@ func build(env component.Env, c Config, a Admission) (*Broker, error) {
 		return nil, fmt.Errorf("receive_maximum is %d; want 1 to 65535", c.ReceiveMaximum)
 	case c.MaxMessageBytes < 1:
 		return nil, fmt.Errorf("max_message_bytes is %d; want at least 1", c.MaxMessageBytes)
+	case c.Cluster != "auto" && c.Cluster != "on" && c.Cluster != "off":
+		return nil, fmt.Errorf("cluster is %q; want auto, on or off", c.Cluster)
 	case c.SessionMessagesMax < 1 || c.SessionBytesMax < 1 || c.SubscriptionsMax < 1 || c.SessionsMax < 0 || c.RetainedMax < 0:
 		return nil, errors.New("session_messages_max, session_bytes_max and subscriptions_max want at least 1, sessions_max and retained_max at least 0")
 	}
@@ -200,6 +211,10 @@ func build(env component.Env, c Config, a Admission) (*Broker, error) {
 	b.expiry = &expiry{b: b}
 	b.store = session.New(env, session.Limits{Expiry: expires, Messages: c.SessionMessagesMax, Bytes: c.SessionBytesMax,
 		Subscriptions: c.SubscriptionsMax, Sessions: c.SessionsMax, Retained: c.RetainedMax}, b.lost)
+	if c.Cluster == "on" {
+		b.store.Join(b.keepQuiet, func(left session.Left) { b.tellLeft(context.Background(), left) })
+		b.clustered = true
+	}
 	return b, nil
 }
 
@@ -214,6 +229,9 @@ func (b *Broker) run(ctx context.Context, ready func()) error {
 		return err
 	}
 	if err := b.catchUp(ctx); err != nil {
+		return err
+	}
+	if err := b.join(ctx); err != nil {
 		return err
 	}
 	if err := b.leftBehind(ctx); err != nil {
@@ -233,6 +251,7 @@ func (b *Broker) run(ctx context.Context, ready func()) error {
 		b.wills = nil
 		b.mu.Unlock()
 		b.group.Wait()
+		b.store.Close()
 	}()
 	if b.admission != nil {
 		b.admission.OnChange(b.recheck) // before anybody is admitted, so that none is missed
@@ -247,9 +266,14 @@ func (b *Broker) run(ctx context.Context, ready func()) error {
 	b.group.Go(func() { b.refusals.run(ctx) })
 	b.group.Go(func() { b.expire(ctx) })
 	b.group.Go(func() { b.expiry.run(ctx) })
+	b.group.Go(func() { b.store.Announce(ctx) })
 	ready()
-	<-ctx.Done()
-	return nil
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-b.store.Ended():
+		return err
+	}
 }
 
 // catchUp waits until all is heard that was in the logs when the broker started: before that a session does not know

@@ -73,6 +73,7 @@ type rig struct {
 	conf  json.RawMessage
 	dir   string
 	b     *Broker
+	node  string
 	stop  func() // ends the broker, and returns when it has gone
 }
 
@@ -84,7 +85,13 @@ func newRig(t *testing.T, change func(*Config)) *rig {
 // newRigOn is newRig with contracts of the test.
 func newRigOn(t *testing.T, contracts *message.Catalog, change func(*Config)) *rig {
 	t.Helper()
-	r := &rig{t: t, bus: mem.New(mem.Options{}), gate: &gate{pair: certificate(t, "localhost")}}
+	return newNode(t, mem.New(mem.Options{}), "n1", contracts, change)
+}
+
+// newNode is a rig on a bus that others may be on.
+func newNode(t *testing.T, on *mem.Bus, node string, contracts *message.Catalog, change func(*Config)) *rig {
+	t.Helper()
+	r := &rig{t: t, bus: on, node: node, gate: &gate{pair: certificate(t, "localhost")}}
 	addr := func() string {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -120,7 +127,7 @@ func (r *rig) start(contracts *message.Catalog) {
 		r.b = b
 		return b.part(), nil
 	})
-	r.host = &component.Host{Bus: r.bus, Catalog: contracts, Dir: r.dir, Node: "n1", Specs: []component.Spec{spec},
+	r.host = &component.Host{Bus: r.bus, Catalog: contracts, Dir: r.dir, Node: r.node, Specs: []component.Spec{spec},
 		Config: map[string]json.RawMessage{"service_platform.broker": r.conf}, Log: slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

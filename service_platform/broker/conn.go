@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/message/device"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
 	"github.com/naru-platform/naru/service_platform/broker/policy"
 	"github.com/naru-platform/naru/service_platform/broker/session"
@@ -552,7 +553,7 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	if c.changes != c.b.changes.Load() { // withdrawn between handshake and CONNECT
 		c.recheck()
 	}
-	c.presence(true, 0, c.b.env.Now())
+	c.presence(true, 0, c.b.store.Version())
 	c.Wake()
 	c.b.env.Log.Debug("connected", "client_id", name, "listener", c.in.Name, "address", c.addr, "version", c.version, "session_present", present)
 	return nil
@@ -704,7 +705,7 @@ func (c *conn) leaveSession(why message.Reason) {
 	case w.Delay > e:
 		w.Delay = e
 	}
-	if w.Delay > 0 && c.kept.Succeeded(c.epoch) {
+	if w.Delay > 0 && c.kept.Resumed(c.epoch) {
 		c.b.dropWill(w.ID) // the same session goes on (MQTT-3.1.3-9); its new connection has its own will, or none
 		return
 	}
@@ -757,23 +758,23 @@ func (c *conn) judge(err error) (message.Reason, error) {
 
 // gone tells that the device has gone, unless it is there by another connection by now.
 func (c *conn) gone(why message.Reason) {
-	at := c.b.env.Now() // before what is told of a connection that comes from now on
+	version := c.b.store.Version() // before what is told of a connection that comes from now on
 	if c.kept.Succeeded(c.epoch) || c.device != "" && c.b.hasAnother(c) {
 		return
 	}
 	if why == 0 && !c.bye {
 		why = message.ConnectionLost
 	}
-	c.presence(false, why, at)
+	c.presence(false, why, version)
 }
 
 // presence tells whether the device is there.
-func (c *conn) presence(online bool, why message.Reason, at time.Time) {
+func (c *conn) presence(online bool, why message.Reason, version uint64) {
 	if c.device == "" {
 		return // no device of the fleet
 	}
 	c.b.online.mark(c.device, online)
-	m := c.b.presence(c.device, online, why, c.session, at)
+	m := c.b.presence(c.device, device.Presence{Online: online, Reason: why, Session: c.session, Client: c.clientID, Version: version})
 	c.append(m)
 }
 

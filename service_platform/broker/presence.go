@@ -11,9 +11,8 @@ import (
 )
 
 // presence is what is told of a device that came or went. Versions grow, also from node to node.
-func (b *Broker) presence(name string, online bool, why message.Reason, session message.ID, at time.Time) *message.Message {
-	p := device.Presence{Online: online, Since: at, Reason: why, Session: session, Node: b.env.Node}
-	p.Version = uint64(p.Since.UnixNano())
+func (b *Broker) presence(name string, p device.Presence) *message.Message {
+	p.Since, p.Node = b.env.Now(), b.env.Node
 	m := &message.Message{Subject: device.PresenceSubject(name), Device: name, ContentType: "application/json", Data: mustJSON(p)}
 	b.env.Mint(m)
 	return m
@@ -30,6 +29,9 @@ type online struct {
 }
 
 func (o *online) mark(device string, on bool) {
+	if o.b.clustered {
+		return // what was told of devices is heard by all nodes, and kept so
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.marks == nil {
@@ -64,6 +66,13 @@ func (o *online) write() {
 
 // leftBehind tells of what a broker that was killed could not: the wills and the absence of its clients.
 func (b *Broker) leftBehind(ctx context.Context) error {
+	if b.clustered {
+		left, err := b.store.Left(ctx)
+		if err == nil {
+			b.tellLeft(ctx, left)
+		}
+		return err
+	}
 	wills, err := b.store.Wills()
 	if err != nil {
 		return err
@@ -81,7 +90,7 @@ func (b *Broker) leftBehind(ctx context.Context) error {
 	}
 	gone := map[string]bool{}
 	for i, d := range devices {
-		m := b.presence(d, false, message.ConnectionLost, message.ID{}, b.env.Now())
+		m := b.presence(d, device.Presence{Reason: message.ConnectionLost, Version: b.store.Version()})
 		if i == len(devices)-1 { // all before it are on disk when this one is
 			ctx, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()

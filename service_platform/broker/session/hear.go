@@ -12,6 +12,7 @@ import (
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/internal/trie"
 	"github.com/naru-platform/naru/message"
 	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 )
@@ -33,9 +34,32 @@ type delivery struct {
 
 // Hear takes a batch of a log: what sessions keep is queued, what they don't is delivered, what is to be retained is.
 // It is the component's HandleBatch.
-func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Stored) error {
+func (s *Store) Hear(ctx context.Context, tx component.Tx, log string, b bus.Stored) error {
 	if err := s.load(tx); err != nil {
 		return err
+	}
+	return s.told(tx, func(tx component.Tx) error { return s.hear(ctx, tx, log, b) })
+}
+
+func (s *Store) hear(ctx context.Context, tx component.Tx, log string, b bus.Stored) error {
+	if c := s.cluster; c != nil {
+		c.remember(log, &b)
+		more := true
+		if log == message.ServicePlatform && b.Err == nil {
+			var err error
+			if more, err = s.hearStates(ctx, tx, &b); err != nil {
+				return err
+			}
+		}
+		if more {
+			c.moved.Store(true)
+		}
+		if !more {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.heardUpTo(b.Position)
+			return nil
+		}
 	}
 	if b.Err != nil || b.Batch.Count == 0 { // what cannot be read is counted by the runner
 		s.mu.Lock()
@@ -44,7 +68,7 @@ func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Store
 		return nil
 	}
 	s.mu.Lock()
-	if log != message.ServicePlatform && s.subs.Empty() && !special(&b) {
+	if log != message.ServicePlatform && (s.cluster == nil || log != message.Device) && s.subs.Empty() && !special(&b) {
 		s.heardUpTo(b.Position)
 		s.mu.Unlock()
 		return nil
@@ -55,7 +79,18 @@ func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Store
 	cursor := b.Batch.Cursor()
 	for i := uint32(0); cursor.Next(&m); i++ {
 		if m.QoS == 2 && m.Client != "" {
-			s.arrived(tx, &m)
+			if x := s.sender(&m); x != nil && !x.skipsAt(b.Position) {
+				x.arrived(tx, &m)
+			}
+		}
+		if log == message.ServicePlatform && states.Matches(m.Subject) {
+			continue // it is the nodes' alone
+		}
+		if log == message.Device && presences.Matches(m.Subject) {
+			if err := s.hearPresence(tx, &m); err != nil {
+				s.mu.Unlock()
+				return err
+			}
 		}
 		if log == message.ServicePlatform && deletions.Matches(m.Subject) {
 			if err := s.deleted(tx, &m); err != nil {
@@ -64,12 +99,18 @@ func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Store
 			}
 		}
 		if m.Retain {
+			if s.cluster != nil {
+				s.cluster.touch(retainedKey(m.Subject), b.Position)
+			}
 			if err := s.retain(tx, &m); err != nil {
 				s.mu.Unlock()
 				return err
 			}
 		}
-		for _, h := range s.matches(&m) {
+		for _, h := range s.matches(&s.subs, &m) {
+			if h.x.skipsAt(b.Position) {
+				continue // it comes from a node that has heard this
+			}
 			h.o.Retain = m.Retain && h.publish
 			if h.o.QoS == 0 || !h.x.Kept() {
 				if h.x.client != nil {
@@ -82,7 +123,7 @@ func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Store
 			}
 			at := b.Position
 			at.Index = i
-			h.x.enqueue(tx, item{kind: itemRef, o: h.o, log: log, at: at, size: uint32(len(m.Data)), expires: m.Expires})
+			h.x.enqueueRef(tx, &m, log, at, h.o)
 			queued[h.x] = true
 		}
 	}
@@ -90,11 +131,13 @@ func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Store
 	s.mu.Unlock()
 	if len(queued) > 0 {
 		s.cache.put(log, b)
-		tx.After(func() {
-			for x := range queued {
-				x.wake()
-			}
-		})
+		if s.cluster == nil { // else when the neighbours have it
+			tx.After(func() {
+				for x := range queued {
+					x.wake()
+				}
+			})
+		}
 	}
 	for i := range now {
 		now[i].to.Deliver(&now[i].m, now[i].o)
@@ -105,14 +148,38 @@ func (s *Store) Hear(_ context.Context, tx component.Tx, log string, b bus.Store
 // deletions are where a device's end is told.
 const deletions = message.Pattern("service_platform.x509.device.*")
 
+// deletion is what is told of a device that was deleted.
+func deletion(m *message.Message) (c serviceplatform.DeviceChanged, ok bool) {
+	err := json.Unmarshal(m.Data, &c) // it is kept to its contract where it is said
+	return c, err == nil && c.Change == serviceplatform.Deleted && c.Device != ""
+}
+
 // deleted forgets what is kept of and for a device that was deleted. The store's mutex is held.
 func (s *Store) deleted(tx component.Tx, m *message.Message) error {
-	var c serviceplatform.DeviceChanged
-	if err := json.Unmarshal(m.Data, &c); err != nil || c.Change != serviceplatform.Deleted || c.Device == "" {
-		return nil // it is kept to its contract where it is said
+	c, ok := deletion(m)
+	if !ok {
+		return nil
 	}
+	if err := s.deletedSessions(tx, c.Device, func(*Session) bool { return true }); err != nil {
+		return err
+	}
+	if s.cluster != nil {
+		tx.Delete(append([]byte{kindPresence}, c.Device...))
+	}
+	var gone [][]byte
+	prefix := retainedKey(message.NewSubject(message.Device, c.Device) + ".")
+	err := tx.Scan(prefix, func(k, _ []byte) bool { gone = append(gone, slices.Clone(k)); return true })
+	for _, k := range gone {
+		tx.Delete(k)
+		s.retained--
+	}
+	return err
+}
+
+// deletedSessions ends the sessions of a device that was deleted, of those that are wanted.
+func (s *Store) deletedSessions(tx component.Tx, device string, wants func(*Session) bool) error {
 	for _, x := range slices.Collect(maps.Values(s.sessions)) {
-		if x.rec.Who.Mount != "" || x.rec.Who.Identity != c.Device {
+		if x.rec.Who.Mount != "" || x.rec.Who.Identity != device || !wants(x) {
 			continue
 		}
 		if client := x.client; client != nil {
@@ -123,14 +190,7 @@ func (s *Store) deleted(tx component.Tx, m *message.Message) error {
 		}
 		s.forget(x)
 	}
-	var gone [][]byte
-	prefix := retainedKey(message.NewSubject(message.Device, c.Device) + ".")
-	err := tx.Scan(prefix, func(k, _ []byte) bool { gone = append(gone, slices.Clone(k)); return true })
-	for _, k := range gone {
-		tx.Delete(k)
-		s.retained--
-	}
-	return err
+	return nil
 }
 
 // special says whether something in a batch concerns a broker that nobody has subscribed at.
@@ -205,9 +265,9 @@ func (s *Store) catchUp(ctx context.Context) error {
 	}
 }
 
-// matches lists the sessions that hear a message. The store's mutex is held.
-func (s *Store) matches(m *message.Message) (list []heard) {
-	s.subs.Match(m.Subject, func(sub *Subscription) {
+// matches lists the sessions that hear a message, by their subscriptions in a trie. The store's mutex is held.
+func (s *Store) matches(t *trie.Trie[*Subscription], m *message.Message) (list []heard) {
+	t.Match(m.Subject, func(sub *Subscription) {
 		if sub.Share != "" {
 			if sub = s.choose(sub, m.Subject); sub == nil {
 				return
@@ -233,12 +293,17 @@ func (s *Store) matches(m *message.Message) (list []heard) {
 	return list
 }
 
-// arrived notes that a QoS 2 message of a session is in the log: until its PUBREL comes, its packet identifier is its.
-func (s *Store) arrived(tx component.Tx, m *message.Message) {
+// sender is the session that a message of QoS 2 comes from, if it is kept here; else nil.
+func (s *Store) sender(m *message.Message) *Session {
 	x := s.sessions[m.Client[:max(0, strings.LastIndexByte(m.Client, 0))]]
 	if x == nil || !x.Kept() || x.name != m.Client {
-		return
+		return nil
 	}
+	return x
+}
+
+// arrived notes that a QoS 2 message of the session is in the log: until its PUBREL comes, its packet identifier is its.
+func (x *Session) arrived(tx component.Tx, m *message.Message) {
 	// What is older than the one that was released was released with it: ids sort by time, and a client uses an
 	// identifier again only after PUBCOMP. Taken for one that waits for its PUBREL, it would swallow a later message.
 	if done, ok := x.released[m.Packet]; ok && bytes.Compare(m.ID[:], done[:]) <= 0 {
@@ -250,6 +315,7 @@ func (s *Store) arrived(tx component.Tx, m *message.Message) {
 	}
 	note(&x.received, m.Packet, m.ID)
 	delete(x.pending, m.Packet)
+	x.stir()
 	tx.Set(packetKey(kindReceived, x.rec.ID, m.Packet), m.ID[:])
 }
 
@@ -297,6 +363,7 @@ func (x *Session) Stored(packet uint16, id message.ID) {
 	defer x.store.mu.Unlock()
 	if x.received[packet] == id {
 		delete(x.pending, packet)
+		x.stir()
 	}
 }
 
@@ -307,6 +374,7 @@ func (x *Session) Forget(packet uint16, id message.ID) {
 	if x.received[packet] == id {
 		delete(x.received, packet)
 		delete(x.pending, packet)
+		x.stir()
 	}
 }
 

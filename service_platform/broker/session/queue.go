@@ -119,6 +119,7 @@ func (x *Session) enqueue(tx component.Tx, i item) {
 	s := x.store
 	v := i.encode()
 	tx.Set(queueKey(x.rec.ID, x.next), v)
+	enqueued(tx, x, x.next)
 	x.next++
 	x.count++
 	x.bytes += int64(itemSize(v))
@@ -127,6 +128,11 @@ func (x *Session) enqueue(tx component.Tx, i item) {
 			return
 		}
 	}
+}
+
+// enqueueRef does so with a reference to a message in a log.
+func (x *Session) enqueueRef(tx component.Tx, m *message.Message, log string, at bus.Position, o Options) {
+	x.enqueue(tx, item{kind: itemRef, o: o, log: log, at: at, size: uint32(len(m.Data)), expires: m.Expires})
 }
 
 // drop gives the oldest message up. One whose handshake has begun, as far as is known, is not given up while its client
@@ -177,6 +183,9 @@ func (x *Session) Behind(ctx context.Context, n uint64, most int) (list []Owed, 
 	s := x.store
 	s.mu.RLock()
 	next, head, sent := x.next, x.head, x.sent
+	if s.cluster != nil {
+		next = min(next, x.shipped+1) // what is sent, the neighbours know by its number
+	}
 	s.mu.RUnlock()
 	// Identifiers come round: what has the same one as something that is still owed waits.
 	end := min(next, head+65535)

@@ -25,6 +25,7 @@ import (
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/internal/trie"
 	"github.com/naru-platform/naru/message"
+	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 )
 
 // Never is an expiry that never comes (MQTT 5 §3.1.2.11.2).
@@ -102,6 +103,8 @@ type record struct {
 	Expiry uint32                   `json:"expiry"` // seconds
 	Gone   time.Time                `json:"gone"`   // when its connection ended; zero while it is there
 	Subs   map[string]*Subscription `json:"subscriptions,omitempty"`
+	// Skip is how far the node that it comes from had heard logs that are not heard so far here.
+	Skip []serviceplatform.Place `json:"skip,omitempty"`
 }
 
 // Session is one client's, whether it outlives the connection or not.
@@ -126,6 +129,9 @@ type Session struct {
 	pending  map[uint16]bool       // of them, those that are not known to be in the log
 	released map[uint16]message.ID // whose PUBREL came before the log was heard so far
 	ended    bool
+	moved    bool          // it goes on at another node; set with ended
+	shipped  uint64        // up to which number the neighbours have its queue, where there are any
+	settled  chan struct{} // closed when nothing is pending; nil where nobody waits
 }
 
 // Store is a broker's sessions. Hear is for the component's handlers; everything else is for any goroutine.
@@ -134,6 +140,9 @@ type Store struct {
 	limits Limits
 	tell   func(Who, message.Reason, error)
 	cache  *cache
+	clock  atomic.Uint64 // of presence
+
+	cluster *cluster // nil where the node is alone
 
 	mu       sync.RWMutex
 	loaded   bool
@@ -187,12 +196,29 @@ func (s *Store) load(tx component.Tx) error {
 	defer s.mu.Unlock()
 	// It begins anew where an earlier attempt failed midway.
 	s.sessions, s.kept, s.subs, s.groups, s.retained = map[string]*Session{}, 0, trie.Trie[*Subscription]{}, map[string]*group{}, 0
+	if s.cluster != nil {
+		if err := s.cluster.load(tx); err != nil {
+			return fmt.Errorf("read what the neighbours said: %w", err)
+		}
+		for _, p := range tx.Heard() {
+			s.heard[part{p.Log, p.Generation, p.Partition}] = p.Sequence
+		}
+	}
+	tx = s.writing(tx)
 	byID := map[message.ID]*Session{}
 	var bad error
 	err := tx.Scan([]byte{kindSession}, func(_, v []byte) bool {
 		x := &Session{store: s, head: 1, next: 1}
 		if bad = json.Unmarshal(v, &x.rec); bad != nil {
 			return false
+		}
+		if c := s.cluster; c != nil {
+			k := x.rec.Who.Key()
+			if of := c.claims[k]; of == nil {
+				c.alone = append(c.alone, x)
+			} else if of.Owner != c.node {
+				return true
+			}
 		}
 		x.named()
 		x.kept.Store(true)
@@ -209,23 +235,14 @@ func (s *Store) load(tx component.Tx) error {
 		return fmt.Errorf("read the sessions: %w", err)
 	}
 	err = tx.Scan([]byte{kindQueue}, func(k, v []byte) bool {
-		x := byID[message.ID(k[1:17])]
-		if x == nil || len(k) != 25 {
-			return true
+		if x := byID[message.ID(k[1:17])]; x != nil {
+			x.readQueue(k, v)
 		}
-		n := binary.BigEndian.Uint64(k[17:])
-		if x.count == 0 {
-			x.head = n
-		}
-		x.next = n + 1
-		x.count++
-		x.bytes += int64(itemSize(v))
 		return true
 	})
 	err = errors.Join(err, tx.Scan([]byte{kindSent}, func(k, v []byte) bool {
-		if x := byID[message.ID(k[1:17])]; x != nil && len(v) == 8 {
-			x.sent = binary.BigEndian.Uint64(v)
-			x.noted = x.sent
+		if x := byID[message.ID(k[1:17])]; x != nil {
+			x.readSent(v)
 		}
 		return true
 	}))
@@ -234,8 +251,8 @@ func (s *Store) load(tx component.Tx) error {
 		kindReleased: func(x *Session) *map[uint16]message.ID { return &x.released },
 	} {
 		err = errors.Join(err, tx.Scan([]byte{kind}, func(k, v []byte) bool {
-			if x := byID[message.ID(k[1:17])]; x != nil && len(k) == 19 && len(v) == 16 {
-				note(to(x), binary.BigEndian.Uint16(k[17:]), message.ID(v))
+			if x := byID[message.ID(k[1:17])]; x != nil {
+				readPacket(to(x), k, v)
 			}
 			return true
 		}))
@@ -244,22 +261,16 @@ func (s *Store) load(tx component.Tx) error {
 	if err != nil {
 		return fmt.Errorf("read the sessions: %w", err)
 	}
-	now := s.env.Now()
 	for _, x := range byID {
-		x.next = max(x.next, x.sent+1)
-		if x.count == 0 {
-			x.head = x.next
-		}
-		if x.rec.Gone.IsZero() { // it was connected when the process ended, and any of what was queued may have been sent
-			x.rec.Gone, x.sent = now, x.next-1
-			x.keepSent(tx)
-			if err := x.save(tx); err != nil {
-				return err
-			}
+		if err := x.rest(tx); err != nil {
+			return err
 		}
 	}
+	if s.cluster != nil {
+		s.resume(tx)
+	}
 	s.loaded = true
-	return nil
+	return s.ship(tx)
 }
 
 // note writes into a map that may not be there yet.
@@ -270,24 +281,67 @@ func note[K comparable, V any](m *map[K]V, k K, v V) {
 	(*m)[k] = v
 }
 
-// change changes the store, when it has been read. It does not end before f has, or the component: f gives results to its
-// caller, and what it did would not be taken back.
-func (s *Store) change(ctx context.Context, f func(tx component.Tx) error) error {
+// changeSoon changes the store, when it has been read. It does not end before f has, or the component: f gives results to
+// its caller, and what it did would not be taken back. The neighbours hear of it soon.
+func (s *Store) changeSoon(ctx context.Context, f func(tx component.Tx) error) error {
 	return s.env.Change(context.WithoutCancel(ctx), func(tx component.Tx) error {
 		if err := s.load(tx); err != nil {
 			return err
 		}
+		return s.told(tx, f)
+	})
+}
+
+// told has the neighbours told of what f does, if it succeeds.
+func (s *Store) told(tx component.Tx, f func(tx component.Tx) error) error {
+	if s.cluster == nil {
+		return f(tx)
+	}
+	start, number := s.cluster.start, s.cluster.number
+	tx = s.writing(tx)
+	err := f(tx)
+	if err == nil {
+		err = s.ship(tx)
+	}
+	if err != nil {
+		s.mu.Lock()
+		s.cluster.start, s.cluster.number = start, number // nobody hears of it
+		s.mu.Unlock()
+	}
+	return err
+}
+
+// change changes the store for what is said to a client: where there are neighbours, it is theirs to go on with when it
+// returns. Where ctx ends before that, it is on disk here, and may be there.
+func (s *Store) change(ctx context.Context, f func(tx component.Tx) error) error {
+	if s.cluster == nil {
+		return s.changeSoon(ctx, f)
+	}
+	told := make(chan error, 1)
+	err := s.changeSoon(ctx, func(tx component.Tx) error {
+		w := tx.(*writing)
+		w.then = append(w.then, func(err error) { told <- err })
 		return f(tx)
 	})
+	if err != nil {
+		return err
+	}
+	select {
+	case err := <-told:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Load reads what is kept. Until then, or until something is heard, a store knows of no session.
 func (s *Store) Load(ctx context.Context) error {
-	return s.change(ctx, func(component.Tx) error { return nil })
+	return s.changeSoon(ctx, func(component.Tx) error { return nil })
 }
 
 // save writes the session down. The store's mutex is held.
 func (x *Session) save(tx component.Tx) error {
+	x.rec.Skip = slices.DeleteFunc(x.rec.Skip, func(p serviceplatform.Place) bool { return x.store.heard[partOf(p)] >= p.Sequence })
 	v, err := json.Marshal(&x.rec)
 	if err == nil {
 		tx.Set(key(kindSession, x.rec.ID), v)
@@ -326,7 +380,31 @@ func (x *Session) ID() message.ID { return x.rec.ID }
 func (x *Session) Ended() bool {
 	x.store.mu.RLock()
 	defer x.store.mu.RUnlock()
-	return x.ended
+	of := x.store.claimedOf(x)
+	return x.ended && !x.moved || of != nil && of.Next != "" && of.Clean
+}
+
+// claimedOf is the claim of the session's client, where another node has the client or wants it; else nil. The store's
+// mutex is held.
+func (s *Store) claimedOf(x *Session) *claim {
+	if s.cluster == nil {
+		return nil
+	}
+	of := s.cluster.claims[x.rec.Who.Key()]
+	if of == nil || of.Owner == s.cluster.node && (of.Next == "" || of.Next == s.cluster.node) {
+		return nil
+	}
+	return of
+}
+
+// Resumed says whether the session goes on with another connection than the one of the epoch, here or elsewhere.
+func (x *Session) Resumed(epoch uint64) bool {
+	x.store.mu.RLock()
+	defer x.store.mu.RUnlock()
+	if of := x.store.claimedOf(x); x.moved || of != nil && of.Owner == x.store.cluster.node && !of.Clean {
+		return true
+	}
+	return !x.ended && x.client != nil && x.epoch != epoch
 }
 
 // Expiry is for how many seconds it does.
@@ -337,13 +415,48 @@ func (x *Session) Expiry() uint32 {
 }
 
 // Connect gives a client its session: the one it had, or a new one where clean is set or it had none. The connection it
-// had is told. expiry is in seconds; the limit cuts it.
+// had is told, wherever it is. expiry is in seconds; the limit cuts it.
 func (s *Store) Connect(ctx context.Context, who Who, clean bool, expiry uint32, c Client) (x *Session, epoch uint64, present bool, err error) {
+	for {
+		if s.cluster != nil {
+			if err := s.hold(ctx, who, clean); err != nil {
+				return nil, 0, false, err
+			}
+		}
+		x, epoch, present, err = s.connect(ctx, who, clean, expiry, c)
+		if errors.Is(err, errGiving) {
+			continue
+		}
+		if err != nil {
+			s.mu.Lock()
+			s.release(who.Key())
+			s.mu.Unlock()
+		}
+		return x, epoch, present, err
+	}
+}
+
+// yet says that a client is still this node's, after hold. The store's mutex is held.
+func (s *Store) yet(key string) error {
+	switch c := s.cluster; {
+	case c == nil || c.mine(key):
+		return nil
+	case c.giving[key] && c.claims[key].Next == "":
+		return errGiving
+	}
+	return errFormer
+}
+
+func (s *Store) connect(ctx context.Context, who Who, clean bool, expiry uint32, c Client) (x *Session, epoch uint64, present bool, err error) {
 	if most := s.limits.Expiry / time.Second; uint64(expiry) > uint64(most) {
 		expiry = uint32(most)
 	}
 	k := who.Key()
 	s.mu.Lock()
+	if err := s.yet(k); err != nil && s.loaded {
+		s.mu.Unlock()
+		return nil, 0, false, err
+	}
 	old := s.sessions[k]
 	if s.loaded && expiry == 0 && (old == nil || !old.Kept()) { // nothing is written
 		x = s.begin(who, 0)
@@ -358,6 +471,9 @@ func (s *Store) Connect(ctx context.Context, who Who, clean bool, expiry uint32,
 	err = s.change(ctx, func(tx component.Tx) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		if err := s.yet(k); err != nil {
+			return err
+		}
 		old := s.sessions[k]
 		if old != nil && old.Kept() && !clean && !s.expired(old) {
 			x, present = old, true
@@ -387,6 +503,11 @@ func (s *Store) Connect(ctx context.Context, who Who, clean bool, expiry uint32,
 		return x.save(tx)
 	})
 	if err != nil {
+		if x != nil { // it is on disk, and the client cannot be told so
+			former()
+			_, derr := x.Disconnect(context.WithoutCancel(ctx), epoch, nil)
+			err = errors.Join(err, derr)
+		}
 		return nil, 0, false, err
 	}
 	former()
@@ -428,6 +549,7 @@ func (s *Store) forget(x *Session) {
 	x.client, x.ended = nil, true
 	if s.sessions[x.rec.Who.Key()] == x {
 		delete(s.sessions, x.rec.Who.Key())
+		s.release(x.rec.Who.Key())
 	}
 }
 
@@ -437,18 +559,7 @@ func (s *Store) erase(tx component.Tx, x *Session) error {
 		return nil
 	}
 	s.kept--
-	tx.Delete(key(kindSession, x.rec.ID))
-	tx.Delete(key(kindSent, x.rec.ID))
-	for _, kind := range []byte{kindQueue, kindReceived, kindReleased} {
-		var keys [][]byte
-		if err := tx.Scan(key(kind, x.rec.ID), func(k, _ []byte) bool { keys = append(keys, slices.Clone(k)); return true }); err != nil {
-			return err
-		}
-		for _, k := range keys {
-			tx.Delete(k)
-		}
-	}
-	return nil
+	return wipe(tx, x.rec.ID)
 }
 
 func (s *Store) expired(x *Session) bool {
@@ -474,7 +585,7 @@ func (x *Session) Disconnect(ctx context.Context, epoch uint64, expiry *uint32) 
 	}
 	x.rec.Gone = s.env.Now()
 	s.mu.Unlock()
-	err = s.change(ctx, func(tx component.Tx) error {
+	err = s.changeSoon(ctx, func(tx component.Tx) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if x.epoch != epoch || x.ended || x.client != nil {
@@ -499,6 +610,9 @@ func (x *Session) Disconnect(ctx context.Context, epoch uint64, expiry *uint32) 
 func (x *Session) Succeeded(epoch uint64) bool {
 	x.store.mu.RLock()
 	defer x.store.mu.RUnlock()
+	if x.moved || x.store.claimedOf(x) != nil {
+		return true
+	}
 	now := x.store.sessions[x.rec.Who.Key()]
 	return now != nil && now.client != nil && (now != x || now.epoch != epoch)
 }
@@ -514,7 +628,7 @@ func (s *Store) Expire(ctx context.Context) (gone []Who, err error) {
 	if !any {
 		return nil, nil
 	}
-	err = s.change(ctx, func(tx component.Tx) error {
+	err = s.changeSoon(ctx, func(tx component.Tx) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		gone = nil

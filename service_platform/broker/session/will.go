@@ -30,7 +30,7 @@ func (s *Store) KeepWill(ctx context.Context, w Will) error {
 
 // DropWill forgets a will.
 func (s *Store) DropWill(ctx context.Context, id message.ID) error {
-	return s.change(ctx, func(tx component.Tx) error {
+	return s.changeSoon(ctx, func(tx component.Tx) error {
 		tx.Delete(key(kindWill, id))
 		return nil
 	})
@@ -92,7 +92,7 @@ func parseWill(v []byte) (w Will, err error) {
 
 // MarkOnline writes down which devices are connected, and which are not any more.
 func (s *Store) MarkOnline(ctx context.Context, marks map[string]bool) error {
-	return s.change(ctx, func(tx component.Tx) error {
+	return s.changeSoon(ctx, func(tx component.Tx) error {
 		for device, on := range marks {
 			k := append([]byte{kindOnline}, device...)
 			if on {
