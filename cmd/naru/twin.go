@@ -290,6 +290,7 @@ func twinBlame(o *options) *cobra.Command {
 
 func twinHistory(o *options) *cobra.Command {
 	var name, before string
+	var limit int
 	c := &cobra.Command{
 		Use: "history DEVICE", Short: "What changed a twin, the newest first", Args: cobra.ExactArgs(1),
 		Example: "  naru twin history d-17",
@@ -299,6 +300,7 @@ func twinHistory(o *options) *cobra.Command {
 				return err
 			}
 			q := shadowQuery(name)
+			q.Set("limit", strconv.Itoa(limit))
 			if before != "" {
 				q.Set("before", before)
 			}
@@ -320,6 +322,7 @@ func twinHistory(o *options) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&before, "before", "", "what the page before said comes next")
+	c.Flags().IntVar(&limit, "limit", 100, "how many, 1000 at most")
 	return named(c, &name)
 }
 
