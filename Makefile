@@ -24,7 +24,7 @@ race: ## the suites under the race detector
 	go test -race -timeout 20m $$(go list ./... | grep -v /test/)
 
 long: ## SIGKILL, clusters, full disks: the suites behind the build tag `long`
-	go test -tags "long $(FOREIGN)" -count=1 -timeout 35m -p 1 ./bus/nats ./test/... # the cache does not see that the binary has changed
+	go test -tags "long $(FOREIGN)" -count=1 -timeout 35m -p 1 ./bus/nats ./service_platform/twin ./test/... # the cache does not see that the binary has changed
 
 fuzz: ## each fuzz target for 20 s (FUZZTIME=1m for longer)
 	@set -e; grep -rl '^func Fuzz' --include=*_test.go . | while read -r f; do \
@@ -33,7 +33,7 @@ fuzz: ## each fuzz target for 20 s (FUZZTIME=1m for longer)
 
 bench: build ## the budgets of docs/benchmarks.md
 	./bin/naru bench ingest
-	go test -run '^$$' -bench . -benchmem ./message ./bus/... ./service_platform/broker/... ./operator/...
+	go test -run '^$$' -bench . -benchmem ./message ./bus/... ./service_platform/broker/... ./service_platform/twin/... ./operator/...
 
 lint: ## gofmt, vet, staticcheck, known vulnerabilities
 	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi

@@ -19,7 +19,7 @@ import (
 
 // desk is a running component and its HTTP.
 type desk struct {
-	t     *testing.T
+	t     testing.TB
 	r     *componenttest.Rig
 	h     http.Handler
 	twins *Twins
@@ -34,7 +34,7 @@ func (d *desk) pass(x time.Duration) time.Time {
 	return d.now()
 }
 
-func open(t *testing.T, config string) *desk {
+func open(t testing.TB, config string) *desk {
 	t.Helper()
 	r := componenttest.New(t)
 	if config != "" {

@@ -1,5 +1,3 @@
-//go:build long
-
 package twin
 
 import (
@@ -14,15 +12,14 @@ import (
 	"github.com/naru-platform/naru/service_platform/twin/shadow"
 )
 
-// TestAMillionTwinsFitIntoAGigabyte fills the store as the handlers do, each twin with a record of its history, but says
-// nothing: the engine for tests would keep it in memory.
-func TestAMillionTwinsFitIntoAGigabyte(t *testing.T) {
-	const twins, part = 1_000_000, 5000
-	d := open(t, "")
-	began := time.Now()
+// fillStore makes twins as the handlers do, each with a record of its history, but says nothing: the engine for tests
+// would keep it in memory.
+func fillStore(d *desk, twins int) {
+	d.t.Helper()
+	const part = 5000
 	for from := 0; from < twins; from += part {
-		err := d.twins.env.Change(t.Context(), func(tx component.Tx) error {
-			for i := from; i < from+part; i++ {
+		err := d.twins.env.Change(d.t.Context(), func(tx component.Tx) error {
+			for i := from; i < min(from+part, twins); i++ {
 				now := d.now()
 				was, x := &shadow.Doc{}, ref{fmt.Sprintf("device-%07d", i*7919%twins), ""}
 				by := shadow.Cause{ID: message.NewID(now), Source: "//naru/n1/mqtt/" + x.device}
@@ -40,20 +37,15 @@ func TestAMillionTwinsFitIntoAGigabyte(t *testing.T) {
 			return nil
 		})
 		if err != nil {
-			t.Fatal(err)
+			d.t.Fatal(err)
 		}
 	}
-	t.Logf("filled in %v", time.Since(began))
-	began = time.Now()
-	var l List
-	d.get("/api/v1/twins?limit=1000&prefix=device-05", &l)
-	t.Logf("a list of %d of %d took %v", len(l.Twins), l.All, time.Since(began))
-	began = time.Now()
-	d.house()
-	t.Logf("keeping house took %v", time.Since(began))
-	d.r.Stop()
-	var size int64
-	if err := filepath.WalkDir(d.r.Dir, func(_ string, e fs.DirEntry, err error) error {
+}
+
+// onDisk is how many bytes all files below a directory have.
+func onDisk(tb testing.TB, dir string) (size int64) {
+	tb.Helper()
+	if err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
 			return err
 		}
@@ -61,10 +53,27 @@ func TestAMillionTwinsFitIntoAGigabyte(t *testing.T) {
 		size += info.Size()
 		return err
 	}); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Logf("%d bytes on disk, %d a twin", size, size/twins)
-	if l.All != twins || size > 1<<30 {
-		t.Errorf("%d twins take %d bytes; want at most %d", l.All, size, 1<<30)
+	return size
+}
+
+// BenchmarkAMillionTwins is how long they take to be made, without what is said of them, to be listed, and what they take on disk.
+func BenchmarkAMillionTwins(b *testing.B) {
+	const twins = 1_000_000
+	for b.Loop() {
+		d := open(b, "")
+		began := time.Now()
+		fillStore(d, twins)
+		b.ReportMetric(twins/time.Since(began).Seconds(), "twins/s")
+		began = time.Now()
+		var l List
+		d.get("/api/v1/twins?limit=1000&prefix=device-05", &l)
+		b.ReportMetric(float64(time.Since(began))/float64(time.Millisecond), "ms/list")
+		if l.All != twins {
+			b.Fatalf("there are %d", l.All)
+		}
+		d.r.Stop()
+		b.ReportMetric(float64(onDisk(b, d.r.Dir))/twins, "B/twin")
 	}
 }

@@ -340,7 +340,7 @@ func TestTheLargestTwinCanBeAnswered(t *testing.T) {
 }
 
 // ask asks over HTTP and gives the status.
-func ask(t *testing.T, h http.Handler, method, path, body string, into any) int {
+func ask(t testing.TB, h http.Handler, method, path, body string, into any) int {
 	t.Helper()
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, httptest.NewRequest(method, path, bytes.NewReader([]byte(body))))
