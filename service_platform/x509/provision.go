@@ -81,16 +81,18 @@ func templateOf(topic string) (string, bool) {
 	return t, ok && checkPlain("template", t) == nil
 }
 
-// Provision hands a claim certificate's request to the CA of this process, and records it. A process without the CA
-// refuses: brokers that take claim certificates run together with service_platform.x509.
+// Provision hands a claim certificate's request to the CA, of this process or over the bus of another (sealed, see
+// afar.go), and has it recorded.
 func (a *Admission) Provision(ctx context.Context, c Client, topic string, payload []byte) Answer {
 	c.Door = doorClaim
 	if p := a.provisioner.Load(); p != nil {
 		return (*p).Provision(ctx, c, topic, payload)
 	}
-	err := message.Rejectf(message.BusUnavailable, "the CA does not run in this process; connect where service_platform.x509 runs")
-	a.Refused(c, "provision", err)
-	return rejected(topic, &awsError{http.StatusServiceUnavailable, "ServiceUnavailable", err})
+	answer, err := a.provisionAfar(ctx, c, topic, payload)
+	if err != nil {
+		return a.refusedAfar(c, topic, err)
+	}
+	return answer
 }
 
 // provisioning is the Provisioner of a running CA.

@@ -161,10 +161,21 @@ func (s *service) run(ctx context.Context, ready func()) error {
 			o.index.apply(e)
 			s.admission.applyDevice(e)
 		}
-		var p Provisioner = &provisioning{s: s, o: o, door: s.admission}
+	}
+	answers := &provisioning{s: s, o: o, door: s.admission}
+	if s.admission != nil {
+		var p Provisioner = answers
 		s.admission.provisioner.Store(&p)
 		defer s.admission.provisioner.Store(nil)
+	} else { // records what it answers to doors elsewhere, and lets nobody in
+		answers.door = NewAdmission(s.env.Bus, AdmissionOptions{Now: s.env.Now, Log: s.env.Log, Node: s.env.Node + "-ca"})
+		all.Go(func() { _ = answers.door.Run(ctx, nil) }) // ends with ctx, without an error
 	}
+	all.Go(func() {
+		if err := answers.answerAfar(ctx); err != nil && ctx.Err() == nil {
+			s.env.Log.Error("claim certificates are answered at this process's own door only", "error", err)
+		}
+	})
 	all.Go(func() { o.teller.run(ctx) })
 	if s.config.EST.Listen != "" {
 		stop, err := s.serveEST(ctx, o)

@@ -147,7 +147,7 @@ func TestClaimAnswersGoOnlyToTheConnectionThatAsked(t *testing.T) {
 	first, second := twoNodes(t, "service_platform.x509:\n  templates:\n    pumps: {name: \"pump-${SerialNumber}\", parameters: [SerialNumber]}\n")
 	lot := first.claimCertificate("lot", "pumps")
 	nosy := credentials(t, first.add("nosy"))
-	for i, addr := range []string{first.mqtt} {
+	for i, addr := range []string{first.mqtt, second.mqtt} {
 		connect := func(id string, conf *tls.Config, topics ...string) *claimant {
 			k, err := claim(t.Context(), addr, conf, id, topics...)
 			if err != nil {
