@@ -266,9 +266,9 @@ func twoNodes(t *testing.T, more string) (first, second *platform) {
 	return first, second
 }
 
-// TestWithdrawnDeviceIsGoneFromEveryNodeWithinASecond has a device connected at two nodes, and withdraws it in each of
-// the ways that there are; and so the holder of a claim certificate. Both connections end within a second of the
-// command's return, and no TLS session of before gets it in again, neither of TLS 1.2 nor of 1.3.
+// TestWithdrawnDeviceIsGoneFromEveryNodeWithinASecond has a device let in at two nodes, one after the other, and withdraws
+// it in each of the ways that there are; and so the holder of a claim certificate. Its connection ends within a second of
+// the command's return, and no TLS session of before gets it in again, neither of TLS 1.2 nor of 1.3.
 func TestWithdrawnDeviceIsGoneFromEveryNodeWithinASecond(t *testing.T) {
 	first, second := twoNodes(t, "service_platform.x509:\n  templates:\n    pumps: {name: \"pump-${Serial}\", parameters: [Serial]}\n")
 	device := func(verb string) func(id string) []string {
@@ -336,7 +336,11 @@ func TestWithdrawnDeviceIsGoneFromEveryNodeWithinASecond(t *testing.T) {
 			done := time.Now()
 			for i := range nodes {
 				e := <-ends[i]
-				if e.err != nil || e.code != packet.NotAuthorized {
+				want := packet.NotAuthorized
+				if i < len(nodes)-1 {
+					want = packet.SessionTakenOver // a client is connected once: it went on to the next node
+				}
+				if e.err != nil || e.code != want {
 					t.Errorf("node %d ended the connection with %s, %v", i+1, e.code, e.err)
 				}
 				if took := e.at.Sub(done); took > time.Second {
