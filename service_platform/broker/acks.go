@@ -65,6 +65,12 @@ func (a *acks) pop() {
 	a.head++
 }
 
+// unpush forgets the newest.
+func (a *acks) unpush() {
+	a.tail--
+	a.slots[int(a.at(a.tail).id)&(len(a.slots)-1)].same--
+}
+
 // holds says whether something is owed for a packet identifier. Clients count their identifiers up, so mostly none of
 // those owed leads to the same place, and nothing has to be searched.
 func (a *acks) holds(id uint16) bool {
@@ -114,7 +120,7 @@ func (c *conn) admit(p *packet.Publish) (uint64, error) {
 		return c.repeated(p)
 	}
 	for c.acks.len() >= limit && !c.ended && !c.halted {
-		c.free.Wait()
+		c.waitForAck()
 	}
 	if c.ended || c.halted {
 		return 0, errEnded

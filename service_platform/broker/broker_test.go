@@ -74,7 +74,8 @@ type rig struct {
 	dir   string
 	b     *Broker
 	node  string
-	stop  func() // ends the broker, and returns when it has gone
+	lease time.Duration // of the next start; the usual where zero
+	stop  func()        // ends the broker, and returns when it has gone
 }
 
 func newRig(t *testing.T, change func(*Config)) *rig {
@@ -127,6 +128,7 @@ func (r *rig) start(contracts *message.Catalog) {
 		r.b = b
 		return b.part(), nil
 	})
+	spec.Lease = r.lease
 	r.host = &component.Host{Bus: r.bus, Catalog: contracts, Dir: r.dir, Node: r.node, Specs: []component.Spec{spec},
 		Config: map[string]json.RawMessage{"service_platform.broker": r.conf}, Log: slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))}
 	ctx, cancel := context.WithCancel(context.Background())

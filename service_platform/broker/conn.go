@@ -45,6 +45,8 @@ type conn struct {
 	free *sync.Cond
 	outbound
 	out sync.Mutex // one writer at a time
+
+	pausing atomic.Pointer[pausing] // of the reader; see whileHere
 }
 
 // party is who the client is and what it asked for: set by CONNECT, and not changed after it.
@@ -206,12 +208,12 @@ func (c *conn) read(admitted error) error {
 		}
 		c.now = c.b.env.Now()
 		c.scratch = scratches.Get().(*scratch)
-		data := *buf
-		begin, end, packets := 0, n, 0
+		s := c.scratch
+		s.data, s.begin, s.next, s.end = *buf, 0, 0, n
+		packets, read := 0, n
 		var due time.Time // for the packet that has begun
-		read := n
-		for err == nil && begin < end {
-			h, start, total, need, ferr := packet.Frame(data[begin:end], limit)
+		for err == nil && s.begin < s.end {
+			h, start, total, need, ferr := packet.Frame(s.data[s.begin:s.end], limit)
 			if ferr != nil {
 				err = ferr
 				break
@@ -221,8 +223,9 @@ func (c *conn) read(admitted error) error {
 				break
 			}
 			if total > 0 {
-				err = c.packet(h, data[begin+start:begin+total], admitted)
-				begin += total
+				s.next = s.begin + total
+				err = c.packet(h, s.data[s.begin+start:s.next], admitted)
+				s.begin = s.next
 				packets++
 				due = time.Time{}
 				if c.joined {
@@ -231,20 +234,20 @@ func (c *conn) read(admitted error) error {
 				continue
 			}
 			// The rest is still to come.
-			if begin > 0 {
-				end = copy(data, data[begin:end])
-				begin = 0
+			if s.begin > 0 {
+				s.end = copy(s.data, s.data[s.begin:s.end])
+				s.begin = 0
 			}
-			if need > len(data) {
+			if need > len(s.data) {
 				var bigger []byte
-				if len(data) < bufferSize && need <= bufferSize {
+				if len(s.data) < bufferSize && need <= bufferSize {
 					buf = pool.Get().(*[]byte)
 					bigger = *buf
 				} else {
-					bigger = make([]byte, max(need, 2*len(data)))
+					bigger = make([]byte, max(need, 2*len(s.data)))
 				}
-				copy(bigger, data[:end])
-				data = bigger
+				copy(bigger, s.data[:s.end])
+				s.data = bigger
 			}
 			if c.joined && due.IsZero() {
 				c.parked, due = time.Time{}, time.Now().Add(c.packetTime())
@@ -254,8 +257,8 @@ func (c *conn) read(admitted error) error {
 				err = io.EOF
 			}
 			if err == nil {
-				n, err = c.src.Read(data[end:])
-				end += n
+				n, err = c.src.Read(s.data[s.end:])
+				s.end += n
 				read += n
 			}
 			if err != nil {
@@ -267,7 +270,7 @@ func (c *conn) read(admitted error) error {
 		}
 		c.b.metrics.in(read, packets)
 		give(buf)
-		c.scratch.free()
+		s.free()
 		c.scratch = nil
 		if err != nil {
 			return err
@@ -282,13 +285,17 @@ func (c *conn) packetLimit() uint32 { return uint32(c.b.conf.MaxMessageBytes) + 
 type scratch struct {
 	pub packet.Publish
 	msg message.Message
+
+	// What was read: the packet in hand is data[begin:next], and data[next:end] is behind it.
+	data             []byte
+	begin, next, end int
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
 func (s *scratch) free() {
 	s.pub.Properties.Reset() // which gives the room of many properties back
-	s.pub.Topic, s.pub.Payload = "", nil
+	s.pub.Topic, s.pub.Payload, s.data = "", nil, nil
 	s.msg = message.Message{Properties: s.msg.Properties[:0]}
 	scratches.Put(s)
 }
@@ -615,15 +622,6 @@ func (c *conn) end(why message.Reason, err error) {
 	}
 	_ = c.sock.CloseWrite()
 	_ = c.sock.SetReadDeadline(time.Now()) // wakes the reader
-}
-
-// cutOff tells who waits on the connection's behalf that it has been ended. c.mu is held.
-func (c *conn) cutOff() {
-	select {
-	case <-c.cut:
-	default:
-		close(c.cut)
-	}
 }
 
 func disconnectCode(why message.Reason) packet.ReasonCode {

@@ -113,7 +113,10 @@ func (c *conn) publish(h packet.Header, body []byte) error {
 			return errEnded
 		}
 	}
-	if err := t.door.Append(context.Background(), &c.scratch.msg, c, token); err != nil {
+	switch err := c.put(t.door, token); {
+	case err == errEnded:
+		return err
+	case err != nil:
 		return c.refuse(token, p, err)
 	}
 	return nil

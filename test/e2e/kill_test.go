@@ -46,8 +46,8 @@ func TestAMutantThatAcknowledgesBeforeTheAppendIsCaught(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const sound = "if err := t.door.Append(context.Background(), &c.scratch.msg, c, token); err != nil {"
-	const mutant = "c.Appended(token, bus.Position{}, nil); c.Settled(); if err := t.door.Append(context.Background(), &c.scratch.msg, nil, 0); err != nil {"
+	const sound = "switch err := c.put(t.door, token); {"
+	const mutant = "c.Appended(token, bus.Position{}, nil); c.Settled(); switch err := t.door.Append(context.Background(), &c.scratch.msg, nil, 0); {"
 	if strings.Count(string(src), sound) != 1 {
 		t.Fatalf("%s has no line %q any more: let the mutant follow it", file, sound)
 	}
