@@ -39,6 +39,7 @@ const (
 	SlowConsumer     Reason = 210
 	ServerStopping   Reason = 211
 	ConnectionLost   Reason = 212
+	RateLimited      Reason = 213
 
 	// The bus.
 	StorageLow        Reason = 301
@@ -184,6 +185,7 @@ var reasons = []ReasonInfo{
 	{SlowConsumer, "", "slow_consumer", "The client took what was sent to it too slowly, and its buffer is full.", "Network to the client, and how much it subscribed to."},
 	{ServerStopping, "", "server_stopping", "The platform is stopping.", "Nothing; clients connect again by themselves."},
 	{ConnectionLost, "", "connection_lost", "The connection ended without a word.", "Network and power of the device."},
+	{RateLimited, "", "rate_limited", "The client publishes faster than it may, and is read more slowly; nothing is refused.", "What made the device talk so much; or `publish_rate` is too low for it."},
 
 	{StorageLow, "", "storage_low", "The disk is nearly full; the doors are shut so that what is inside can be finished.", "`naru status` shows space. Free some, or shorten retention; the doors open by themselves."},
 	{BusUnavailable, "", "bus_unavailable", "The bus did not confirm the message in time. It may be stored, but was not acknowledged.", "`naru status`: the bus, its nodes, its disk."},

@@ -65,6 +65,8 @@ type Config struct {
 	// are, and ConnectWait for how long. ConnectTimeout does not count while they wait.
 	ConnectsWaitingMax int    `json:"connects_waiting_max"`
 	ConnectWait        string `json:"connect_wait"`
+	// PublishRate is how fast one client may publish, by its identity; listeners may have their own.
+	PublishRate Rate `json:"publish_rate"`
 	// KeepAliveMax is the longest keep alive: an MQTT 5 client that asks for a longer one, or for none, is told this one
 	// (Server Keep Alive, MQTT 5 §3.2.2.3.14). "0s" lets clients choose. MQTT 3.1.1 has no word for it. Whole seconds,
 	// at most 65535.
@@ -122,6 +124,8 @@ type Broker struct {
 	roster    *roster
 
 	keepAliveMax time.Duration
+	pacePublish  *pace
+	allowances   allowances
 	gate         *turnstile
 	paced        *rate.Limiter
 
@@ -185,6 +189,10 @@ func build(env component.Env, c Config, a Admission) (*Broker, error) {
 	case c.ConnectRate < 0:
 		return nil, fmt.Errorf("connect_rate is %g; want connections a second, or 0 for as many as come", c.ConnectRate)
 	}
+	publish, err := c.PublishRate.parse()
+	if err != nil {
+		return nil, err
+	}
 	expires, err := time.ParseDuration(c.SessionExpiryMax)
 	if err != nil || expires < 0 || expires/time.Second >= session.Never {
 		return nil, fmt.Errorf("session_expiry_max %q: want a duration such as 168h, of less than 136 years", c.SessionExpiryMax)
@@ -200,6 +208,7 @@ func build(env component.Env, c Config, a Admission) (*Broker, error) {
 	}
 	b := &Broker{env: env, conf: c, admission: a, timeout: timeout, keepAliveMax: longest, entrances: entrances, wills: map[message.ID]pending{},
 		clients: map[string]*conn{}, all: map[*conn]struct{}{}, callers: map[*caller]struct{}{}, devices: map[string]map[*conn]struct{}{}, metrics: newMetrics(env.Metrics)}
+	b.pacePublish = publish
 	b.gate, b.paced = newTurnstile(c.ConnectsWaitingMax, wait), newPace(c.ConnectRate)
 	b.metrics.watch(env.Metrics, b.gate)
 	if err := b.setPolicies(); err != nil {
@@ -477,6 +486,7 @@ type Connection struct {
 	Subscriptions []string  `json:"subscriptions,omitempty"`
 	Received      uint64    `json:"received"`
 	Sent          uint64    `json:"sent"`
+	HeldBack      uint64    `json:"held_back,omitempty"` // messages that waited for publish_rate
 }
 
 func (b *Broker) serveConnections(_ http.ResponseWriter, r *http.Request) (any, error) {

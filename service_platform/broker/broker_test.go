@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -126,9 +127,10 @@ func (r *rig) start(contracts *message.Catalog) {
 			return nil, err
 		}
 		r.b = b
-		return b.part(), nil
+		part := b.part()
+		part.Lease = cmp.Or(r.lease, part.Lease)
+		return part, nil
 	})
-	spec.Lease = r.lease
 	r.host = &component.Host{Bus: r.bus, Catalog: contracts, Dir: r.dir, Node: r.node, Specs: []component.Spec{spec},
 		Config: map[string]json.RawMessage{"service_platform.broker": r.conf}, Log: slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))}
 	ctx, cancel := context.WithCancel(context.Background())

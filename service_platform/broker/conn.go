@@ -79,6 +79,7 @@ type party struct {
 	expiry    uint32          // of the session, as CONNECT asked
 	aliasMax  uint32          // topic aliases that the client takes
 	joined    bool            // CONNACK was said; changed under mu
+	allowed   *allowance      // of publish_rate; nil for any
 }
 
 // inbound is the reading goroutine's own.
@@ -99,6 +100,7 @@ type outbound struct {
 	acks         acks
 	received     uint64
 	sent         uint64
+	heldBack     uint64
 	ended        bool
 	endWhy       message.Reason
 	endErr       error
@@ -479,6 +481,7 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	if c.claim != "" {
 		p.CleanStart, c.expiry = true, 0
 	}
+	c.allow(who)
 	name := who.ClientID
 	c.clientID = name // for what is told of a refusal
 	if p.Will != nil {
@@ -660,6 +663,9 @@ func (c *conn) leave(err error) {
 	c.b.env.Log.Debug("left", "device", c.device, "address", c.addr, "reason", why, "error", err)
 	_ = c.sock.Close()
 	last := c.b.leave(c)
+	if c.allowed != nil {
+		c.allowed.giveBack(time.Now())
+	}
 	if !c.joined {
 		if c.kept != nil { // CONNACK could not be sent
 			c.leaveSession(why)
@@ -797,7 +803,7 @@ func (c *conn) show() Connection {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := Connection{ClientID: c.clientID, Device: c.device, Address: c.addr, Since: c.since, Version: c.version.String(), TLS: c.leaf != nil,
-		Listener: c.in.Name, KeepAlive: int(c.keepAlive / time.Second), InFlight: c.acks.len(), Received: c.received, Sent: c.sent, Subscriptions: subs}
+	out := Connection{ClientID: c.clientID, Device: c.device, Address: c.addr, Since: c.since, Version: c.version.String(), TLS: c.in.secure(),
+		Listener: c.in.Name, KeepAlive: int(c.keepAlive / time.Second), InFlight: c.acks.len(), Received: c.received, Sent: c.sent, HeldBack: c.heldBack, Subscriptions: subs}
 	return out
 }

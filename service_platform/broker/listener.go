@@ -47,6 +47,8 @@ type Listener struct {
 	// KeepAliveMax is the longest keep alive here, in place of the component's; empty for that one. MQTT 5 clients are told
 	// it. Where it is said here, MQTT 3.1.1 clients that ask for a longer one, or for none, are refused.
 	KeepAliveMax string `json:"keep_alive_max"`
+	// PublishRate is how fast one client may publish here, in place of the component's.
+	PublishRate *Rate `json:"publish_rate"`
 }
 
 const (
@@ -63,6 +65,7 @@ type entrance struct {
 	mount    message.Pattern // empty for none
 	depth    int             // tokens of it
 	most     time.Duration   // KeepAliveMax; zero where only the component's counts
+	pace     *pace           // PublishRate, where there is one
 	policies []string        // that apply to all who come here
 	users    map[string][]byte
 	checked  *passwords
@@ -135,6 +138,12 @@ func newEntrance(l Listener) (*entrance, error) {
 	if e.KeepAliveMax != "" {
 		var err error
 		if e.most, err = keepAlive(e.KeepAliveMax); err != nil {
+			return nil, err
+		}
+	}
+	if e.PublishRate != nil {
+		var err error
+		if e.pace, err = e.PublishRate.parse(); err != nil {
 			return nil, err
 		}
 	}

@@ -16,6 +16,8 @@ type metrics struct {
 	packetsIn         prometheus.Counter
 	puback            prometheus.Histogram
 	refused           *prometheus.CounterVec
+	heldBack          *prometheus.CounterVec
+	heldBackFor       *prometheus.CounterVec
 	badTrace          prometheus.Counter
 	from, to          [3]prometheus.Counter // messages, by QoS
 	bytesIn, bytesOut prometheus.Counter
@@ -38,6 +40,8 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		packetsIn:   counter("naru_mqtt_packets_received_total", "MQTT packets of any type received from clients."),
 		puback:      prometheus.NewHistogram(prometheus.HistogramOpts{Name: "naru_puback_seconds", Help: "From reading a burst with QoS 1 messages to their acknowledgement; one observation per write.", Buckets: prometheus.ExponentialBuckets(50e-6, 2, 16)}),
 		refused:     vec("naru_refused_total", "What the door did not let in.", "component", "reason"),
+		heldBack:    vec("naru_mqtt_held_back_total", "Messages whose clients were read later for it, by reason.", "reason"),
+		heldBackFor: vec("naru_mqtt_held_back_seconds_total", "For how long.", "reason"),
 		badTrace:    counter("naru_bad_traceparent_total", "Messages whose traceparent could not be read; they got a new one."),
 	}
 	for qos := range m.from {
@@ -46,7 +50,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 	m.bytesIn, m.bytesOut = m.bytes.WithLabelValues("in"), m.bytes.WithLabelValues("out")
 	if r != nil {
-		r.MustRegister(m.connections, m.connects, m.handshakes, m.disconnects, m.messages, m.bytes, m.packetsIn, m.puback, m.refused, m.badTrace)
+		r.MustRegister(m.connections, m.connects, m.handshakes, m.disconnects, m.messages, m.bytes, m.packetsIn, m.puback, m.refused, m.heldBack, m.heldBackFor, m.badTrace)
 	}
 	return m
 }

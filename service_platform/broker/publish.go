@@ -77,6 +77,9 @@ func (c *conn) publish(h packet.Header, body []byte) error {
 			return err
 		}
 	}
+	if err := c.keepRate(len(body)); err != nil {
+		return err
+	}
 	token, err := c.admit(p)
 	if err == errRepeated {
 		c.Settled() // if the first one was answered meanwhile

@@ -311,10 +311,20 @@ func TestWebSocketsResumeTheirTLSSession(t *testing.T) {
 		if a := p.connect(packet.Connect{Version: packet.V5, CleanStart: true, ClientID: "w"}); a.Code != 0 {
 			t.Fatalf("connection %d is answered with %s", i, a.Code)
 		}
+		if shown := r.connections(""); len(shown) != 1 || !shown[0].TLS {
+			t.Errorf("shown as %+v, and it is inside TLS without a certificate of its own", shown)
+		}
 		if resumed != want {
 			t.Errorf("connection %d is resumed: %t", i, resumed)
 		}
 		p.Close()
+		for late := time.After(10 * time.Second); len(r.connections("")) > 0; runtime.Gosched() {
+			select {
+			case <-late:
+				t.Fatal("it is not seen to have gone")
+			default:
+			}
+		}
 	}
 }
 
