@@ -30,6 +30,7 @@ const (
 	stopGrace   = 2 * time.Second  // for handlers to see that this time is over
 	reportEvery = 500 * time.Millisecond
 	againEvery  = 10 * time.Second // reports are said again, since their table forgets
+	brokenMost  = 10               // stores of a component that were left as they lay, before only a new process helps
 	restartMin  = time.Second
 	restartMax  = 30 * time.Second
 )
@@ -78,7 +79,8 @@ type run struct {
 	health  Health
 	workers []*worker // one, or with State Derived one for each partition it holds
 	store   *store
-	views   sync.WaitGroup          // that read the store
+	broken  int                     // stores that were left as they lay
+	views   *sync.WaitGroup         // that read the store
 	doors   map[string]bus.Appender // by log and kind
 	held    func() bool             // whether this process still owns the component; nil where it is nobody's own
 }
@@ -319,9 +321,8 @@ func (r *run) supervise(ctx context.Context) {
 		r.set("starting", "")
 		err := r.guarded(ctx)
 		if errors.Is(err, errStuck) {
-			// Started again it would run twice: only a new process helps.
 			r.set("failed", firstLine(err))
-			r.h.Log.Error("a component does not stop; restart the process", "component", r.spec.Name, "error", err)
+			r.h.Log.Error("a component cannot be started again", "component", r.spec.Name, "error", err)
 			<-ctx.Done()
 			return
 		}
@@ -373,8 +374,8 @@ func catch(err *error) {
 	}
 }
 
-// errStuck says that a component's code went on when it should have ended.
-var errStuck = errors.New("it did not stop within " + (stopWait + stopGrace).String())
+// errStuck says that only a new process helps.
+var errStuck = errors.New("restart the process")
 
 // build makes the component's Env and Part.
 func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
@@ -493,7 +494,13 @@ func (r *run) startWorker(ctx context.Context, part *Part, lease bus.Lease) erro
 	if err != nil {
 		return err
 	}
-	s, err := openStore(r.h.fs, dir, r.env.Log)
+	if r.broken >= brokenMost {
+		return fmt.Errorf("its store broke %d times: %w", r.broken, errStuck)
+	}
+	s, err := openStore(ctx, r.h.fs, dir, r.env.Log, r.storage)
+	if left := new(abandoned); errors.As(err, &left) {
+		r.broken++
+	}
 	if err != nil {
 		return err
 	}
@@ -503,12 +510,30 @@ func (r *run) startWorker(ctx context.Context, part *Part, lease bus.Lease) erro
 		err = w.sweep()
 	}
 	if err != nil {
-		return errors.Join(err, s.close())
+		return errors.Join(err, s.close(func() {}))
 	}
 	r.mu.Lock()
-	r.workers, r.store = []*worker{w}, s
+	r.workers, r.store, r.views = []*worker{w}, s, new(sync.WaitGroup)
 	r.mu.Unlock()
 	return nil
+}
+
+// storage says what is to be seen of a store that waits for space, and with nothing that it goes on.
+func (r *run) storage(why string) {
+	r.mu.Lock()
+	workers, starting := slices.Clone(r.workers), r.health.State == "starting"
+	r.mu.Unlock()
+	if why != "" {
+		r.h.Log.Warn("a component stands still", "component", r.spec.Name, "fault", why)
+	} else {
+		r.h.Log.Info("a component goes on; there is space again", "component", r.spec.Name)
+	}
+	if len(workers) == 0 && starting {
+		r.set("starting", why)
+	}
+	for _, w := range workers {
+		w.standAll(why)
+	}
 }
 
 func (r *run) newWorker(ctx context.Context, part *Part, keep keeper) (*worker, error) {
@@ -555,6 +580,7 @@ func (r *run) serve(ctx context.Context, cancel context.CancelCauseFunc, part *P
 	defer r.h.mux.unmount(r.spec.Name)
 	if w != nil {
 		goes(&group, func() error { return w.run(ctx, drained) })
+		goes(&group, func() error { return w.store.intact(ctx) })
 		goes(&saying, func() error { return w.keep.(*local).out.run(outStop, drained) })
 		goes(&group, func() error { return consume(ctx, r.env, w) })
 	}
@@ -575,12 +601,13 @@ func (r *run) serve(ctx context.Context, cancel context.CancelCauseFunc, part *P
 	<-ctx.Done()
 	late := time.NewTimer(stopWait + stopGrace)
 	defer late.Stop()
+	stuck := fmt.Errorf("it did not stop within %s, and would run twice: %w", stopWait+stopGrace, errStuck)
 	if !ended(&group, late) {
-		return errStuck
+		return stuck
 	}
 	stopOut()
 	if !ended(&saying, late) {
-		return errStuck
+		return stuck
 	}
 	if w != nil {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
@@ -619,8 +646,10 @@ func (r *run) closeStore(w *worker) error {
 	r.mu.Lock()
 	r.store, r.workers = nil, nil
 	r.mu.Unlock()
-	r.views.Wait()
-	return w.store.close()
+	if w.store.disk.err() != nil {
+		r.broken++
+	}
+	return w.store.close(r.views.Wait)
 }
 
 // change makes a change beside the handlers.
@@ -646,10 +675,14 @@ func (r *run) view(f func(View) error) error {
 		r.mu.Unlock()
 		return answer.Unavailable("%s is not running here", r.spec.Name)
 	}
-	snap := s.db.NewSnapshot()
-	r.views.Add(1)
+	views := r.views
+	views.Add(1)
 	r.mu.Unlock()
-	defer r.views.Done()
+	defer views.Done()
+	if err := s.disk.err(); err != nil {
+		return answer.Unavailable("the store of %s is broken: %v", r.spec.Name, err)
+	}
+	snap := s.db.NewSnapshot()
 	defer snap.Close() // reports what an iterator left open, which walk never does
 	return f(view{snap})
 }

@@ -116,7 +116,7 @@ func (k *local) patience(lazy bool) time.Duration {
 	return 0
 }
 
-func (k *local) commit(_ context.Context, dirty []*Checkpoint, _ *parking) error {
+func (k *local) commit(ctx context.Context, dirty []*Checkpoint, _ *parking) error {
 	for _, c := range dirty {
 		if err := k.s.setCheckpoint(c); err != nil {
 			return err
@@ -127,7 +127,7 @@ func (k *local) commit(_ context.Context, dirty []*Checkpoint, _ *parking) error
 			return err
 		}
 	}
-	if err := k.s.commit(); err != nil {
+	if err := k.s.commit(ctx); err != nil {
 		return err
 	}
 	k.out.add(k.queued)

@@ -337,7 +337,7 @@ func TestOutboxSkipsWhatIsAlreadyThere(t *testing.T) {
 	r.say(reading("d", "1"), reading("d", "2"))
 	r.await("operator.counting", "device", func(rep Report) bool { return total(rep) == 2 })
 	r.stop()
-	s, err := openStore(nil, r.dir+"/operator.counting", slog.New(slog.DiscardHandler))
+	s, err := openStore(t.Context(), nil, r.dir+"/operator.counting", slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -347,10 +347,10 @@ func TestOutboxSkipsWhatIsAlreadyThere(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := s.commit(); err != nil {
+	if err := s.commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.close(); err != nil {
+	if err := s.close(func() {}); err != nil {
 		t.Fatal(err)
 	}
 	r.start(counting())

@@ -2,6 +2,7 @@ package component
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -30,6 +31,7 @@ const (
 
 // store keeps effects, positions, what is parked and what is to be said, and commits them together.
 type store struct {
+	disk  *disk
 	db    *pebble.DB
 	batch *pebble.Batch // what the next commit holds
 	birth message.ID    // tells this store from one that was here before and was lost
@@ -47,18 +49,25 @@ func (c crash) at(boundary string) error {
 	return c(boundary)
 }
 
-// openStore opens a component's store on a file system; nil is the machine's.
-func openStore(fs vfs.FS, dir string, log *slog.Logger) (*store, error) {
-	db, err := pebble.Open(filepath.Join(dir, "state"), &pebble.Options{
-		Logger: pebbleLog{log}, MemTableSize: 16 << 20, L0CompactionThreshold: 4,
-		FormatMajorVersion: pebble.FormatNewest, FS: fs,
+// openStore opens a component's store on a file system; nil is the machine's. waits is told of waiting for space. Where
+// the disk is full it waits for space too, until ctx is done.
+func openStore(ctx context.Context, fs vfs.FS, dir string, log *slog.Logger, waits func(string)) (*store, error) {
+	s := &store{disk: newDisk(fs, waits)}
+	err := s.disk.do(ctx, func() error {
+		l := storeLog{log, s.disk}
+		db, err := pebble.Open(filepath.Join(dir, "state"), &pebble.Options{
+			Logger: l, MemTableSize: 16 << 20, L0CompactionThreshold: 4,
+			FormatMajorVersion: pebble.FormatNewest, FS: s.disk, EventListener: &pebble.EventListener{DataCorruption: l.corrupt, BackgroundError: l.background},
+		})
+		if err != nil {
+			return err
+		}
+		s.disk.ready()
+		s.db, s.batch = db, db.NewIndexedBatch()
+		return s.name()
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the store in %s: %w", dir, err)
-	}
-	s := &store{db: db, batch: db.NewIndexedBatch()}
-	if err := s.name(); err != nil {
-		return nil, errors.Join(fmt.Errorf("open the store in %s: %w", dir, err), s.close())
 	}
 	return s, nil
 }
@@ -77,17 +86,43 @@ func (s *store) name() error {
 	return s.db.Set([]byte{kindBirth}, s.birth[:], pebble.Sync)
 }
 
-func (s *store) close() error { return errors.Join(s.batch.Close(), s.db.Close()) }
+// close closes the store once unused has returned. One that is broken is left as it lies: it was let go of.
+func (s *store) close(unused func()) error {
+	if s.disk.err() != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeWait)
+	defer cancel()
+	err := s.disk.do(ctx, func() error {
+		unused()
+		return errors.Join(s.batch.Close(), s.db.Close())
+	})
+	s.disk.fail(errClosed)
+	return err
+}
+
+// intact waits until ctx is done, or the store cannot go on, and says why.
+func (s *store) intact(ctx context.Context) error {
+	select {
+	case <-s.disk.broken:
+		return fmt.Errorf("its store cannot go on: %w", s.disk.err())
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// errClosed is what a disk is broken by when all is well.
+var errClosed = errors.New("the store is closed")
 
 // commit makes all that was set since the last one durable, or none of it.
-func (s *store) commit() error {
+func (s *store) commit(ctx context.Context) error {
 	if s.batch.Empty() {
 		return nil
 	}
 	if err := s.crash.at("before the commit"); err != nil {
 		return err
 	}
-	if err := s.batch.Commit(pebble.Sync); err != nil {
+	if err := s.disk.do(ctx, func() error { return s.batch.Commit(pebble.Sync) }); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
 	err := s.batch.Close()
@@ -240,18 +275,29 @@ const sweepEvery = time.Hour
 
 func outcomeKey(id message.ID) []byte { return append([]byte{kindOutcome}, id[:]...) }
 
-// pebbleLog passes the store's errors on, and nothing of its routine.
-type pebbleLog struct{ log *slog.Logger }
+// storeLog passes the store's errors on, and nothing of its routine.
+type storeLog struct {
+	log *slog.Logger
+	d   *disk
+}
 
 // Infof is routine.
-func (pebbleLog) Infof(string, ...any) {}
+func (storeLog) Infof(string, ...any) {}
 
 // Errorf is not.
-func (l pebbleLog) Errorf(f string, v ...any) { l.log.Error("store: " + fmt.Sprintf(f, v...)) }
+func (l storeLog) Errorf(f string, v ...any) { l.log.Error("store: " + fmt.Sprintf(f, v...)) }
 
-// Fatalf is what the store calls when it cannot go on, a full disk among it: this component fails, and only this one.
-func (l pebbleLog) Fatalf(f string, v ...any) {
-	what := "store: " + fmt.Sprintf(f, v...)
-	l.log.Error(what)
-	panic(what)
+// Fatalf is what the store calls when it cannot go on, in whatever goroutine, and from which it expects not to come back:
+// the component fails, and only this one.
+func (l storeLog) Fatalf(f string, v ...any) {
+	l.d.fail(fmt.Errorf(f, v...))
+	l.d.end()
+}
+
+func (l storeLog) corrupt(info pebble.DataCorruptionInfo) { l.d.fail(errors.New(info.String())) }
+
+func (l storeLog) background(err error) {
+	if l.d.err() == nil {
+		l.log.Error("store: in the background", "error", err)
+	}
 }

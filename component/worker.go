@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -670,6 +671,24 @@ func (w *worker) stand(at place, why string) {
 	}
 	r.Fault, r.At = why, w.env.Now()
 	w.reports[at] = r
+	if w.env.Peers != nil {
+		w.env.Peers.Add(r) // where the bus has no room for it either, it is seen in this process
+	}
+}
+
+// standAll notes that all partitions wait for space, and with nothing that those go on which did.
+func (w *worker) standAll(why string) {
+	w.mu.Lock()
+	var all []place
+	for at := range w.reports {
+		if why != "" || strings.HasPrefix(w.faults[at], message.StorageLow.String()) {
+			all = append(all, at)
+		}
+	}
+	w.mu.Unlock()
+	for _, at := range all {
+		w.stand(at, why)
+	}
 }
 
 // fault is why a partition stands still.
