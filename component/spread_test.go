@@ -370,7 +370,9 @@ func TestHandlingByKeyAtTheSameTimeIsAsIfOneHadDoneItAll(t *testing.T) {
 		failed, next := map[string]bool{}, map[string]int{}
 		var mu sync.Mutex
 		spec := of(func(ctx context.Context, tx component.Tx, m *message.Message) error {
+			mu.Lock()
 			most.Store(max(most.Load(), at.Add(1)))
+			mu.Unlock()
 			defer at.Add(-1)
 			if blocked.Add(1) <= 2 { // two keys are handled at the same time, or this waits for ever
 				met.Done()

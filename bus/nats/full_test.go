@@ -13,23 +13,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/bus/bustest"
 	"github.com/naru-platform/naru/message"
 )
 
 // TestEngineComesBackByItselfAfterTheDiskWasFull fills a file system of its own to the brim under a running engine, lets
 // it switch its store off, and makes room again.
 func TestEngineComesBackByItselfAfterTheDiskWasFull(t *testing.T) {
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m"); err != nil {
-		t.Fatalf("mount a small file system at %s: %v; this test wants to be root", dir, err)
+	dir, ok := bustest.SmallDisk(t, "64m")
+	if !ok {
+		return
 	}
 	b := open(t, filepath.Join(dir, "store"))
-	t.Cleanup(func() {
-		b.Close()
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { b.Close() })
 	l, err := b.Log(t.Context(), "device", bus.LogOptions{})
 	if err != nil {
 		t.Fatal(err)
