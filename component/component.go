@@ -132,6 +132,8 @@ type Env struct {
 	// Calls changes how many calls are made at once, down from Spec.Calls; with zero none is made until it is changed
 	// again. Those under way go on. It lasts until the process ends, also where the component is started anew.
 	Calls func(n int)
+	// Listening tells where the component listens, by the listener's name, once it does: the address has the real port.
+	Listening func(name, address string)
 	// Peers gives an operator's component the view of all components on the bus.
 	Peers *Peers
 
@@ -356,6 +358,8 @@ type Health struct {
 	Says     []message.Pattern `json:"says,omitempty"`
 	At       time.Time         `json:"at"`
 	HTTP     string            `json:"http,omitempty"` // where its process answers, if it does
+	// Listens is where the component itself listens, by the listener's name.
+	Listens map[string]string `json:"listens,omitempty"`
 	// Contracts is the fingerprint of its process's catalog; all processes of a platform have the same.
 	Contracts string `json:"contracts,omitempty"`
 	// Holds is how many partitions this process owns, with State Derived.

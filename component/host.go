@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -229,7 +230,7 @@ func (r *run) tell(ctx context.Context, said map[string]time.Time) error {
 	r.mu.Unlock()
 	health.At = now
 	key := strings.NewReplacer(":", "_", " ", "_").Replace(health.Node) + "/" + health.Name
-	stamp := fmt.Sprintf("h%s %s %s %d", key, health.State, health.Fault, health.Holds)
+	stamp := fmt.Sprintf("h%s %s %s %d %v", key, health.State, health.Fault, health.Holds, health.Listens)
 	if now.Sub(said[stamp]) >= againEvery && health.State != "" {
 		if err := put(ctx, r.h.Bus, healthTable, healthTTL, key, health); err != nil {
 			return err
@@ -353,6 +354,18 @@ func firstLine(err error) string {
 	return s
 }
 
+// listening notes where the component listens. The map is not changed once it is told.
+func (r *run) listening(name, address string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := maps.Clone(r.health.Listens)
+	if all == nil {
+		all = map[string]string{}
+	}
+	all[name] = address
+	r.health.Listens = all
+}
+
 func (r *run) guarded(ctx context.Context) (err error) {
 	defer catch(&err)
 	return r.start(ctx)
@@ -383,7 +396,7 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 	h := r.h
 	r.env = Env{
 		Spec: r.spec, Log: h.Log.With("component", r.spec.Name), Now: h.Now, Bus: h.Bus, Catalog: h.Catalog, Metrics: reg,
-		Node: h.Node, Owner: h.owner, Mint: r.mint, Say: r.say, Door: r.door, View: r.view, Change: r.change, Check: h.checker.Check, Succeed: r.succeed, Peers: h.peers,
+		Node: h.Node, Owner: h.owner, Mint: r.mint, Say: r.say, Door: r.door, View: r.view, Change: r.change, Check: h.checker.Check, Succeed: r.succeed, Peers: h.peers, Listening: r.listening,
 		Calls: r.gate.set, gate: r.gate,
 		Dir: func() (string, error) {
 			dir := filepath.Join(h.Dir, r.spec.Name)
@@ -427,6 +440,11 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 func (r *run) start(ctx context.Context) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	defer func() {
+		r.mu.Lock()
+		r.health.Listens = nil
+		r.mu.Unlock()
+	}()
 	reg := &scope{to: r.h.Metrics}
 	defer reg.close()
 	part, err := r.build(reg)

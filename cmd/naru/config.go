@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -50,9 +51,9 @@ func defaultConfig() *config {
 
 // doors are the broker's listeners, as far as the wiring must know them.
 type doors struct {
-	Listen    *string          `json:"listen"`
-	Plain     string           `json:"plain"`
-	Listeners []map[string]any `json:"listeners"`
+	Listen    *string `json:"listen"`
+	Plain     string  `json:"plain"`
+	Listeners []door  `json:"listeners"`
 }
 
 const brokerName = "service_platform.broker"
@@ -82,14 +83,29 @@ func (c *config) cluster() error {
 	return c.set(brokerName, "cluster", "on")
 }
 
-// mqtt is the address for devices; where there is no such listener, the first of the others.
-func (c *config) mqtt() string {
+// mqtt is the address for devices; where there is no such listener, the first of the others. bound is where the listeners
+// listen by now, by their names.
+func (c *config) mqtt(bound map[string]string) string {
 	d := c.doors()
 	if *d.Listen == "" && len(d.Listeners) > 0 {
-		address, _ := d.Listeners[0]["address"].(string)
-		return address
+		return d.Listeners[0].address(bound)
 	}
-	return *d.Listen
+	return cmp.Or(bound["devices"], *d.Listen)
+}
+
+// door is a listener of the configuration.
+type door map[string]any
+
+func (d door) text(key, otherwise string) string {
+	if s, ok := d[key].(string); ok && s != "" {
+		return s
+	}
+	return otherwise
+}
+
+func (d door) address(bound map[string]string) string {
+	address := d.text("address", "")
+	return cmp.Or(bound[d.text("name", address)], address)
 }
 
 // setMQTT is --mqtt: it moves the listener for devices, or where there is none the first of the others.
@@ -102,23 +118,17 @@ func (c *config) setMQTT(address string) error {
 }
 
 // listening lists the listeners for a person.
-func (c *config) listening() (lines []string) {
+func (c *config) listening(bound map[string]string) (lines []string) {
 	d := c.doors()
 	if *d.Listen != "" {
-		lines = append(lines, fmt.Sprintf("devices      mqtts://%s (mutual TLS)", *d.Listen))
+		lines = append(lines, fmt.Sprintf("devices      mqtts://%s (mutual TLS)", c.mqtt(bound)))
 	}
 	if d.Plain != "" {
-		lines = append(lines, fmt.Sprintf("plain        mqtt://%s (loopback, the client id is taken for the device)", d.Plain))
+		lines = append(lines, fmt.Sprintf("plain        mqtt://%s (loopback, the client id is taken for the device)", cmp.Or(bound["plain"], d.Plain)))
 	}
 	for _, l := range d.Listeners {
-		text := func(key, otherwise string) string {
-			if s, ok := l[key].(string); ok && s != "" {
-				return s
-			}
-			return otherwise
-		}
-		line := fmt.Sprintf("%-12s %s://%s", text("name", "clients"), text("protocol", "mqtts"), text("address", ""))
-		if m := text("mount", ""); m != "" {
+		line := fmt.Sprintf("%-12s %s://%s", l.text("name", "clients"), l.text("protocol", "mqtts"), l.address(bound))
+		if m := l.text("mount", ""); m != "" {
 			line += ", mounted at " + m
 		}
 		lines = append(lines, line)
@@ -163,7 +173,7 @@ func loadConfig(s *start) (*config, error) {
 		errs = append(errs, fmt.Errorf("--sim %d: want a number of devices", s.sim))
 	}
 	if s.sim > 0 {
-		errs = append(errs, c.set("device.simulator", "devices", s.sim), c.set("device.simulator", "server", c.mqtt()))
+		errs = append(errs, c.set("device.simulator", "devices", s.sim), c.set("device.simulator", "server", c.mqtt(nil)))
 	}
 	if c.Bus.Replicas < 1 || c.Bus.Replicas > 5 {
 		errs = append(errs, fmt.Errorf("bus.replicas is %d; want 1 to 5", c.Bus.Replicas))

@@ -297,7 +297,7 @@ func simulate(c *cobra.Command, cl *client, o simulator.Options) error {
 	if term.IsTerminal(int(os.Stderr.Fd())) {
 		bar = progressbar.NewOptions(o.Devices, progressbar.OptionSetDescription("enrolling"), progressbar.OptionSetWriter(os.Stderr), progressbar.OptionClearOnFinish())
 	}
-	platform := &self{cl}
+	platform := &self{client: cl}
 	o.Provision = func(ctx context.Context, id string) (tls.Certificate, error) {
 		cert, key, err := platform.Enrol(ctx, id)
 		if err != nil {

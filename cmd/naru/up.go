@@ -188,6 +188,7 @@ func (s *start) run(ctx context.Context, c *cobra.Command) error {
 		return err
 	}
 	p.host.HTTP = p.url
+	platform.mqtt = func() string { return conf.mqtt(p.bound()) }
 	platform.client = &client{where: where{URL: p.url, Token: p.token, CA: p.ca}, http: http.DefaultClient}
 	server := &http.Server{Handler: p.handler(registry), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
 
@@ -399,9 +400,19 @@ func (p *process) allowed(r *http.Request) bool {
 	return ok && subtle.ConstantTimeCompare([]byte(got), []byte(p.token)) == 1
 }
 
+// bound is where the broker of this process listens by now, by the listeners' names.
+func (p *process) bound() map[string]string {
+	for _, h := range p.host.Health() {
+		if h.Name == brokerName {
+			return h.Listens
+		}
+	}
+	return nil
+}
+
 // writeWhere tells the other commands where this process answers.
 func (p *process) writeWhere() error {
-	raw, err := json.MarshalIndent(where{URL: p.url, Token: p.token, CA: p.ca, PID: os.Getpid(), MQTT: p.conf.mqtt()}, "", "  ")
+	raw, err := json.MarshalIndent(where{URL: p.url, Token: p.token, CA: p.ca, PID: os.Getpid(), MQTT: p.conf.mqtt(p.bound())}, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -430,10 +441,13 @@ func (p *process) announce(ctx context.Context, c *cobra.Command, began time.Tim
 		case <-tick.C:
 		}
 	}
+	if err := p.writeWhere(); err != nil { // again, since the addresses are real now
+		p.log.Warn("tell other commands where this process answers", "error", err)
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nnaru is up after %s: node %s, data in %s\n\n", short(time.Since(began)), p.node, p.data)
 	if contains(chosen, "service_platform.broker") {
-		for _, line := range p.conf.listening() {
+		for _, line := range p.conf.listening(p.bound()) {
 			fmt.Fprintf(&b, "  %s\n", line)
 		}
 	}
@@ -476,7 +490,10 @@ func lock(dir string) (func(), error) {
 
 // self enrols simulated devices with the platform that runs them. Components have no order, so the CA may still be
 // starting; it is waited for.
-type self struct{ client *client }
+type self struct {
+	client *client
+	mqtt   func() string // where devices connect; nil in a process that is not the platform
+}
 
 // selfPatience is for how long.
 const selfPatience = 30 * time.Second
@@ -495,6 +512,20 @@ func (s *self) CA(ctx context.Context) (ca []byte, err error) {
 		return err
 	})
 	return ca, err
+}
+
+// Server gives the address of this process's listener for devices.
+func (s *self) Server(ctx context.Context) (address string, err error) {
+	err = s.patiently(ctx, func() error {
+		if s.mqtt == nil {
+			return errors.New("no broker runs in this process: set device.simulator.server")
+		}
+		if address = s.mqtt(); strings.HasSuffix(address, ":0") {
+			return errors.New("nobody listens for devices in this process yet")
+		}
+		return nil
+	})
+	return address, err
 }
 
 func (s *self) patiently(ctx context.Context, f func() error) error {

@@ -86,6 +86,7 @@ type Client struct {
 	all    sync.WaitGroup
 
 	sent, acked, connects atomic.Uint64
+	failed                atomic.Pointer[error] // the last try to connect
 
 	mu      sync.Mutex // guards what follows, and writing
 	conn    net.Conn   // nil while away
@@ -144,6 +145,9 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 		return nil, fmt.Errorf("connect %s to %s: %w", o.Device, o.Server, err)
 	case <-ctx.Done():
 		c.end()
+		if failed := c.failed.Load(); failed != nil {
+			return nil, fmt.Errorf("connect %s to %s: %w; the last try failed: %w", o.Device, o.Server, context.Cause(ctx), *failed)
+		}
 		return nil, fmt.Errorf("connect %s to %s: %w", o.Device, o.Server, context.Cause(ctx))
 	}
 }

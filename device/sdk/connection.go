@@ -36,6 +36,7 @@ func (c *Client) run(first chan<- error) {
 		if c.ctx.Err() != nil {
 			return
 		}
+		c.failed.Store(&err)
 		if first != nil && errors.As(err, new(*RefusedError)) {
 			first <- err
 			return

@@ -146,6 +146,9 @@ func (f *Fleet) device(ctx context.Context, o Options, n int, gate chan struct{}
 	}
 }
 
+// connectWithin is after how long a device that is not let in yet is told of, with the reason.
+const connectWithin = 10 * time.Second
+
 func connect(ctx context.Context, o Options, id string, gate chan struct{}) (*sdk.Client, error) {
 	select {
 	case gate <- struct{}{}:
@@ -157,7 +160,7 @@ func connect(ctx context.Context, o Options, id string, gate chan struct{}) (*sd
 	if err != nil {
 		return nil, fmt.Errorf("provision %s: %w", id, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, connectWithin)
 	defer cancel()
 	return o.Connect(ctx, sdk.Options{Server: o.Server, Device: id, Certificate: cert, CA: o.CA, Window: 16})
 }

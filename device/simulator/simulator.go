@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,6 +32,9 @@ type Platform interface {
 	Enrol(ctx context.Context, device string) (certificate, key []byte, err error)
 	// CA gives the PEM of the roots that the server is trusted by.
 	CA(ctx context.Context) ([]byte, error)
+	// Server gives the address where devices connect, once somebody listens there. It is asked where the configured
+	// address leaves the port open.
+	Server(ctx context.Context) (string, error)
 }
 
 // With declares the component for a process that can enrol devices. Certificates are kept in the component's directory,
@@ -61,6 +65,11 @@ func run(ctx context.Context, ready func(), e component.Env, c Config, rate time
 	ca, err := p.CA(ctx)
 	if err != nil {
 		return fmt.Errorf("ask for the platform's CA: %w", err)
+	}
+	if strings.HasSuffix(c.Server, ":0") {
+		if c.Server, err = p.Server(ctx); err != nil {
+			return fmt.Errorf("ask where devices connect: %w", err)
+		}
 	}
 	fleet := &Fleet{}
 	defer measure(e.Metrics, fleet)()

@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -10,6 +11,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -17,7 +19,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/eclipse/paho.golang/packets"
@@ -138,6 +142,31 @@ func broker(conn net.Conn, heard func(*packets.Publish) []*packets.ControlPacket
 			}
 		}
 	}
+}
+
+// A fleet that nobody lets in says so, and why.
+func TestFleetWarnsWhenItCannotConnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var log bytes.Buffer
+		done := make(chan error, 1)
+		go func() {
+			done <- Run(ctx, Options{Devices: 1, Server: "127.0.0.1:1", Log: slog.New(slog.NewTextHandler(&log, nil)),
+				Provision: func(context.Context, string) (tls.Certificate, error) { return tls.Certificate{}, nil },
+				Connect: func(ctx context.Context, o sdk.Options) (*sdk.Client, error) {
+					o.Dial = func(context.Context) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
+					return sdk.Connect(ctx, o)
+				}})
+		}()
+		<-time.After(15 * time.Second)
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if said := log.String(); !strings.Contains(said, "level=WARN") || !strings.Contains(said, "sim-0 to 127.0.0.1:1") || !strings.Contains(said, "connection refused") {
+			t.Errorf("it said %q", said)
+		}
+	})
 }
 
 func TestEveryDeviceSpeaksWithoutGaps(t *testing.T) {

@@ -333,6 +333,11 @@ func (b *Broker) listen(ctx context.Context, e *entrance) (stop func(), err erro
 	b.mu.Lock()
 	b.addrs = append(b.addrs, l.Addr())
 	b.mu.Unlock()
+	if host, _, err := net.SplitHostPort(e.Address); err == nil {
+		if _, port, err := net.SplitHostPort(l.Addr().String()); err == nil {
+			b.env.Listening(e.Name, net.JoinHostPort(host, port))
+		}
+	}
 	b.env.Log.Info("listening for clients", "listener", e.Name, "address", l.Addr().String(), "protocol", e.Protocol)
 	if e.web() {
 		return b.listenWeb(l, e, tc), nil
