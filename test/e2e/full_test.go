@@ -197,4 +197,3 @@ func TestPlatformOutlivesADiskThatIsFullToTheLastByte(t *testing.T) {
 	c.stop()
 	checkStored(t, c.data, senders)
 }
-
