@@ -60,6 +60,7 @@ const (
 	Undeclared       Reason = 407
 	SessionLimit     Reason = 408
 	NotDecodable     Reason = 409
+	RuleError        Reason = 410
 )
 
 // ReasonInfo is what a person is told about a reason.
@@ -204,4 +205,5 @@ var reasons = []ReasonInfo{
 	{Undeclared, "", "undeclared", "A component tried to say what it does not declare.", "A bug in the component: its Spec.Says."},
 	{SessionLimit, "", "session_limit", "More was waiting for a client than its session may hold; the oldest went.", "Why the client was away, and the session's limits."},
 	{NotDecodable, "", "not_decodable", "The message's data is not what its type says.", "The sender's encoding."},
+	{RuleError, "", "rule_error", "A rule took the message, and its SQL or one of its actions could not be done with it.", "`naru rule show <rule>`, and the error in the rule's `failed` message in `naru trace <id>`; `naru rule test` shows each step."},
 }

@@ -35,7 +35,7 @@ func DeviceChangedSubject(device string) message.Subject {
 
 // Contracts lists what the service platform says.
 func Contracts() []message.Contract {
-	return []message.Contract{
+	return append(ruleContracts(), []message.Contract{
 		sessionState(),
 		{
 			Subjects: "service_platform.x509.device.*", Type: "service_platform.x509.device_changed.v1", Owner: "service_platform",
@@ -49,5 +49,5 @@ func Contracts() []message.Contract {
 "fingerprint":{"type":"string"},"not_after":{"type":"string","format":"date-time"},"by":{"type":"string"}}}`),
 			Example: json.RawMessage(`{"device":"d-17","change":"issued","fingerprint":"9f86d081884c7d65","not_after":"2027-11-23T03:00:00Z","by":"operator"}`),
 		},
-	}
+	}...)
 }

@@ -156,6 +156,7 @@ func userProperties(e *env, _ *call, a []value) value {
 
 // markShadow reports the forms that AWS has not: there, a role is always last.
 func markShadow(p *parser, c *call) {
+	p.looks = true
 	if last, ok := c.args[len(c.args)-1].(*literal); !ok || !isRole(last.v) {
 		if len(c.args) == 1 || ok {
 			p.extension("get_thing_shadow() without a role")

@@ -22,6 +22,7 @@ type program struct {
 	variables  []assignment
 	extensions []string
 	warnings   []string
+	looks      bool // asks for what is not in the message
 }
 
 type assignment struct {

@@ -58,6 +58,9 @@ func (s *Statement) Extensions() []string { return slices.Clone(s.extensions) }
 // Warnings names what can be no intention, such as calls with a wrong number of arguments, which are always Undefined.
 func (s *Statement) Warnings() []string { return slices.Clone(s.warnings) }
 
+// Looks says whether the statement asks the Lookup for something: whether it has get_thing_shadow().
+func (s *Statement) Looks() bool { return s.looks }
+
 // Output is what a statement makes of a message.
 type Output struct {
 	// Payload is compact JSON, except for SELECT *, which gives the very bytes of the message's payload, whatever they are.

@@ -73,6 +73,9 @@ func (t *Template) Constant() bool {
 	return !slices.ContainsFunc(t.parts, func(p templatePart) bool { return p.of != nil })
 }
 
+// Looks says whether the template asks the Lookup for something.
+func (t *Template) Looks() bool { return t.looks }
+
 // Extensions names what the template uses that AWS IoT does not document.
 func (t *Template) Extensions() []string { return slices.Clone(t.extensions) }
 

@@ -1,0 +1,138 @@
+package rule
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/naru-platform/naru/service_platform/rule/sql"
+)
+
+// awsRule is the topicRulePayload of AWS IoT's CreateTopicRule.
+type awsRule struct {
+	SQL         string                       `json:"sql"`
+	Description string                       `json:"description"`
+	Version     *string                      `json:"awsIotSqlVersion"`
+	Disabled    bool                         `json:"ruleDisabled"`
+	Actions     []map[string]json.RawMessage `json:"actions"`
+	Error       map[string]json.RawMessage   `json:"errorAction"`
+	Name        string                       `json:"ruleName"`
+}
+
+// ImportAWS makes a document of the JSON of CreateTopicRule, of its topicRulePayload alone, or of what GetTopicRule answers.
+// name is what the rule is to be called; its own name where empty. What naru has not is refused, with its JSON pointer; warnings tell what is read otherwise.
+func ImportAWS(raw []byte, name string) (d *Document, warnings []string, err error) {
+	var outer struct {
+		Name    string          `json:"ruleName"`
+		Payload json.RawMessage `json:"topicRulePayload"`
+		Rule    json.RawMessage `json:"rule"`
+	}
+	if err := json.Unmarshal(raw, &outer); err != nil {
+		return nil, nil, fmt.Errorf("no JSON of CreateTopicRule: %w", err)
+	}
+	at := ""
+	switch {
+	case outer.Payload != nil:
+		raw, at = outer.Payload, "/topicRulePayload"
+	case outer.Rule != nil:
+		raw, at = outer.Rule, "/rule"
+	}
+	var a awsRule
+	if err := json.Unmarshal(raw, &a); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", at, err)
+	}
+	if a.SQL == "" {
+		return nil, nil, fmt.Errorf("%s/sql is missing: this is no rule of AWS IoT", at)
+	}
+	if name = cmp.Or(name, outer.Name, a.Name); name == "" {
+		return nil, nil, errors.New("the rule has no name: give one with --name")
+	}
+	switch {
+	case a.Version == nil:
+		warnings = append(warnings, fmt.Sprintf("%s/awsIotSqlVersion is missing: AWS reads such a rule as version 2015-10-08, naru as %s; try it with `naru rule test`", at, sql.Version))
+	case *a.Version == "beta":
+		warnings = append(warnings, fmt.Sprintf("%s/awsIotSqlVersion is beta; it is read as %s", at, sql.Version))
+	case *a.Version != sql.Version:
+		return nil, nil, fmt.Errorf("%s/awsIotSqlVersion is %q; naru speaks %s", at, *a.Version, sql.Version)
+	}
+	on := !a.Disabled
+	d = &Document{Name: name, Description: a.Description, SQL: a.SQL, Enabled: &on, Actions: []Action{}}
+	for i, one := range a.Actions {
+		c, warned, err := importAction(one, fmt.Sprintf("%s/actions/%d", at, i))
+		if err != nil {
+			return nil, nil, err
+		}
+		d.Actions, warnings = append(d.Actions, *c), append(warnings, warned...)
+	}
+	if a.Error != nil {
+		c, warned, err := importAction(a.Error, at+"/errorAction")
+		if err != nil {
+			return nil, nil, err
+		}
+		d.ErrorAction, warnings = c, append(warnings, warned...)
+	}
+	return d, warnings, nil
+}
+
+func importAction(one map[string]json.RawMessage, at string) (*Action, []string, error) {
+	kinds := slices.Sorted(maps.Keys(one))
+	if len(kinds) != 1 {
+		return nil, nil, fmt.Errorf("%s: want exactly one action, here are %d (%s)", at, len(kinds), strings.Join(kinds, ", "))
+	}
+	kind := kinds[0]
+	at += "/" + kind
+	switch kind {
+	case "republish":
+		return importRepublish(one[kind], at)
+	case "lambda":
+		var l struct {
+			ARN string `json:"functionArn"`
+		}
+		if err := json.Unmarshal(one[kind], &l); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", at, err)
+		}
+		_, name, ok := strings.Cut(l.ARN, ":function:")
+		if name, _, _ = strings.Cut(name, ":"); !ok || name == "" {
+			return nil, nil, fmt.Errorf("%s/functionArn %q names no function", at, l.ARN)
+		}
+		return &Action{Worker: &Worker{Name: name}}, []string{fmt.Sprintf("%s becomes an action for a worker of the name %s, which is yours to run", at, name)}, nil
+	}
+	return nil, nil, fmt.Errorf("%s: naru has no such action; it reads republish and lambda (as a worker's)", at)
+}
+
+func importRepublish(raw json.RawMessage, at string) (*Action, []string, error) {
+	var r struct {
+		Topic   string `json:"topic"`
+		QoS     int    `json:"qos"`
+		Headers struct {
+			Format      string `json:"payloadFormatIndicator"`
+			ContentType string `json:"contentType"`
+			Response    string `json:"responseTopic"`
+			Correlation string `json:"correlationData"`
+			Expiry      string `json:"messageExpiry"`
+			User        []struct {
+				Key   string `json:"key"`
+				Value string `json:"value"`
+			} `json:"userProperties"`
+		} `json:"headers"`
+	}
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", at, err)
+	}
+	if r.QoS != 0 && r.QoS != 1 {
+		return nil, nil, fmt.Errorf("%s/qos is %d; AWS IoT has 0 and 1", at, r.QoS)
+	}
+	out := &Republish{Topic: r.Topic, QoS: &r.QoS, ContentType: r.Headers.ContentType, ResponseTopic: r.Headers.Response, CorrelationData: r.Headers.Correlation, MessageExpiry: r.Headers.Expiry}
+	for _, p := range r.Headers.User {
+		out.UserProperties = append(out.UserProperties, UserProperty{Name: p.Key, Value: p.Value})
+	}
+	var warnings []string
+	if r.Headers.Format != "" {
+		warnings = append(warnings, at+"/headers/payloadFormatIndicator is left out: naru does not set it")
+	}
+	return &Action{Republish: out}, warnings, nil
+}

@@ -1,0 +1,399 @@
+package rule
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/component/componenttest"
+	"github.com/naru-platform/naru/message"
+)
+
+func say(subject message.Subject, data string) *message.Message {
+	m := componenttest.Message(subject, subject.Token(1), data)
+	m.Source = "//naru/n1/mqtt/" + subject.Token(1)
+	return m
+}
+
+// ask asks over HTTP and gives the status and the answer.
+func ask(t *testing.T, r *componenttest.Rig, method, path, body string, headers ...string) (int, string) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	req := httptest.NewRequest(method, path, bytes.NewReader([]byte(body)))
+	for i := 0; i+1 < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	r.Host.Handler(func(*http.Request) bool { return true }).ServeHTTP(w, req)
+	return w.Code, w.Body.String()
+}
+
+// put puts a rule of YAML, and gives what is answered.
+func put(t *testing.T, r *componenttest.Rig, name, yaml string) Shown {
+	t.Helper()
+	code, body := ask(t, r, "PUT", "/api/v1/rules/"+name+"?by=tester", yaml)
+	var s Shown
+	if code != 200 || json.Unmarshal([]byte(body), &s) != nil {
+		t.Fatalf("%s: %d %s", name, code, body)
+	}
+	return s
+}
+
+// running starts a rig with rules, by their names.
+func running(t *testing.T, rules ...string) *componenttest.Rig {
+	t.Helper()
+	r := componenttest.New(t)
+	r.Start(Spec)
+	// A component with State Derived is up when it holds partitions; its routes are there a moment later.
+	r.Until(func() bool { code, _ := ask(t, r, "GET", "/api/v1/rules", ""); return code == 200 }, func() string { return "no answer" })
+	for i := 0; i < len(rules); i += 2 {
+		put(t, r, rules[i], rules[i+1])
+	}
+	return r
+}
+
+// said gives what rules said of messages, as `topic data`, in order.
+func said(r *componenttest.Rig, to ...*message.Message) (list []string) {
+	for _, log := range message.Namespaces() {
+		for _, s := range r.Read(log) {
+			for _, m := range to {
+				if s.Cause == m.ID && strings.Contains(s.Source, Name+"?rule=") {
+					list = append(list, s.Subject.Topic()+" "+string(s.Data))
+				}
+			}
+		}
+	}
+	return list
+}
+
+func want(t *testing.T, what string, got []string, want ...string) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("%s:\n%s\nwant\n%s", what, strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+const hot = `
+sql: SELECT celsius AS t, topic(2) AS device FROM 'device/+/telemetry' WHERE celsius > 30
+actions:
+  - republish: {topic: "alarms/${topic(2)}", user_properties: [{name: kind, value: hot}]}
+  - twin: {device: "${topic(2)}", shadow: alarm}
+  - command: {device: "${clientid()}", name: cool, ttl: 10m}
+  - worker: {name: pager}
+`
+
+func TestRuleSaysWhatItsActionsAre(t *testing.T) {
+	r := running(t, "hot", hot)
+	m, cold := say("device.d-1.telemetry", `{"celsius":31}`), say("device.d-1.telemetry", `{"celsius":30}`)
+	r.Say(m, cold)
+	rep := r.Settled(Name, "device")
+	if rep.Outcomes[component.Handled].Count != 1 {
+		t.Errorf("outcomes are %+v", rep.Outcomes)
+	}
+	const out = `{"t":31,"device":"d-1"}`
+	got := said(r, m)
+	want(t, "said", got, "alarms/d-1 "+out, "device/d-1/twin/name/alarm/update "+out, "service_platform/worker/pager/invoke "+out)
+	if list := said(r, cold); len(list) != 0 {
+		t.Errorf("of a cold one is said %s", list)
+	}
+	for _, s := range r.Read("device") {
+		if s.Cause != m.ID {
+			continue
+		}
+		if s.Trace.ID != m.Trace.ID || s.Depth != 1 || s.Device != "d-1" || !strings.Contains(s.Source, "?rule=hot@1&action=") {
+			t.Errorf("%s: trace %s, depth %d, device %q, source %q", s.Subject, s.Trace.ID, s.Depth, s.Device, s.Source)
+		}
+	}
+	q, err := r.Bus.Queue(t.Context(), component.CommandQueue)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := q.Consumer(t.Context(), bus.ConsumerOptions{Name: "test", Pattern: "device.*.command.*.*"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	d, err := c.Next(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cmd := d.Message(); !strings.HasPrefix(string(cmd.Subject), "device.d-1.command.cool.") || cmd.Expires.Sub(cmd.Recorded()).Round(time.Second) != 10*time.Minute || string(cmd.Data) != out {
+		t.Errorf("the command is %s, %s, expires %s", cmd.Subject, cmd.Data, cmd.Expires)
+	}
+}
+
+func TestFailingRuleConcernsNoOther(t *testing.T) {
+	r := running(t,
+		"a-bad", `{"sql": "SELECT a FROM 'device/+/telemetry'", "actions": [{"republish": {"topic": "x/${missing}"}}, {"republish": {"topic": "operator/alarm/${a}"}}, {"republish": {"topic": "ok/${a}"}}],
+			"error_action": {"republish": {"topic": "errors/${topic(2)}"}}}`,
+		"b-good", `{"sql": "SELECT a FROM 'device/+/telemetry'", "actions": [{"republish": {"topic": "good"}}]}`)
+	m := say("device.d-1.telemetry", `{"a":"v"}`)
+	noJSON := say("device.d-1.telemetry", `no JSON`)
+	r.Say(m, noJSON)
+	rep := r.Settled(Name, "device")
+	if rep.Outcomes[component.Dead].Count != 0 || rep.Outcomes[component.Handled].Count != 2 {
+		t.Errorf("outcomes are %+v", rep.Outcomes)
+	}
+	var topics []string
+	var document struct {
+		RuleName, Topic, CloudwatchTraceID, ClientID, Base64OriginalPayload string
+		Failures                                                            []struct{ FailedAction, FailedResource, ErrorMessage string }
+	}
+	for _, s := range said(r, m) {
+		topic, data, _ := strings.Cut(s, " ")
+		topics = append(topics, topic)
+		if topic == "errors/d-1" {
+			if err := json.Unmarshal([]byte(data), &document); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	want(t, "topics", topics, "ok/v", "errors/d-1", "good", "service_platform/rule/a-bad/failed")
+	if document.RuleName != "a-bad" || document.Topic != "device/d-1/telemetry" || document.CloudwatchTraceID != m.Trace.ID.String() || document.ClientID != "d-1" ||
+		document.Base64OriginalPayload != base64.StdEncoding.EncodeToString(m.Data) || len(document.Failures) != 2 ||
+		document.Failures[0].FailedAction != "RepublishAction" || !strings.Contains(document.Failures[0].ErrorMessage, "Undefined") || !strings.Contains(document.Failures[1].ErrorMessage, "said by the platform alone") {
+		t.Errorf("the error action got %+v", document)
+	}
+	if got := strings.Join(said(r, noJSON), "\n"); strings.Count(got, "rule_error") != 2 || !strings.Contains(got, `"kind":"sql"`) {
+		t.Errorf("of what is no JSON is said\n%s", got)
+	}
+}
+
+func TestMessageThatGoesRoundDiesAsALoop(t *testing.T) {
+	r := running(t)
+	s := put(t, r, "round", `{"sql": "SELECT * FROM 'ring/#'", "actions": [{"republish": {"topic": "ring/a"}}]}`)
+	if len(s.Warnings) != 1 || !strings.Contains(s.Warnings[0], "round → round") {
+		t.Errorf("warnings are %q", s.Warnings)
+	}
+	m := componenttest.Message("ring.a", "d-1", `{}`)
+	r.Say(m)
+	r.Until(func() bool { letters, _ := r.Dead(Name); return len(letters) == 1 }, func() string { return "nothing dies" })
+	_, dead := r.Dead(Name)
+	if dead[0].Reason != message.Loop || !strings.Contains(dead[0].Detail, "round@1") {
+		t.Errorf("it dies of %s: %s", dead[0].Reason, dead[0].Detail)
+	}
+	n := 0
+	for _, x := range r.Read("device") {
+		if x.Trace.ID == m.Trace.ID {
+			n++
+		}
+	}
+	if n != 1+message.DepthMax {
+		t.Errorf("%d messages are in the ring; want %d", n, 1+message.DepthMax)
+	}
+}
+
+func TestAWSSpellingIsASecondOne(t *testing.T) {
+	r := running(t,
+		"aws", `{"sql": "SELECT topic() AS t, topic(3) AS thing FROM '$aws/things/+/shadow/update/accepted'", "actions": [{"republish": {"topic": "$$aws/things/${topic(3)}/shadow/name/log/update"}}]}`,
+		"ours", `{"sql": "SELECT topic() AS t FROM 'device/+/twin/#'", "actions": [{"republish": {"topic": "seen"}}]}`,
+		"straight", `{"sql": "SELECT topic() AS t", "actions": [{"republish": {"topic": "straight"}}]}`)
+	m := say("device.d-1.twin.update.accepted", `{}`)
+	changed := say("device.d-1.twin.changed", `{}`)
+	ingest := componenttest.Message("$aws.rules.straight.a.b", "d-1", `{}`)
+	nobody := componenttest.Message("$aws.rules.nobody.a", "d-1", `{}`)
+	r.Say(m, changed, ingest, nobody)
+	r.Settled(Name, "device")
+	want(t, "accepted", said(r, m), `device/d-1/twin/name/log/update {"t":"$aws/things/d-1/shadow/update/accepted","thing":"d-1"}`, `seen {"t":"device/d-1/twin/update/accepted"}`)
+	want(t, "changed", said(r, changed), `seen {"t":"device/d-1/twin/changed"}`)
+	want(t, "Basic Ingest", said(r, ingest), `straight {"t":"a/b"}`)
+	if _, dead := r.Dead(Name); len(dead) != 1 || dead[0].Reason != message.RuleError || !strings.Contains(dead[0].Detail, `"nobody"`) {
+		t.Errorf("dead are %+v", dead)
+	}
+}
+
+func TestRuleHasVersionsAndAHistory(t *testing.T) {
+	r := running(t)
+	const v = `{"sql": "SELECT %d AS v FROM 'in'", "actions": [{"republish": {"topic": "out"}}]}`
+	first := put(t, r, "v", fmt.Sprintf(v, 1))
+	if again := put(t, r, "v", fmt.Sprintf(v, 1)); again.Version != 1 || again.Revision != first.Revision {
+		t.Errorf("the same again is %+v", again)
+	}
+	second := put(t, r, "v", fmt.Sprintf(v, 2))
+	outcome := func() string {
+		m := componenttest.Message("in", "d-1", `{}`)
+		r.Say(m)
+		r.Settled(Name, "device")
+		return strings.Join(said(r, m), ",")
+	}
+	if got := outcome(); second.Version != 2 || got != `out {"v":2}` {
+		t.Errorf("version %d says %s", second.Version, got)
+	}
+	if code, body := ask(t, r, "PUT", "/api/v1/rules/v", fmt.Sprintf(v, 3), "If-Match", fmt.Sprint(first.Revision)); code != 412 {
+		t.Errorf("a change of what was changed is answered %d %s", code, body)
+	}
+	for _, step := range []struct{ method, path, said string }{
+		{"POST", "/rollback?why=too+eager", `out {"v":1}`},
+		{"POST", "/disable", ""},
+		{"POST", "/enable", `out {"v":1}`},
+		{"DELETE", "", ""},
+		{"POST", "/rollback?version=2", `out {"v":2}`},
+	} {
+		if code, body := ask(t, r, step.method, "/api/v1/rules/v"+step.path, ""); code != 200 {
+			t.Fatalf("%s: %d %s", step.path, code, body)
+		}
+		if got := outcome(); got != step.said {
+			t.Errorf("after %s %s it says %q; want %q", step.method, step.path, got, step.said)
+		}
+	}
+	_, body := ask(t, r, "GET", "/api/v1/rules/v/history", "")
+	var h Head
+	if err := json.Unmarshal([]byte(body), &h); err != nil {
+		t.Fatal(err)
+	}
+	var changes []string
+	for _, c := range h.Changes {
+		changes = append(changes, fmt.Sprintf("%s %d %s %s", c.Change, c.Version, c.By, c.Why))
+	}
+	want(t, "history", changes, "created 1 tester ", "updated 2 tester ", "rolled_back 1 operator too eager", "disabled 1 operator ", "enabled 1 operator ", "deleted 1 operator ", "rolled_back 2 operator ")
+}
+
+func TestRuleThatDoesNotCompileIsRefusedWithItsPlace(t *testing.T) {
+	r := running(t)
+	for body, want := range map[string]string{
+		`{"sql": "SELECT a FROM 'x' WHERE", "actions": [{"worker": {"name": "w"}}]}`:                           "line 1, column 24",
+		`{"sql": "SELECT a FROM 'x'", "actions": [{"republish": {"topic": "a/${b +}"}}]}`:                      "actions[0]: republish: topic: sql: line 1, column",
+		`{"sql": "SELECT a FROM 'x'", "actions": [{"republish": {"topic": "operator/dead/x"}}]}`:               "said by the platform alone",
+		`{"sql": "SELECT a FROM 'x'", "actions": [{"republish": {"topic": "device/d/twin/update/accepted"}}]}`: "said by the platform alone",
+		`{"sql": "SELECT a FROM 'x'", "actions": [{"republish": {"topic": "$SYS/x"}}]}`:                        "$$aws/things",
+		`{"sql": "SELECT a FROM '$aws/rules/x/y'", "actions": [{"worker": {"name": "w"}}]}`:                    "cannot be heard",
+		`{"sql": "SELECT a FROM '$aws/jobs/x'", "actions": [{"worker": {"name": "w"}}]}`:                       "$aws/things/<thing or +>/shadow",
+		`{"sql": "SELECT a FROM 'x/#/y'", "actions": [{"worker": {"name": "w"}}]}`:                             "# stands alone, at the end",
+		`{"sql": "SELECT a FROM 'x'", "actions": []}`:                                                          "1 to 10",
+		`{"sql": "SELECT a FROM 'x'", "actions": [{}]}`:                                                        "exactly one of",
+		`{"sql": "SELECT a FROM 'x'", "actions": [{"s3": {}}]}`:                                                "s3",
+		`{"sql": "SELECT get_thing_shadow('d') AS a FROM 'x'", "actions": [{"worker": {"name": "w"}}]}`:        "get_thing_shadow",
+		`{"sql": "SELECT a FROM 'x'", "actions": [{"worker": {"name": "${get_thing_shadow('d').x}"}}]}`:        "cannot be used in templates",
+		`{"sql": "SELECT a FROM 'x'", "actions": [{"command": {"device": "d", "name": "n", "ttl": "soon"}}]}`:  "ttl",
+		`{"name": "other", "sql": "SELECT a FROM 'x'", "actions": [{"worker": {"name": "w"}}]}`:                "calls itself",
+		`{"sql": "SELECT a FROM 'x'", "actions": [{"republish": {"topic": "t", "qos": 3}}]}`:                   "qos 3",
+		"sql: [": "neither JSON nor YAML",
+	} {
+		if code, got := ask(t, r, "PUT", "/api/v1/rules/bad", body); code != 400 || !strings.Contains(got, strings.ReplaceAll(strings.ReplaceAll(want, "<", `\u003c`), ">", `\u003e`)) {
+			t.Errorf("%s is answered %d %s; want %s", body, code, got, want)
+		}
+	}
+	if code, _ := ask(t, r, "PUT", "/api/v1/rules/a.b", `{"sql": "SELECT a FROM 'x'", "actions": [{"worker": {"name": "w"}}]}`); code != 400 {
+		t.Errorf("a name with a dot is answered %d", code)
+	}
+}
+
+func TestFilesAreTheRules(t *testing.T) {
+	r := componenttest.New(t)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "in.yaml")
+	write := func(v string) {
+		if err := os.WriteFile(file, []byte("sql: SELECT "+v+" AS v FROM 'in'\nactions: [{republish: {topic: out}}]\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("1")
+	r.Config[Name] = json.RawMessage(fmt.Sprintf(`{"rules_dir":%q}`, dir))
+	r.Start(Spec)
+	runs := func(version int) {
+		t.Helper()
+		var body string
+		r.Until(func() bool {
+			var s Shown
+			_, body = ask(t, r, "GET", "/api/v1/rules/in", "")
+			return json.Unmarshal([]byte(body), &s) == nil && s.Version == version && s.File == file
+		}, func() string { return "it is " + body })
+	}
+	runs(1)
+	write("2")
+	runs(2)
+	for _, c := range [][2]string{{"PUT", "/api/v1/rules/in"}, {"DELETE", "/api/v1/rules/in"}, {"POST", "/api/v1/rules/in/disable"}} {
+		if code, body := ask(t, r, c[0], c[1], `{"sql": "SELECT a FROM 'x'", "actions": [{"worker": {"name": "w"}}]}`); code != 409 || !strings.Contains(body, file) {
+			t.Errorf("%s %s of a file's rule is answered %d %s", c[0], c[1], code, body)
+		}
+	}
+	write("(") // does not compile: what ran goes on
+	m := componenttest.Message("in", "d-1", `{}`)
+	r.Say(m)
+	r.Settled(Name, "device")
+	want(t, "said", said(r, m), `out {"v":2}`)
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	r.Until(func() bool { code, _ := ask(t, r, "GET", "/api/v1/rules/in", ""); return code == 404 }, func() string { return "the rule stays without its file" })
+}
+
+func TestRuleKeepsThePromises(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "hot.yaml"), []byte(hot), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	componenttest.Promises(t, componenttest.Case{
+		Spec:   Spec,
+		Config: json.RawMessage(fmt.Sprintf(`{"rules_dir":%q}`, dir)),
+		Poison: func() *message.Message { return componenttest.Message("$aws.rules.nobody.x", "d-1", `{}`) },
+	})
+}
+
+// What rules say is said once, whatever dies between, while their versions change.
+func TestEachMessageIsTakenOnceWhateverDies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // the time between two starts is the bubble's
+		r := componenttest.New(t)
+		defer r.Close()
+		r.Start(Spec)
+		r.Until(func() bool { code, _ := ask(t, r, "GET", "/api/v1/rules", ""); return code == 200 }, func() string { return "no answer" })
+		const doc = `{"sql": "SELECT n, %d AS v FROM 'device/+/telemetry'", "actions": [{"twin": {"device": "${topic(2)}"}}, {"worker": {"name": "w"}}]}`
+		put(t, r, "twice", fmt.Sprintf(doc, 0))
+		var ms []*message.Message
+		for round := range 12 {
+			var part []*message.Message
+			for i := range 40 {
+				part = append(part, say(message.Subject(fmt.Sprintf("device.d-%d.telemetry", i%4)), fmt.Sprintf(`{"n":%d}`, len(ms)+i)))
+			}
+			ms = append(ms, part...)
+			died := r.Faults()
+			switch round % 4 {
+			case 0:
+				r.FailBefore(1)
+				died++
+			case 1:
+				r.FailAfter(1)
+				died++
+			}
+			r.Say(part...)
+			if round%4 == 2 {
+				r.Stop() // wherever it is
+				r.Start(Spec)
+			}
+			r.Until(func() bool { return r.Faults() == died }, func() string { return "it does not die" })
+			r.Until(func() bool {
+				code, _ := ask(t, r, "PUT", "/api/v1/rules/twice", fmt.Sprintf(doc, round+1))
+				return code == 200
+			}, func() string { return "the rule cannot be changed" })
+		}
+		r.Settled(Name, "device")
+		r.Stop()
+		twins, works := map[message.ID]int{}, map[message.ID]int{}
+		for _, m := range r.Read("device") {
+			if strings.HasSuffix(string(m.Subject), ".twin.update") {
+				twins[m.Cause]++
+			}
+		}
+		for _, m := range r.Read("service_platform") {
+			if m.Subject == "service_platform.worker.w.invoke" {
+				works[m.Cause]++
+			}
+		}
+		for _, m := range ms {
+			if twins[m.ID] != 1 || works[m.ID] != 1 {
+				t.Fatalf("%s was given to its twin %d times, and to the worker %d times", m.Data, twins[m.ID], works[m.ID])
+			}
+		}
+	})
+}

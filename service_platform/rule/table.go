@@ -1,0 +1,450 @@
+package rule
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/internal/answer"
+)
+
+const (
+	tableName   = "rules"
+	headPrefix  = "rule/"
+	partPrefix  = "version/"
+	versionsMax = 20 // of a rule that are kept
+	changesMax  = 50 // of a rule that are remembered
+	triesMax    = 20 // of a change that meets others
+)
+
+// Head is a rule as a whole: which of its versions runs, and who made it what it is. It is one key of the table, so a rule
+// changes at once. The versions have keys of their own, written before.
+type Head struct {
+	Name    string `json:"name"`
+	Current int    `json:"version"`
+	Last    int    `json:"last"` // the highest number given
+	Enabled bool   `json:"enabled"`
+	Deleted bool   `json:"deleted,omitempty"`
+	// File is the file that the rule is from; such a rule is changed there.
+	File     string    `json:"file,omitempty"`
+	Versions []Version `json:"versions"` // those kept, oldest first
+	Changes  []Change  `json:"changes"`  // oldest first
+}
+
+// Version is one of a rule's.
+type Version struct {
+	Number int       `json:"version"`
+	Hash   string    `json:"hash"` // of its content
+	At     time.Time `json:"at"`
+	By     string    `json:"by"`
+}
+
+// Change is who changed what of a rule, when and why.
+type Change struct {
+	At      time.Time `json:"at"`
+	By      string    `json:"by"`
+	Why     string    `json:"why,omitempty"`
+	Change  string    `json:"change"` // created, updated, enabled, disabled, rolled_back, deleted
+	Version int       `json:"version"`
+}
+
+// Runs says whether the rule is in force.
+func (h *Head) Runs() bool { return h.Enabled && !h.Deleted }
+
+func (h *Head) version(number int) *Version {
+	for i := range h.Versions {
+		if h.Versions[i].Number == number {
+			return &h.Versions[i]
+		}
+	}
+	return nil
+}
+
+// partKey holds a version. Its content's hash is in it, so that two who write the same number at once write two keys, and
+// the head says whose counts.
+func partKey(rule string, v *Version) string {
+	return fmt.Sprintf("%s%s/%d-%s", partPrefix, rule, v.Number, v.Hash)
+}
+
+// kept is a head as it is in the table.
+type kept struct {
+	Head
+	revision uint64
+	fault    string // why it does not run as it should
+}
+
+// book is the table of rules as this process knows it.
+type book struct {
+	e     *Engine
+	table bus.Table
+
+	mu       sync.Mutex
+	heads    map[string]*kept
+	parts    map[string][]byte // documents, by their keys
+	compiled map[string]*Rule  // by the same
+	running  map[string]*live
+	synced   bool
+	seen     uint64        // the highest revision told
+	news     chan struct{} // closed and made anew with each change
+}
+
+func newBook(e *Engine) *book {
+	return &book{e: e, heads: map[string]*kept{}, parts: map[string][]byte{}, compiled: map[string]*Rule{}, running: map[string]*live{}, news: make(chan struct{})}
+}
+
+func (b *book) open(ctx context.Context) (err error) {
+	t, err := b.e.env.Bus.Table(ctx, tableName, bus.TableOptions{})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.table = t
+	return err
+}
+
+// follow keeps the rules in force what the table says.
+func (b *book) follow(ctx context.Context) error {
+	return b.table.Watch(ctx, "", b.told, func() {
+		b.mu.Lock()
+		b.synced = true
+		for name := range b.heads {
+			b.refresh(name)
+		}
+		b.swap()
+		b.mu.Unlock()
+		select {
+		case <-b.e.loaded:
+		default:
+			close(b.e.loaded)
+		}
+	})
+}
+
+func (b *book) told(e bus.Entry) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.seen = max(b.seen, e.Revision)
+	defer func() {
+		close(b.news)
+		b.news = make(chan struct{})
+	}()
+	switch {
+	case strings.HasPrefix(e.Key, partPrefix) && e.Deleted:
+		delete(b.parts, e.Key)
+		delete(b.compiled, e.Key)
+	case strings.HasPrefix(e.Key, partPrefix):
+		b.parts[e.Key] = slices.Clone(e.Value)
+		name, _, _ := strings.Cut(e.Key[len(partPrefix):], "/")
+		if b.synced && b.heads[name] != nil && b.refresh(name) {
+			b.swap()
+		}
+	case strings.HasPrefix(e.Key, headPrefix):
+		name := e.Key[len(headPrefix):]
+		if e.Deleted {
+			delete(b.heads, name)
+		} else {
+			k := &kept{revision: e.Revision}
+			if err := json.Unmarshal(e.Value, &k.Head); err != nil {
+				b.e.env.Log.Error("read a rule of the table; what ran goes on", "key", e.Key, "error", err)
+				return
+			}
+			b.heads[name] = k
+		}
+		if b.synced && b.refresh(name) {
+			b.swap()
+		}
+	}
+}
+
+// refresh makes what runs of a rule what its head says, and says whether that changed. Where the version cannot run, the
+// one before goes on, and the fault is told. mu is held.
+func (b *book) refresh(name string) (changed bool) {
+	h := b.heads[name]
+	was := b.running[name]
+	if h == nil || !h.Runs() {
+		delete(b.running, name)
+		return was != nil
+	}
+	r, err := b.rule(h)
+	if err != nil {
+		h.fault = err.Error()
+		b.e.env.Log.Error("a rule cannot run", "rule", name, "version", h.Current, "error", err)
+		return false
+	}
+	h.fault = ""
+	if was != nil && was.Rule == r {
+		return false
+	}
+	b.running[name] = &live{r, b.e.counts.of(name)}
+	return true
+}
+
+// rule gives a head's current version, compiled. mu is held.
+func (b *book) rule(h *kept) (*Rule, error) {
+	v := h.version(h.Current)
+	if v == nil {
+		return nil, fmt.Errorf("version %d is not kept", h.Current)
+	}
+	key := partKey(h.Name, v)
+	if r := b.compiled[key]; r != nil {
+		return r, nil
+	}
+	raw := b.parts[key]
+	if raw == nil {
+		return nil, fmt.Errorf("version %d is not in the table yet", v.Number)
+	}
+	d, err := Parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	r, err := Compile(d, v.Number, b.e.env.Node)
+	if err == nil {
+		b.compiled[key] = r
+	}
+	return r, err
+}
+
+// swap puts what runs in force, between two messages. mu is held.
+func (b *book) swap() {
+	names := slices.Sorted(maps.Keys(b.running))
+	list := make([]*live, len(names))
+	for i, n := range names {
+		list[i] = b.running[n]
+	}
+	b.e.now.Store(newSet(list))
+}
+
+// settled waits until this process has heard of a revision.
+func (b *book) settled(ctx context.Context, revision uint64) {
+	late := time.NewTimer(settle)
+	defer late.Stop()
+	for {
+		b.mu.Lock()
+		seen, news := b.seen, b.news
+		b.mu.Unlock()
+		if seen >= revision {
+			return
+		}
+		select {
+		case <-news:
+		case <-late.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// act is a change of a rule as somebody wants it.
+type act struct {
+	by, why, file string
+	revision      uint64 // the rule must still have it; 0 is any
+	do            func(h *Head, v *Version) (change string, err error)
+	document      []byte // of a new version, whose number and hash v has
+	hash          string
+}
+
+// errSame says that nothing is to be changed.
+var errSame = errors.New("it is as wanted")
+
+// change makes a change, once, whoever else changes the same rule.
+func (b *book) change(ctx context.Context, name string, a act) (*kept, error) {
+	b.mu.Lock()
+	t := b.table
+	b.mu.Unlock()
+	if t == nil {
+		return nil, answer.Unavailable("%s is starting", Name)
+	}
+	for range triesMax {
+		k := &kept{}
+		e, err := t.Get(ctx, headPrefix+name)
+		switch {
+		case errors.Is(err, bus.ErrNotFound):
+			k.Head = Head{Name: name, Deleted: true}
+		case err != nil:
+			return nil, err
+		default:
+			k.revision = e.Revision
+			if err := json.Unmarshal(e.Value, &k.Head); err != nil {
+				return nil, fmt.Errorf("rule %s in the table: %w", name, err)
+			}
+		}
+		if a.revision != 0 && a.revision != k.revision {
+			return nil, &answer.Problem{Status: 412, Title: "Precondition Failed",
+				Detail: fmt.Sprintf("rule %s was changed in the meantime: it has revision %d, not %d; look at it again with `naru rule show %s`", name, k.revision, a.revision, name)}
+		}
+		if k.File != a.file && !k.Deleted {
+			if a.file == "" {
+				return nil, answer.Conflict("rule %s is from the file %s: change it there; removed from there, it is free", name, k.File)
+			}
+			if k.File != "" {
+				return nil, answer.Conflict("rule %s is from the file %s already", name, k.File)
+			}
+			return nil, answer.Conflict("there is a rule %s that is from no file: `naru rule delete %s`, or name the one in the file otherwise", name, name)
+		}
+		v := &Version{Number: k.Last + 1, Hash: a.hash, At: b.e.env.Now().UTC(), By: a.by}
+		before := k.Head
+		what, err := a.do(&k.Head, v)
+		if errors.Is(err, errSame) {
+			k.Head = before
+			return k, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if before.Deleted && !k.Deleted && b.count() >= b.e.conf.RulesMax {
+			return nil, answer.Conflict("there are %d rules, as many as may be (rules_max)", b.e.conf.RulesMax)
+		}
+		if k.Last == v.Number {
+			if _, err := t.Put(ctx, partKey(name, v), a.document); err != nil {
+				return nil, err
+			}
+		}
+		k.File = a.file
+		k.Changes = append(slices.Clone(k.Changes), Change{At: v.At, By: a.by, Why: a.why, Change: what, Version: k.Current})
+		k.Changes = k.Changes[max(0, len(k.Changes)-changesMax):]
+		gone := trim(&k.Head)
+		raw, err := json.Marshal(k.Head)
+		if err != nil {
+			return nil, err
+		}
+		rev, err := t.Update(ctx, headPrefix+name, raw, k.revision)
+		if errors.Is(err, bus.ErrConflict) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for i := range gone {
+			_ = t.Delete(ctx, partKey(name, &gone[i]), 0) // what stays is never read again
+		}
+		k.revision = rev
+		b.settled(ctx, rev)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if now := b.heads[name]; now != nil {
+			k.fault = now.fault
+		}
+		return k, nil
+	}
+	return nil, answer.Unavailable("rule %s is being changed by others all the time; try again", name)
+}
+
+// count is how many rules there are.
+func (b *book) count() (n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, k := range b.heads {
+		if !k.Deleted {
+			n++
+		}
+	}
+	return n
+}
+
+// trim forgets the oldest versions beyond those kept, never the current one.
+func trim(h *Head) (gone []Version) {
+	for i := 0; len(h.Versions) > versionsMax && i < len(h.Versions); {
+		if h.Versions[i].Number == h.Current {
+			i++
+			continue
+		}
+		gone = append(gone, h.Versions[i])
+		h.Versions = slices.Delete(slices.Clone(h.Versions), i, i+1)
+	}
+	return gone
+}
+
+// put makes a document the rule's current version.
+func (b *book) put(ctx context.Context, d *Document, a act) (*kept, *Rule, error) {
+	r, err := Compile(d, 0, b.e.env.Node)
+	if err != nil {
+		return nil, nil, answer.Bad(err)
+	}
+	if a.document, a.hash, err = d.content(); err != nil {
+		return nil, nil, err
+	}
+	a.do = func(h *Head, v *Version) (string, error) {
+		what := "updated"
+		if h.Deleted {
+			what, h.Enabled = "created", true
+		}
+		enabled := h.Enabled
+		if d.Enabled != nil {
+			enabled = *d.Enabled
+		}
+		now := h.version(h.Current)
+		if same := now != nil && now.Hash == a.hash && !h.Deleted; !same {
+			h.Versions = append(slices.Clone(h.Versions), *v)
+			h.Current, h.Last = v.Number, v.Number
+		} else if enabled == h.Enabled {
+			return "", errSame
+		} else if what = "disabled"; enabled {
+			what = "enabled"
+		}
+		h.Enabled, h.Deleted = enabled, false
+		return what, nil
+	}
+	k, err := b.change(ctx, d.Name, a)
+	return k, r, err
+}
+
+// turn enables or disables a rule.
+func turn(on bool) func(h *Head, _ *Version) (string, error) {
+	return func(h *Head, _ *Version) (string, error) {
+		switch {
+		case h.Deleted:
+			return "", missing(h.Name)
+		case h.Enabled == on:
+			return "", errSame
+		}
+		h.Enabled = on
+		if on {
+			return "enabled", nil
+		}
+		return "disabled", nil
+	}
+}
+
+// rollBack makes a version that is kept the current one; 0 is the one before. A deleted rule comes back by it.
+func rollBack(to int) func(h *Head, _ *Version) (string, error) {
+	return func(h *Head, _ *Version) (string, error) {
+		number := to
+		if number == 0 {
+			for _, v := range h.Versions {
+				if v.Number < h.Current || h.Deleted {
+					number = v.Number
+				}
+			}
+		}
+		switch {
+		case len(h.Versions) == 0:
+			return "", missing(h.Name)
+		case number == 0:
+			return "", answer.Conflict("rule %s has no version before %d", h.Name, h.Current)
+		case h.version(number) == nil:
+			return "", answer.Missing("version %d of rule %s is not kept; `naru rule history %s` shows those that are", number, h.Name, h.Name)
+		case number == h.Current && !h.Deleted:
+			return "", errSame
+		}
+		h.Current, h.Deleted = number, false
+		return "rolled_back", nil
+	}
+}
+
+func remove(h *Head, _ *Version) (string, error) {
+	if h.Deleted {
+		return "", missing(h.Name)
+	}
+	h.Deleted = true
+	return "deleted", nil
+}
+
+func missing(name string) error {
+	return answer.Missing("there is no rule %s; `naru rule list` shows those there are", name)
+}
