@@ -16,7 +16,7 @@ import (
 
 func ruleCommand(o *options) *cobra.Command {
 	c := &cobra.Command{Use: "rule", Short: "Rules: the SQL that selects and shapes messages"}
-	c.AddCommand(ruleTest(o))
+	c.AddCommand(ruleTest(o), ruleList(o), ruleShow(o), ruleAdd(o), ruleChange(o, "enable", "Have a rule run"), ruleChange(o, "disable", "Have a rule rest"), ruleRollback(o), ruleHistory(o), ruleDelete(o))
 	return c
 }
 
@@ -61,7 +61,7 @@ The message is taken as its bytes are, JSON or not. With --cases, a file with a 
 			if err != nil {
 				return err
 			}
-			r, err := rule(s, &sql.Input{Topic: topic, ClientID: client, Payload: payload, Time: time.Now()})
+			r, err := apply(s, &sql.Input{Topic: topic, ClientID: client, Payload: payload, Time: time.Now()})
 			if err != nil {
 				return err
 			}
@@ -76,8 +76,8 @@ The message is taken as its bytes are, JSON or not. With --cases, a file with a 
 	return c
 }
 
-// rule applies a statement, its FROM included.
-func rule(s *sql.Statement, in *sql.Input) (ruled, error) {
+// apply applies a statement, its FROM included.
+func apply(s *sql.Statement, in *sql.Input) (ruled, error) {
 	if heard, err := fromHears(s.Filter(), in.Topic); err != nil {
 		return ruled{}, err
 	} else if !heard {
@@ -183,7 +183,7 @@ func runCases(o *options, c *cobra.Command, raw []byte) error {
 		r := caseResult{Case: i + 1}
 		s, err := sql.Compile(k.SQL)
 		if err == nil {
-			r.ruled, err = rule(s, &sql.Input{Topic: k.Topic, ClientID: k.ClientID, Payload: k.Input, Time: time.Now()})
+			r.ruled, err = apply(s, &sql.Input{Topic: k.Topic, ClientID: k.ClientID, Payload: k.Input, Time: time.Now()})
 			r.Explain = nil
 		}
 		switch {

@@ -37,6 +37,7 @@ import (
 	"github.com/naru-platform/naru/operator/status"
 	"github.com/naru-platform/naru/operator/topic"
 	"github.com/naru-platform/naru/service_platform/broker"
+	"github.com/naru-platform/naru/service_platform/rule"
 	"github.com/naru-platform/naru/service_platform/twin"
 	"github.com/naru-platform/naru/service_platform/x509"
 )
@@ -47,6 +48,7 @@ func specs(admission *x509.Admission, platform simulator.Platform) []component.S
 		simulator.With(platform),
 		x509.With(admission),
 		broker.With(admission),
+		rule.Spec,
 		twin.Spec,
 		journal.Spec,
 		ledger.Spec,
