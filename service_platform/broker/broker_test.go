@@ -215,8 +215,14 @@ func (r *rig) stored(n int) (list []*message.Message) {
 type peer struct {
 	t *testing.T
 	net.Conn
-	r *bufio.Reader
-	v packet.Version
+	r     *bufio.Reader
+	v     packet.Version
+	early []frame // PUBLISH that came before a SUBACK
+}
+
+type frame struct {
+	h    packet.Header
+	body []byte
 }
 
 func (r *rig) raw() *peer {

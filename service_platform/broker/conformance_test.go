@@ -166,7 +166,7 @@ func text(e ast.Expr) string {
 }
 
 func TestEveryNormativeStatementHasItsTest(t *testing.T) {
-	folders := map[string]map[string]held{"": parseTests(t, "."), "packet.": parseTests(t, "packet"), "session.": parseTests(t, "session")}
+	folders := map[string]map[string]held{"": parseTests(t, "."), "packet.": parseTests(t, "packet"), "session.": parseTests(t, "session"), "trie.": parseTests(t, "../../internal/trie")}
 	docs, err := os.ReadFile("../../docs/mqtt.md")
 	if err != nil {
 		t.Fatal(err)

@@ -66,6 +66,10 @@ func (p *peer) subscribe(subs ...packet.Subscription) []packet.ReasonCode {
 	p.t.Helper()
 	p.write((&packet.Subscribe{ID: 99, Subscriptions: subs}).Append(nil, p.v))
 	h, body := p.next()
+	for h.Type == packet.PUBLISH { // from the queue: it may come before SUBACK (MQTT 5 §3.8.4)
+		p.early = append(p.early, frame{h, slices.Clone(body)})
+		h, body = p.next()
+	}
 	var a packet.SubAnswer
 	if err := a.Decode(h, body, p.v); err != nil || h.Type != packet.SUBACK {
 		p.t.Fatalf("SUBSCRIBE was answered with %s %x (%v)", h.Type, body, err)
@@ -103,7 +107,13 @@ func (p *peer) answer(want packet.Type, id uint16) packet.ReasonCode {
 // hear wants a PUBLISH, and does not answer it.
 func (p *peer) hear() packet.Publish {
 	p.t.Helper()
-	h, body := p.next()
+	var h packet.Header
+	var body []byte
+	if len(p.early) > 0 {
+		h, body, p.early = p.early[0].h, p.early[0].body, p.early[1:]
+	} else {
+		h, body = p.next()
+	}
 	var m packet.Publish
 	if err := m.Decode(h, body, p.v); err != nil || h.Type != packet.PUBLISH {
 		p.t.Fatalf("%s %x (%v); want PUBLISH", h.Type, body, err)
