@@ -85,14 +85,15 @@ type Config struct {
 	// RetainedMax is how many retained messages are kept.
 	RetainedMax int `json:"retained_max"`
 	// Cluster says whether other brokers share the bus: "on", and clients may connect to any of them, or "off". The
-	// process says "on" for "auto" where others can join the bus. It is the same at all of them.
+	// process says "on" for "auto" where others can join the bus. It is the same at all of them. It is off unless said: with the
+	// stream's leader killed, acknowledged messages were missed in a test, and why is not found.
 	Cluster string `json:"cluster"`
 }
 
 // Defaults is the configuration where nothing is said.
 var Defaults = Config{Listen: "127.0.0.1:8883", MaxMessageBytes: 256 << 10, ConnectTimeout: "10s", ReceiveMaximum: 1024,
 	MaxConnections: 200_000, ConnectsWaitingMax: 20_000, ConnectWait: "1m", KeepAliveMax: "1h", RefusalsKept: 1000, SessionExpiryMax: "168h", SessionMessagesMax: 100_000,
-	SessionBytesMax: 256 << 20, SubscriptionsMax: 256, SessionsMax: 200_000, RetainedMax: 100_000, Cluster: "auto"}
+	SessionBytesMax: 256 << 20, SubscriptionsMax: 256, SessionsMax: 200_000, RetainedMax: 100_000, Cluster: "off"}
 
 // With declares the broker with the one that admits.
 func With(a Admission) component.Spec {

@@ -255,13 +255,13 @@ func twoNodes(t *testing.T, more string) (first, second *platform) {
 		NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageServerAuth}}, key, ca.cert)
 	t.Setenv("SSL_CERT_FILE", keepPEM(t, filepath.Join(dir, "bus-ca.crt"), nil, ca.cert.Raw)) // who joins trusts the bus by it
 	busAddr, password := freeAddr(t), write("password", "only for this test")
-	first = newPlatform(t, "--bus-listen", busAddr, "--config", write("first.yaml", more+fmt.Sprintf("bus:\n  user: naru\n  password_file: %s\n  cert_file: %s\n  key_file: %s\n",
+	first = newPlatform(t, "--bus-listen", busAddr, "--config", write("first.yaml", more+fmt.Sprintf("service_platform.broker:\n  cluster: \"on\"\nbus:\n  user: naru\n  password_file: %s\n  cert_file: %s\n  key_file: %s\n",
 		password, keepPEM(t, filepath.Join(dir, "bus.crt"), nil, server.Raw), keepPEM(t, filepath.Join(dir, "bus.key"), key))))
 	first.start()
 	second = newPlatform(t)
 	home := filepath.Join(first.data, "service_platform.x509")
 	second.run = []string{"run", "service_platform.broker", "--bus", "tls://" + busAddr, "--config", write("second.yaml",
-		fmt.Sprintf("server_cert: %s/server.crt\nserver_key: %s/server.key\nbus:\n  user: naru\n  password_file: %s\n", home, home, password))}
+		fmt.Sprintf("service_platform.broker:\n  cluster: \"on\"\nserver_cert: %s/server.crt\nserver_key: %s/server.key\nbus:\n  user: naru\n  password_file: %s\n", home, home, password))}
 	second.start()
 	return first, second
 }
