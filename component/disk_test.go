@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -68,7 +69,7 @@ func (s *small) file(name string, f vfs.File, err error) (vfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &smallFile{f, s, name}, nil
+	return &smallFile{File: f, s: s, name: name}, nil
 }
 
 func (s *small) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
@@ -84,16 +85,48 @@ func (s *small) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.Fil
 	return s.file(to, f, err)
 }
 
+// smallFile can be closed while it is being used, as a file of the system can, and one in memory cannot.
 type smallFile struct {
 	vfs.File
 	s    *small
 	name string
+
+	mu     sync.RWMutex
+	closed bool
+}
+
+// using calls f unless the file is closed.
+func (f *smallFile) using(do func() (int, error)) (int, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if f.closed {
+		return 0, os.ErrClosed
+	}
+	return do()
 }
 
 func (f *smallFile) Write(p []byte) (int, error) {
 	n, full := f.s.take("write", f.name, int64(len(p)))
-	m, err := f.File.Write(p[:n])
+	m, err := f.using(func() (int, error) { return f.File.Write(p[:n]) })
 	return m, errors.Join(err, full)
+}
+
+func (f *smallFile) Read(p []byte) (int, error) {
+	return f.using(func() (int, error) { return f.File.Read(p) })
+}
+
+func (f *smallFile) ReadAt(p []byte, off int64) (int, error) {
+	return f.using(func() (int, error) { return f.File.ReadAt(p, off) })
+}
+
+func (f *smallFile) Preallocate(off, n int64) error {
+	_, err := f.using(func() (int, error) { return 0, f.File.Preallocate(off, n) })
+	return err
+}
+
+func (f *smallFile) SyncTo(n int64) (full bool, err error) {
+	_, err = f.using(func() (_ int, err error) { full, err = f.File.SyncTo(n); return 0, err })
+	return full, err
 }
 
 func (f *smallFile) Sync() error     { return f.synced(f.File.Sync) }
@@ -103,7 +136,18 @@ func (f *smallFile) synced(sync func() error) error {
 	if _, err := f.s.take("sync", f.name, 0); err != nil {
 		return err
 	}
-	return sync()
+	_, err := f.using(func() (int, error) { return 0, sync() })
+	return err
+}
+
+func (f *smallFile) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return os.ErrClosed
+	}
+	f.closed = true
+	return f.File.Close()
 }
 
 // TestStoreLosesNothingOnADiskThatIsFullAgainAndAgain writes much more than there is space, which comes in small pieces
