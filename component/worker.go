@@ -94,7 +94,7 @@ func newWorker(ctx context.Context, env Env, part *Part, keep keeper, m *metrics
 		w.caller.restored()
 	}
 	for at, c := range w.points {
-		w.from[at] = c.Position
+		w.from[at], w.faults[at] = c.Position, ""
 		if c.Within == nil { // which the next batch completes
 			w.report(at, c)
 		}
@@ -347,6 +347,9 @@ func (w *worker) point(at place) *Checkpoint {
 		c = &Checkpoint{Consumer: w.env.Spec.consumer(w.env.Node), Log: at.log, Outcomes: map[string]Sum{}, Rows: map[string]Row{},
 			Position: bus.Position{Generation: at.gen, Partition: at.part}}
 		w.points[at] = c
+		w.mu.Lock()
+		w.faults[at] += "" // it is there from now on: its first commit may be what waits for space
+		w.mu.Unlock()
 	}
 	return c
 }
@@ -680,7 +683,7 @@ func (w *worker) stand(at place, why string) {
 func (w *worker) standAll(why string) {
 	w.mu.Lock()
 	var all []place
-	for at := range w.reports {
+	for at := range w.faults {
 		if why != "" || strings.HasPrefix(w.faults[at], message.StorageLow.String()) {
 			all = append(all, at)
 		}
