@@ -38,8 +38,8 @@ type space struct {
 // newCramped gives ok false where the test was run elsewhere.
 func newCramped(t *testing.T) (c *cramped, ok bool) {
 	t.Helper()
-	// Each component's store takes 18 MB for its log beforehand, and as much again when it is opened anew.
-	dir, ok := bustest.SmallDisk(t, "512m")
+	// Each of some ten stores takes 18 MB for its log beforehand, and as much again when it is opened anew.
+	dir, ok := bustest.SmallDisk(t, "1g")
 	if !ok {
 		return nil, false
 	}
