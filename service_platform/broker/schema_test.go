@@ -59,7 +59,8 @@ func TestBrokerRefusesWhatBreaksItsContract(t *testing.T) {
 		t.Errorf("stored are %s and %s", list[0].Data, list[1].Data)
 	}
 	got := r.refused(message.SchemaMismatch)
-	if !strings.Contains(got.Detail, fault) || got.Subject != "device.d-1.telemetry.engine" || got.Device != "d-1" {
+	// Equal refusals are told together, with the particulars of the last: the second may have come before the first was told.
+	if !strings.Contains(got.Detail, fault) && got.Count == 1 || got.Subject != "device.d-1.telemetry.engine" || got.Device != "d-1" {
 		t.Errorf("the refusal is told as %+v", got)
 	}
 }

@@ -150,6 +150,9 @@ func (a *Admission) exchange(ctx context.Context, id string, request []byte, ope
 	select {
 	case <-listening:
 	case err := <-ended:
+		if ctx.Err() != nil {
+			return answer, noAnswer(ctx)
+		}
 		return answer, fmt.Errorf("listen for the CA's answer: %w", err)
 	}
 	defer func() { // sealed, and of no use to anybody any more
@@ -175,8 +178,12 @@ func (a *Admission) exchange(ctx context.Context, id string, request []byte, ope
 		}
 		return Answer{got.Topic, got.Payload, got.Accepted}, nil
 	case <-ctx.Done():
-		return answer, fmt.Errorf("the CA did not answer: %w; is service_platform.x509 running?", context.Cause(ctx))
+		return answer, noAnswer(ctx)
 	}
+}
+
+func noAnswer(ctx context.Context) error {
+	return fmt.Errorf("the CA did not answer: %w; is service_platform.x509 running?", context.Cause(ctx))
 }
 
 // answerAfar answers doors of other processes until ctx is done.
