@@ -173,7 +173,7 @@ func (d *disk) hold(f vfs.File, err error) (vfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	file := &diskFile{File: f, d: d}
+	file := &diskFile{File: f, d: d, fd: f.Fd()}
 	d.mu.Lock()
 	broken := d.cause != nil
 	if !broken {
@@ -298,8 +298,13 @@ func (l *diskLock) Close() error {
 // diskFile is an open file of a disk.
 type diskFile struct {
 	vfs.File
-	d *disk
+	d  *disk
+	fd uintptr
 }
+
+// Fd is the descriptor it was opened with. The file itself must not be asked: the end may be closing it, and asking is
+// the one thing that [os.File] does not guard against that.
+func (f *diskFile) Fd() uintptr { return f.fd }
 
 // Close closes the file, unless the end has.
 func (f *diskFile) Close() error {

@@ -334,3 +334,21 @@ func TestStoreThatCannotGoOnEndsNoProcess(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A store that is being opened asks for its files' descriptors; a component that is stopped meanwhile closes them.
+func TestDiskMayEndWhileItsFilesAreAskedForTheirDescriptors(t *testing.T) {
+	for range 20 {
+		d := newDisk(nil, nil)
+		f, err := d.Create(t.TempDir()+"/log", vfs.WriteCategoryUnspecified)
+		if err != nil {
+			t.Fatal(err)
+		}
+		was := f.Fd()
+		var end sync.WaitGroup
+		end.Go(func() { d.fail(errors.New("stopped")) })
+		if now := f.Fd(); now != was {
+			t.Errorf("the descriptor was %d and is %d", was, now)
+		}
+		end.Wait()
+	}
+}
