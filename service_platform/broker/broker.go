@@ -194,9 +194,9 @@ func build(env component.Env, c Config, a Admission) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	expires, err := time.ParseDuration(c.SessionExpiryMax)
-	if err != nil || expires < 0 || expires/time.Second >= session.Never {
-		return nil, fmt.Errorf("session_expiry_max %q: want a duration such as 168h, of less than 136 years", c.SessionExpiryMax)
+	expires, err := sessionExpiry(c.SessionExpiryMax)
+	if err != nil {
+		return nil, err
 	}
 	if c.Plain != "" {
 		if err := loopback(c.Plain); err != nil {
@@ -356,6 +356,15 @@ func (b *Broker) expire(ctx context.Context) {
 // lost tells of a message that died before its session's client had it.
 func (b *Broker) lost(w session.Who, why message.Reason, err error) {
 	b.refusals.add(refusal{reason: why, detail: err, device: w.Identity, client: w.ClientID})
+}
+
+// sessionExpiry reads for how long a session may outlive its connection.
+func sessionExpiry(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 || d/time.Second >= session.Never {
+		return 0, fmt.Errorf("session_expiry_max %q: want a duration such as 168h, of less than 136 years", s)
+	}
+	return d, nil
 }
 
 // keepAlive reads a longest keep alive.

@@ -499,7 +499,7 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	}
 	ctx, cancel := context.WithDeadline(context.Background(), c.by)
 	defer cancel()
-	kept, epoch, present, err := c.b.store.Connect(ctx, who, p.CleanStart, c.expiry, c)
+	kept, epoch, present, err := c.b.store.Connect(ctx, who, c.in.caps, p.CleanStart, c.expiry, c)
 	if err != nil {
 		code := packet.ServerUnavailable
 		if message.ReasonOf(err, 0) == message.SessionLimit {

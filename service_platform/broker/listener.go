@@ -49,6 +49,12 @@ type Listener struct {
 	KeepAliveMax string `json:"keep_alive_max"`
 	// PublishRate is how fast one client may publish here, in place of the component's.
 	PublishRate *Rate `json:"publish_rate"`
+	// SessionExpiryMax, SessionMessagesMax, SessionBytesMax and SubscriptionsMax are the limits of sessions of clients that
+	// come in here, in place of the component's; empty and zero for those. With an expiry of 0s none outlives its connection.
+	SessionExpiryMax   string `json:"session_expiry_max"`
+	SessionMessagesMax int    `json:"session_messages_max"`
+	SessionBytesMax    int64  `json:"session_bytes_max"`
+	SubscriptionsMax   int    `json:"subscriptions_max"`
 }
 
 const (
@@ -66,7 +72,8 @@ type entrance struct {
 	depth    int             // tokens of it
 	most     time.Duration   // KeepAliveMax; zero where only the component's counts
 	pace     *pace           // PublishRate, where there is one
-	policies []string        // that apply to all who come here
+	caps     session.Caps
+	policies []string // that apply to all who come here
 	users    map[string][]byte
 	checked  *passwords
 }
@@ -140,6 +147,18 @@ func newEntrance(l Listener) (*entrance, error) {
 		if e.most, err = keepAlive(e.KeepAliveMax); err != nil {
 			return nil, err
 		}
+	}
+	if e.SessionMessagesMax < 0 || e.SessionBytesMax < 0 || e.SubscriptionsMax < 0 {
+		return nil, errors.New("session_messages_max, session_bytes_max and subscriptions_max want at least 1, or 0 for the component's")
+	}
+	e.caps = session.Caps{Messages: e.SessionMessagesMax, Bytes: e.SessionBytesMax, Subscriptions: e.SubscriptionsMax}
+	if e.SessionExpiryMax != "" {
+		most, err := sessionExpiry(e.SessionExpiryMax)
+		if err != nil {
+			return nil, err
+		}
+		seconds := uint32(most / time.Second)
+		e.caps.Expiry = &seconds
 	}
 	if e.PublishRate != nil {
 		var err error

@@ -429,6 +429,9 @@ func TestListenersAreCheckedWhenTheyAreRead(t *testing.T) {
 		"go together":    {Address: "127.0.0.1:1", Auth: "password"},
 		"keep_alive_max": {Address: "127.0.0.1:1", KeepAliveMax: "-1s"},
 		"refuse":         {Address: "127.0.0.1:1", Refuse: []string{"a/#/b"}},
+		"publish_rate":   {Address: "127.0.0.1:1", PublishRate: &Rate{Messages: -1}},
+		"expiry_max":     {Address: "127.0.0.1:1", SessionExpiryMax: "soon"},
+		"messages_max":   {Address: "127.0.0.1:1", SessionMessagesMax: -1},
 		"users_file":     {Address: "127.0.0.1:1", Auth: "password", UsersFile: "/nowhere"},
 	} {
 		if _, err := newEntrance(l); err == nil || !strings.Contains(err.Error(), want) {

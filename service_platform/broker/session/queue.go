@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -116,14 +117,14 @@ func parseItem(v []byte) (i item, err error) {
 
 // enqueue puts a message at the end of the queue. Beyond the session's limits the oldest go. The store's mutex is held.
 func (x *Session) enqueue(tx component.Tx, i item) {
-	s := x.store
+	messages, bytes := cmp.Or(x.rec.Caps.Messages, x.store.limits.Messages), cmp.Or(x.rec.Caps.Bytes, x.store.limits.Bytes)
 	v := i.encode()
 	tx.Set(queueKey(x.rec.ID, x.next), v)
 	enqueued(tx, x, x.next)
 	x.next++
 	x.count++
 	x.bytes += int64(itemSize(v))
-	for x.count > s.limits.Messages || x.bytes > s.limits.Bytes && x.count > 1 {
+	for x.count > messages || x.bytes > bytes && x.count > 1 {
 		if !x.drop(tx) {
 			return
 		}

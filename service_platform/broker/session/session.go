@@ -41,6 +41,14 @@ type Limits struct {
 	Retained      int           // messages
 }
 
+// Caps are one session's own limits, by the way its client came in; where nothing is said, the store's count.
+type Caps struct {
+	Expiry        *uint32 `json:"expiry,omitempty"` // seconds
+	Messages      int     `json:"messages,omitempty"`
+	Bytes         int64   `json:"bytes,omitempty"`
+	Subscriptions int     `json:"subscriptions,omitempty"`
+}
+
 // Client is a session's connection. Its methods are called by any goroutine; only TakenOver may block.
 type Client interface {
 	// Deliver hands over a message that is owed to nobody: QoS 0, or of a session that ends with its connection.
@@ -103,6 +111,7 @@ type record struct {
 	Expiry uint32                   `json:"expiry"` // seconds
 	Gone   time.Time                `json:"gone"`   // when its connection ended; zero while it is there
 	Subs   map[string]*Subscription `json:"subscriptions,omitempty"`
+	Caps   Caps                     `json:"caps,omitzero"`
 	// Skip is how far the node that it comes from had heard logs that are not heard so far here.
 	Skip []serviceplatform.Place `json:"skip,omitempty"`
 }
@@ -416,14 +425,14 @@ func (x *Session) Expiry() uint32 {
 
 // Connect gives a client its session: the one it had, or a new one where clean is set or it had none. The connection it
 // had is told, wherever it is. expiry is in seconds; the limit cuts it.
-func (s *Store) Connect(ctx context.Context, who Who, clean bool, expiry uint32, c Client) (x *Session, epoch uint64, present bool, err error) {
+func (s *Store) Connect(ctx context.Context, who Who, caps Caps, clean bool, expiry uint32, c Client) (x *Session, epoch uint64, present bool, err error) {
 	for {
 		if s.cluster != nil {
 			if err := s.hold(ctx, who, clean); err != nil {
 				return nil, 0, false, err
 			}
 		}
-		x, epoch, present, err = s.connect(ctx, who, clean, expiry, c)
+		x, epoch, present, err = s.connect(ctx, who, caps, clean, expiry, c)
 		if errors.Is(err, errGiving) {
 			continue
 		}
@@ -447,10 +456,8 @@ func (s *Store) yet(key string) error {
 	return errFormer
 }
 
-func (s *Store) connect(ctx context.Context, who Who, clean bool, expiry uint32, c Client) (x *Session, epoch uint64, present bool, err error) {
-	if most := s.limits.Expiry / time.Second; uint64(expiry) > uint64(most) {
-		expiry = uint32(most)
-	}
+func (s *Store) connect(ctx context.Context, who Who, caps Caps, clean bool, expiry uint32, c Client) (x *Session, epoch uint64, present bool, err error) {
+	expiry = min(expiry, s.expiryMax(caps))
 	k := who.Key()
 	s.mu.Lock()
 	if err := s.yet(k); err != nil && s.loaded {
@@ -459,7 +466,7 @@ func (s *Store) connect(ctx context.Context, who Who, clean bool, expiry uint32,
 	}
 	old := s.sessions[k]
 	if s.loaded && expiry == 0 && (old == nil || !old.Kept()) { // nothing is written
-		x = s.begin(who, 0)
+		x = s.begin(who, caps, 0)
 		epoch = s.attach(x, c)
 		former := s.replace(old, x)
 		s.mu.Unlock()
@@ -477,7 +484,7 @@ func (s *Store) connect(ctx context.Context, who Who, clean bool, expiry uint32,
 		old := s.sessions[k]
 		if old != nil && old.Kept() && !clean && !s.expired(old) {
 			x, present = old, true
-			x.rec.Expiry, x.rec.Gone = expiry, time.Time{}
+			x.rec.Expiry, x.rec.Caps, x.rec.Gone = expiry, caps, time.Time{}
 			client := x.client
 			epoch = s.attach(x, c)
 			if client != nil {
@@ -493,7 +500,7 @@ func (s *Store) connect(ctx context.Context, who Who, clean bool, expiry uint32,
 				return err
 			}
 		}
-		x = s.begin(who, expiry)
+		x = s.begin(who, caps, expiry)
 		epoch = s.attach(x, c)
 		former = s.replace(old, x)
 		if expiry == 0 {
@@ -514,9 +521,17 @@ func (s *Store) connect(ctx context.Context, who Who, clean bool, expiry uint32,
 	return x, epoch, present, nil
 }
 
-func (s *Store) begin(who Who, expiry uint32) *Session {
+// expiryMax is for how many seconds a session may outlive its connection.
+func (s *Store) expiryMax(caps Caps) uint32 {
+	if caps.Expiry != nil {
+		return *caps.Expiry
+	}
+	return uint32(s.limits.Expiry / time.Second)
+}
+
+func (s *Store) begin(who Who, caps Caps, expiry uint32) *Session {
 	// Its maps are made when they are written to: most clients never need them.
-	x := &Session{store: s, head: 1, next: 1, rec: record{ID: message.NewID(s.env.Now()), Who: who, Expiry: expiry}}
+	x := &Session{store: s, head: 1, next: 1, rec: record{ID: message.NewID(s.env.Now()), Who: who, Expiry: expiry, Caps: caps}}
 	x.named()
 	x.kept.Store(expiry > 0)
 	return x
@@ -592,7 +607,7 @@ func (x *Session) Disconnect(ctx context.Context, epoch uint64, expiry *uint32) 
 			return nil
 		}
 		if expiry != nil {
-			x.rec.Expiry = uint32(min(uint64(*expiry), uint64(s.limits.Expiry/time.Second)))
+			x.rec.Expiry = min(*expiry, s.expiryMax(x.rec.Caps))
 		}
 		x.keepSent(tx)
 		if x.rec.Expiry == 0 {

@@ -71,7 +71,7 @@ func (c *client) heard() []string { c.mu.Lock(); defer c.mu.Unlock(); return sli
 func (r *rig) connect(id string, clean bool, expiry uint32) (*Session, uint64, bool, *client) {
 	r.t.Helper()
 	c := new(client)
-	x, epoch, present, err := r.store.Connect(r.t.Context(), Who{Identity: id, ClientID: id}, clean, expiry, c)
+	x, epoch, present, err := r.store.Connect(r.t.Context(), Who{Identity: id, ClientID: id}, Caps{}, clean, expiry, c)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -319,7 +319,7 @@ func TestBeyondItsLimitsTheOldestOfASessionDie(t *testing.T) {
 	}
 	want(t, "owed", r.owed(x, 0), "3 1 q1 again false", "4 2 q1 again false")
 	want(t, "told", r.told, "a session_limit")
-	if _, _, _, err := r.store.Connect(t.Context(), Who{ClientID: "b"}, false, 60, new(client)); message.ReasonOf(err, 0) != message.SessionLimit {
+	if _, _, _, err := r.store.Connect(t.Context(), Who{ClientID: "b"}, Caps{}, false, 60, new(client)); message.ReasonOf(err, 0) != message.SessionLimit {
 		t.Errorf("a session beyond the limit gives %v", err)
 	}
 	failed, err := x.Subscribe(t.Context(), []*Subscription{{Filter: "other"}})

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -102,8 +103,8 @@ func (x *Session) Subscribe(ctx context.Context, list []*Subscription) (failed [
 	put := func() {
 		for i, sub := range list {
 			old := x.rec.Subs[sub.Filter]
-			if old == nil && len(x.rec.Subs) >= s.limits.Subscriptions {
-				failed[i] = message.Rejectf(message.SessionLimit, "more than %d subscriptions", s.limits.Subscriptions)
+			if most := cmp.Or(x.rec.Caps.Subscriptions, s.limits.Subscriptions); old == nil && len(x.rec.Subs) >= most {
+				failed[i] = message.Rejectf(message.SessionLimit, "more than %d subscriptions", most)
 				continue
 			}
 			if old != nil {
