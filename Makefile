@@ -33,7 +33,7 @@ fuzz: ## each fuzz target for 20 s (FUZZTIME=1m for longer)
 
 bench: build ## the budgets of docs/benchmarks.md
 	./bin/naru bench ingest
-	go test -run '^$$' -bench . -benchmem ./message ./bus/... ./service_platform/... ./operator/...
+	go test -run '^$$' -bench . -benchmem ./message ./bus/... ./service_platform/... ./operator/... ./test/e2e
 
 lint: ## gofmt, vet, staticcheck, known vulnerabilities
 	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi

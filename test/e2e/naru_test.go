@@ -23,7 +23,7 @@ var (
 )
 
 // naruBinary builds the real binary once.
-func naruBinary(t *testing.T) string {
+func naruBinary(t testing.TB) string {
 	t.Helper()
 	buildOnce.Do(func() {
 		var dir string
@@ -51,7 +51,7 @@ func TestMain(m *testing.M) {
 }
 
 // freeAddr is a loopback address that nobody listens at.
-func freeAddr(t *testing.T) string {
+func freeAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -63,7 +63,7 @@ func freeAddr(t *testing.T) string {
 
 // platform is a naru process on a data directory.
 type platform struct {
-	t      *testing.T
+	t      testing.TB
 	data   string
 	mqtt   string
 	plain  string
@@ -97,7 +97,7 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-func newPlatform(t *testing.T, args ...string) *platform {
+func newPlatform(t testing.TB, args ...string) *platform {
 	p := &platform{t: t, data: t.TempDir(), mqtt: freeAddr(t), plain: freeAddr(t), args: args}
 	t.Cleanup(func() { p.kill() })
 	return p

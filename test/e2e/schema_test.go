@@ -24,7 +24,7 @@ const engineConfig = `channels:
 
 // device is an MQTT client on the plain listener that speaks packets.
 type device struct {
-	t *testing.T
+	t testing.TB
 	net.Conn
 	in *bufio.Reader
 	v  packet.Version

@@ -124,7 +124,7 @@ func (v *visitor) end() (e ended) {
 }
 
 // credentials are a directory that `naru device add` wrote, for TLS.
-func credentials(t *testing.T, dir string) *tls.Config {
+func credentials(t testing.TB, dir string) *tls.Config {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "device.crt"), filepath.Join(dir, "device.key"))
 	if err != nil {
@@ -137,7 +137,7 @@ func credentials(t *testing.T, dir string) *tls.Config {
 	return clientTLS(t, pair, ca)
 }
 
-func clientTLS(t *testing.T, pair tls.Certificate, ca []byte) *tls.Config {
+func clientTLS(t testing.TB, pair tls.Certificate, ca []byte) *tls.Config {
 	t.Helper()
 	roots := stdx509.NewCertPool()
 	if !roots.AppendCertsFromPEM(ca) {
@@ -166,12 +166,12 @@ func (p *platform) ok(args ...string) string {
 
 // foreignCA is a certificate authority that naru did not make.
 type foreignCA struct {
-	t    *testing.T
+	t    testing.TB
 	cert *stdx509.Certificate
 	key  *ecdsa.PrivateKey
 }
 
-func newCA(t *testing.T, name string) *foreignCA {
+func newCA(t testing.TB, name string) *foreignCA {
 	t.Helper()
 	ca := &foreignCA{t: t}
 	ca.key = newKey(t)
@@ -181,7 +181,7 @@ func newCA(t *testing.T, name string) *foreignCA {
 	return ca
 }
 
-func newKey(t *testing.T) *ecdsa.PrivateKey {
+func newKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -219,7 +219,7 @@ func (ca *foreignCA) device(name string, from, to time.Time) tls.Certificate {
 }
 
 // keepPEM writes certificates, and a key where there is one, and gives the file's name.
-func keepPEM(t *testing.T, file string, key *ecdsa.PrivateKey, certs ...[]byte) string {
+func keepPEM(t testing.TB, file string, key *ecdsa.PrivateKey, certs ...[]byte) string {
 	t.Helper()
 	var b bytes.Buffer
 	for _, c := range certs {
