@@ -262,7 +262,7 @@ func TestAQueuedMessageIsTakenOnceTriedAgainAndBuried(t *testing.T) {
 		}
 		late := command("late")
 		late.Expires = time.Now().Add(2 * time.Second)
-		r.Say(command("slow"), late, command("fine"), command("flaky"), command("never"))
+		r.Put(command("slow"), late, command("fine"), command("flaky"), command("never"))
 		r.Start(spec)
 		<-time.After(time.Minute)
 		r.Stop()

@@ -124,7 +124,7 @@ func (ch *channel) contract(dir string, platform []message.Contract) (message.Co
 	if err := ch.words(); err != nil {
 		return k, err
 	}
-	if err := ch.beside(platform, &k); err != nil {
+	if err := ch.beside(platform); err != nil {
 		return k, err
 	}
 	if err := ch.parties(); err != nil {
@@ -158,12 +158,11 @@ func (ch *channel) words() error {
 	return ch.Subject.Valid()
 }
 
-// beside keeps the platform's own contracts in force: a channel takes their way, and does not loosen their schemas.
-func (ch *channel) beside(platform []message.Contract, k *message.Contract) error {
+// beside keeps the platform's own contracts in force: a channel does not loosen their schemas.
+func (ch *channel) beside(platform []message.Contract) error {
 	if first, _, _ := strings.Cut(string(ch.Subject), "."); first == message.Operator {
 		return fmt.Errorf("subjects under %s. are the platform's own words; take another first token", message.Operator)
 	}
-	var covering message.Pattern
 	for _, own := range platform {
 		if key(own.Type) == key(ch.Type) {
 			return fmt.Errorf("type %s is the platform's, on %s; take a name of your own, such as com.example.%s", own.Type, own.Subjects, ch.Type)
@@ -175,12 +174,6 @@ func (ch *channel) beside(platform []message.Contract, k *message.Contract) erro
 			continue // theirs is the more particular one
 		case own.Schema != nil:
 			return fmt.Errorf("it overlaps %s, where the platform's schema of %s holds; take a subject outside of that", own.Subjects, own.Type)
-		case own.Subjects.Covers(ch.Subject):
-			if covering == "" || covering.Covers(own.Subjects) {
-				covering, k.Route = own.Subjects, own.Route
-			}
-		case own.Route != message.ByLog:
-			return fmt.Errorf("it overlaps %s (%s), which goes by %s, in part only; take a subject within it or outside of it", own.Subjects, own.Type, own.Route)
 		}
 	}
 	return nil

@@ -154,7 +154,6 @@ func TestChannelMistakesAreTold(t *testing.T) {
 		{"the platform's namespace", with("device.*.telemetry.engine", "operator.mine"), "subjects under operator. are the platform's own"},
 		{"within a schema of the platform", with("device.*.telemetry.engine", "device.d-1.presence"), "it overlaps device.*.presence, where the platform's schema of device.presence.v1 holds"},
 		{"beside a schema of the platform", with("device.*.telemetry.engine", "device.d-1.*"), "it overlaps device.*.presence, where"},
-		{"across the queue", with("device.*.telemetry.engine", "device.d-1.*.*.x"), "it overlaps device.*.command.*.* (device.command.v1), which goes by queue, in part only"},
 		{"twice the subject", second("device.*.telemetry.engine", "a.v1"), "channel 2 (device.*.telemetry.engine): the same subject as " + one[:len(one)-2] + ";"},
 		{"twice the type", second("device.*.telemetry.b", "com.example.engine.v1"), "channel 2 (device.*.telemetry.b): type com.example.engine.v1 is channel 1 (device.*.telemetry.engine)'s as well"},
 		{"twice the key", second("device.*.telemetry.b", "com_example.engine.v1"), "is the same as com.example.engine.v1 of channel 1 (device.*.telemetry.engine) once dots are underscores"},
@@ -191,13 +190,13 @@ func TestEveryMistakenChannelHasItsLine(t *testing.T) {
 	}
 }
 
-func TestChannelTakesTheWayOfThePlatformsContract(t *testing.T) {
+func TestChannelStandsBesideThePlatformsContract(t *testing.T) {
 	c, err := load(t, "channels:\n  - {subject: device.*.command.reboot.*, type: reboot.v1, doc: d, owner: o, says: ['*']}\n  - {subject: '*.note', type: note.v1, doc: d, owner: o, says: ['*']}\n")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if k := c.Catalog.Find("device.d-1.command.reboot.7"); k.Type != "reboot.v1" || k.Route != message.ByQueue {
-		t.Errorf("a command goes by %s", k.Route)
+	if k := c.Catalog.Find("device.d-1.command.reboot.7"); k.Type != "reboot.v1" || k.Route != message.ByLog {
+		t.Errorf("a command is %+v", k)
 	}
 	if k := c.Catalog.Find("house.note"); k.Type != "note.v1" || k.Route != message.ByLog {
 		t.Errorf("a note is %+v", k)

@@ -51,6 +51,7 @@ func Promises(t *testing.T, c Case) {
 
 func (c Case) rig(t *testing.T) *Rig {
 	r := New(t)
+	r.queued = c.Spec.Takes
 	if c.Config != nil {
 		r.Config[c.Spec.Name] = c.Config
 	}

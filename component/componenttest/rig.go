@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -37,6 +38,7 @@ type Rig struct {
 	Host *component.Host
 
 	tb     testing.TB
+	queued []message.Pattern // what goes to the queue, beside what contracts send there
 	faults *faults
 	stop   func()
 }
@@ -109,14 +111,9 @@ func (r *Rig) Say(ms ...*message.Message) {
 	r.tb.Helper()
 	ctx := context.Background()
 	for _, m := range ms {
-		if k := catalog.Default().Find(m.Subject); k != nil && k.Route == message.ByQueue {
-			q, err := r.Bus.Queue(ctx, component.CommandQueue)
-			if err == nil {
-				err = q.Put(ctx, m, false)
-			}
-			if err != nil {
-				r.tb.Fatal(err)
-			}
+		k := catalog.Default().Find(m.Subject)
+		if k != nil && k.Route == message.ByQueue || slices.ContainsFunc(r.queued, func(p message.Pattern) bool { return p.Matches(m.Subject) }) {
+			r.Put(m)
 			continue
 		}
 		l, err := r.Bus.Log(ctx, m.Subject.Namespace(), bus.LogOptions{})
@@ -131,6 +128,20 @@ func (r *Rig) Say(ms ...*message.Message) {
 			r.tb.Fatal(err)
 		}
 		if err := a.Close(ctx); err != nil {
+			r.tb.Fatal(err)
+		}
+	}
+}
+
+// Put puts messages into the queue, whatever their contracts.
+func (r *Rig) Put(ms ...*message.Message) {
+	r.tb.Helper()
+	q, err := r.Bus.Queue(context.Background(), component.CommandQueue)
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	for _, m := range ms {
+		if err := q.Put(context.Background(), m, false); err != nil {
 			r.tb.Fatal(err)
 		}
 	}

@@ -26,7 +26,7 @@ func PresenceSubject(id string) message.Subject {
 
 // Contracts lists what devices say and hear.
 func Contracts() []message.Contract {
-	return []message.Contract{
+	return append(commandContracts(), []message.Contract{
 		{
 			Subjects: "device.*.telemetry", Type: "device.telemetry.v1", Owner: "device", Route: message.ByLog,
 			Doc:  "What a device measures. Not said for longer than its interval: the device is off, cut off, or silent; see presence.",
@@ -55,16 +55,6 @@ func Contracts() []message.Contract {
 "session":"0193d5a0-7b2c-7e41-9c3f-5d2f8a6b1c4e","client_id":"d-17","version":7,"node":"n1"}`),
 		},
 		{
-			Subjects: "device.*.command.*.*", Type: "device.command.v1", Owner: "service_platform", Route: message.ByQueue,
-			Doc:  "A wish to a device: name and command id are the last tokens. It waits for the device until it expires.",
-			Says: []string{"service_platform.gateway", "service_platform.rule", "service_platform.worker"}, Hears: []string{"device"},
-		},
-		{
-			Subjects: "device.*.command.*.*.reply", Type: "device.command_reply.v1", Owner: "device", Route: message.ByLog,
-			Doc:  "A device's answer to a command. Not said: the device does not know the command, or is away.",
-			Says: []string{"device"}, Hears: []string{"service_platform.gateway", "service_platform.worker"},
-		},
-		{
 			Subjects: "device.*.twin.>", Type: "device.twin.v1", Owner: "service_platform", Route: message.ByLog,
 			Doc:   "A request to a device's twin (get, update, delete) and the twin's answers (accepted, rejected, delta, documents), in the documents of AWS IoT's Device Shadow. No answer: service_platform.twin is behind or away.",
 			Says:  []string{"device", "service_platform.gateway", "service_platform.rule", "service_platform.worker", "service_platform.twin"},
@@ -84,5 +74,5 @@ func Contracts() []message.Contract {
 "paths":["/reported/color"],"previous":{"desired":{"color":"red"},"reported":{"color":"green"}},
 "current":{"desired":{"color":"red"},"reported":{"color":"red"}}}`),
 		},
-	}
+	}...)
 }

@@ -35,13 +35,13 @@ func DeviceChangedSubject(device string) message.Subject {
 
 // Contracts lists what the service platform says.
 func Contracts() []message.Contract {
-	return append(ruleContracts(), []message.Contract{
+	return append(append(ruleContracts(), commandContracts()...), []message.Contract{
 		sessionState(),
 		{
 			Subjects: "service_platform.x509.device.*", Type: "service_platform.x509.device_changed.v1", Owner: "service_platform",
 			Route: message.ByLog,
 			Doc:   "What changed of a device's registration, and by whom. With `deleted` its session, retained messages and twin go too.",
-			Says:  []string{"service_platform.x509"}, Hears: []string{"operator.journal", "service_platform.twin"},
+			Says:  []string{"service_platform.x509"}, Hears: []string{"operator.journal", "service_platform.twin", "service_platform.command"},
 			ContentType: "application/json",
 			Schema: json.RawMessage(`{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object",
 "required":["device","change","by"],

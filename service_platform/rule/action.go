@@ -217,15 +217,17 @@ func token(field, v string) (string, error) {
 	return v, nil
 }
 
+// star is what a token can be, as far as it is known beforehand.
+func star(s string) message.Pattern {
+	if strings.Contains(s, "${") {
+		return "*"
+	}
+	return message.Pattern(message.Escape(s))
+}
+
 func (c *action) twin(a *Twin) error {
 	if err := errors.Join(c.template("device", a.Device, true), c.template("shadow", a.Shadow, false)); err != nil {
 		return err
-	}
-	star := func(s string) message.Pattern {
-		if strings.Contains(s, "${") {
-			return "*"
-		}
-		return message.Pattern(message.Escape(s))
 	}
 	to := message.Pattern("device.") + star(a.Device) + ".twin."
 	if a.Shadow != "" {
@@ -261,6 +263,7 @@ func (c *action) command(a *Command) error {
 	if err := errors.Join(c.template("device", a.Device, true), c.template("name", a.Name, true)); err != nil {
 		return err
 	}
+	c.to = []message.Pattern{message.Pattern("device.") + star(a.Device) + ".command." + star(a.Name) + ".*"}
 	c.build = func(v []string, m *message.Message, now time.Time) error {
 		id, err := token("device", v[0])
 		if err != nil {
@@ -271,7 +274,7 @@ func (c *action) command(a *Command) error {
 			return err
 		}
 		m.ID = message.NewID(now)
-		m.Subject = message.NewSubject(message.Device, id, "command", name, m.ID.String())
+		m.Subject = device.CommandSubject(id, name, m.ID.String())
 		m.Device, m.QoS, m.Expires = id, 1, now.Add(ttl)
 		return nil
 	}

@@ -50,9 +50,9 @@ func Device(c *message.Catalog) Policy {
 		case byDevice(k.Says):
 		case slices.ContainsFunc(said, func(s pattern) bool { return of.covers(s) }):
 			// Part of it is said by devices, under a contract that is more particular: that one counts.
-		case k.Route == message.ByLog: // a fact
+		case !byDevice(k.Hears): // a fact
 			p.Publish.Deny = append(p.Publish.Deny, of.of("*"))
-		default:
+		default: // a wish
 			p.Publish.Deny = append(p.Publish.Deny, of.String())
 		}
 		if of != nil && !byDevice(k.Says) && !byDevice(k.Hears) && !slices.ContainsFunc(said, of.overlaps) {
