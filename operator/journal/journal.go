@@ -36,10 +36,11 @@ type Journal struct {
 	env  component.Env
 	conf Config
 
-	mu   sync.Mutex
-	logs map[string]bus.Log
-	open map[uint32]*minute // whose filters are still growing
-	last uint32             // the newest minute seen
+	mu      sync.Mutex
+	logs    map[string]bus.Log
+	levels  []*level // of filters, the finest first
+	newest  uint32   // the newest minute seen
+	batches uint64   // how many were indexed
 }
 
 // New builds the journal.
@@ -47,8 +48,8 @@ func New(env component.Env, c Config) (*component.Part, error) {
 	if c.ScanMax <= 0 {
 		return nil, fmt.Errorf("scan_max is %d; want at least 1", c.ScanMax)
 	}
-	j := &Journal{env: env, conf: c, logs: map[string]bus.Log{}, open: map[uint32]*minute{}}
-	return &component.Part{HandleBatch: j.index, Routes: j.routes()}, nil
+	j := &Journal{env: env, conf: c, logs: map[string]bus.Log{}, levels: newLevels()}
+	return &component.Part{HandleBatch: j.index, Run: j.run, Routes: j.routes()}, nil
 }
 
 // log opens a log once.

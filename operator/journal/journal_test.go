@@ -33,11 +33,13 @@ type rig struct {
 	n     int
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T) *rig { return newRigOf(t, Spec) }
+
+func newRigOf(t *testing.T, spec component.Spec) *rig {
 	r := &rig{t: t}
 	r.clock.at.Store(time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC).UnixNano())
 	r.bus = mem.New(mem.Options{Now: r.clock.now})
-	r.host = &component.Host{Bus: r.bus, Catalog: catalog.Default(), Dir: t.TempDir(), Node: "n1", Now: r.clock.now, Specs: []component.Spec{Spec},
+	r.host = &component.Host{Bus: r.bus, Catalog: catalog.Default(), Dir: t.TempDir(), Node: "n1", Now: r.clock.now, Specs: []component.Spec{spec},
 		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -77,7 +79,7 @@ func (r *rig) get(path string, v any, f func() bool) {
 	h := r.host.Handler(func(*http.Request) bool { return true })
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(time.Minute)
 	for {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))

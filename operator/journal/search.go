@@ -40,6 +40,8 @@ type Result struct {
 	Read    int       // batches read
 	Passed  int       // batches that a filter ruled out
 	Stopped time.Time // where the search gave up, by Limit or ScanMax; zero when it saw everything
+
+	seen map[message.ID]message.ID // of a trace: what was selected, and its cause
 }
 
 // errStop ends a walk at its limit, errFound one that looked for a single message.
@@ -57,14 +59,15 @@ func (j *Journal) Find(ctx context.Context, q Query) (Result, error) {
 	hash, hashed := q.hash()
 	if !q.ID.IsZero() { // an id says when it was minted, and so which batches can hold it
 		q.Since, q.Until = q.ID.Time().Truncate(time.Millisecond), q.ID.Time().Add(time.Millisecond)
+		q.OldestFirst = true // it is in one of the first minutes from there
 	}
 	hinted := false
 	if at, ok := q.Trace.Hint(now.Add(time.Minute)); ok && !q.Trace.IsZero() && q.Since.IsZero() {
 		q.Since, hinted = at, true
 	}
-	var r Result
+	r := Result{seen: map[message.ID]message.ID{}}
 	err := j.walk(ctx, q, hash, hashed, &r)
-	if err == nil && hinted && r.Stopped.IsZero() && !whole(r.Found) {
+	if err == nil && hinted && r.Stopped.IsZero() && !whole(r.seen) {
 		// A foreign id whose bits only look like a time, or one from a clock that is ahead of ours.
 		q.Since, r.Found = time.Time{}, nil
 		err = j.walk(ctx, q, hash, hashed, &r)
@@ -79,17 +82,13 @@ func (j *Journal) Find(ctx context.Context, q Query) (Result, error) {
 }
 
 // whole says whether the causes of all messages are among them.
-func whole(found []Found) bool {
-	ids := map[message.ID]bool{}
-	for _, f := range found {
-		ids[f.Message.ID] = true
-	}
-	for _, f := range found {
-		if !f.Message.Cause.IsZero() && !ids[f.Message.Cause] {
+func whole(seen map[message.ID]message.ID) bool {
+	for _, cause := range seen {
+		if _, there := seen[cause]; !cause.IsZero() && !there {
 			return false
 		}
 	}
-	return len(found) > 0
+	return len(seen) > 0
 }
 
 // hash is the key to ask filters for, the rarest that the query names.
@@ -145,7 +144,7 @@ func (j *Journal) walk(ctx context.Context, q Query, hash uint64, hashed bool, r
 }
 
 // nextMinute gives the next minute between from and to that has batches worth reading, and those, in order. It skips
-// minutes whose filter rules the key out. at is 0 at the end.
+// hours and minutes whose filter rules the key out. at is 0 at the end.
 func (j *Journal) nextMinute(q Query, from, to uint32, hash uint64, hashed bool, r *Result) (at uint32, list []entry, err error) {
 	err = j.env.View(func(v component.View) error {
 		for from < to {
@@ -157,9 +156,15 @@ func (j *Journal) nextMinute(q Query, from, to uint32, hash uint64, hashed bool,
 				return err
 			}
 			worth := true
-			if hashed {
-				if worth, err = mayHold(v, at, hash); err != nil {
+			for i := len(j.levels) - 1; hashed && worth && i >= 0; i-- { // the coarsest first
+				l := j.levels[i]
+				if worth, err = j.mayHold(v, l, at/l.unit, hash); err != nil {
 					return err
+				}
+				if !worth && q.OldestFirst {
+					at = (at/l.unit+1)*l.unit - 1 // the span's last minute
+				} else if !worth {
+					at = at / l.unit * l.unit // its first
 				}
 			}
 			if worth {
@@ -223,6 +228,9 @@ func (j *Journal) read(ctx context.Context, q Query, e entry, r *Result) error {
 	for cursor.Next(&m) {
 		if !q.selects(&m) {
 			continue
+		}
+		if !q.Trace.IsZero() {
+			r.seen[m.ID] = m.Cause
 		}
 		p := s.Position
 		p.Index = uint32(cursor.Index() - 1)
