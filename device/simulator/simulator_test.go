@@ -170,50 +170,52 @@ func TestFleetWarnsWhenItCannotConnect(t *testing.T) {
 }
 
 func TestEveryDeviceSpeaksWithoutGaps(t *testing.T) {
-	const devices, each = 20, 3
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var mu sync.Mutex
-	last, enough, denied := map[string]uint64{}, 0, false
-	fleet := &Fleet{}
-	err := fleet.Run(ctx, Options{Devices: devices, Rate: 5 * time.Millisecond, Seed: 1,
-		Provision: func(context.Context, string) (tls.Certificate, error) {
-			mu.Lock()
-			defer mu.Unlock()
-			if !denied { // the first that asks is told no, and asks again
-				denied = true
-				return tls.Certificate{}, errors.New("the CA is starting")
-			}
-			return tls.Certificate{}, nil
-		},
-		Connect: func(ctx context.Context, o sdk.Options) (*sdk.Client, error) {
-			o.Dial = func(context.Context) (net.Conn, error) {
-				here, there := net.Pipe()
-				go broker(there, func(p *packets.Publish) []*packets.ControlPacket {
-					if p.Topic != "device/"+o.Device+"/telemetry" {
-						return nil
-					}
-					var r reading
-					mu.Lock()
-					defer mu.Unlock()
-					if err := json.Unmarshal(p.Payload, &r); err != nil || r.Seq != last[o.Device]+1 || r.TS.IsZero() {
-						t.Errorf("%s: %s behind %d", p.Topic, p.Payload, last[o.Device])
-					}
-					if last[o.Device] = r.Seq; r.Seq == each {
-						if enough++; enough == devices {
-							cancel()
+	synctest.Test(t, func(t *testing.T) { // so that a busy machine is not a slow one
+		const devices, each = 20, 3
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var mu sync.Mutex
+		last, enough, denied := map[string]uint64{}, 0, false
+		fleet := &Fleet{}
+		err := fleet.Run(ctx, Options{Devices: devices, Rate: 5 * time.Millisecond, Seed: 1,
+			Provision: func(context.Context, string) (tls.Certificate, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				if !denied { // the first that asks is told no, and asks again
+					denied = true
+					return tls.Certificate{}, errors.New("the CA is starting")
+				}
+				return tls.Certificate{}, nil
+			},
+			Connect: func(ctx context.Context, o sdk.Options) (*sdk.Client, error) {
+				o.Dial = func(context.Context) (net.Conn, error) {
+					here, there := net.Pipe()
+					go broker(there, func(p *packets.Publish) []*packets.ControlPacket {
+						if p.Topic != "device/"+o.Device+"/telemetry" {
+							return nil
 						}
-					}
-					return nil
-				})
-				return here, nil
-			}
-			return sdk.Connect(ctx, o)
-		}})
-	s := fleet.Stats()
-	if err != nil || s.Connected != 0 || s.Acked < devices*each || s.Failed != 1 {
-		t.Errorf("%v, %+v", err, s)
-	}
+						var r reading
+						mu.Lock()
+						defer mu.Unlock()
+						if err := json.Unmarshal(p.Payload, &r); err != nil || r.Seq != last[o.Device]+1 || r.TS.IsZero() {
+							t.Errorf("%s: %s behind %d", p.Topic, p.Payload, last[o.Device])
+						}
+						if last[o.Device] = r.Seq; r.Seq == each {
+							if enough++; enough == devices {
+								cancel()
+							}
+						}
+						return nil
+					})
+					return here, nil
+				}
+				return sdk.Connect(ctx, o)
+			}})
+		s := fleet.Stats()
+		if err != nil || s.Connected != 0 || s.Acked < devices*each || s.Failed != 1 {
+			t.Errorf("%v, %+v", err, s)
+		}
+	})
 }
 
 // twinOf answers a device's requests to its twin, desires something at once, and tells what is reported.
@@ -239,50 +241,52 @@ func twinOf(desired string, reported func(string)) func(*packets.Publish) []*pac
 }
 
 func TestDevicesBecomeWhatTheirTwinsDesire(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var mu sync.Mutex
-	reports := map[string][]string{}
-	var warm, count int
-	err := new(Fleet).Run(ctx, Options{Devices: 7, Rate: time.Second, Seed: 1, Provision: func(context.Context, string) (tls.Certificate, error) { return tls.Certificate{}, nil },
-		Connect: func(ctx context.Context, o sdk.Options) (*sdk.Client, error) {
-			o.Dial = func(context.Context) (net.Conn, error) {
-				here, there := net.Pipe()
-				twin := twinOf(`{"interval":0.001,"setpoint":80,"color":"red"}`, func(s string) { reports[o.Device] = append(reports[o.Device], s) })
-				if o.Device == "sim-1" {
-					twin = twinOf(`{"interval":"often","setpoint":1e9}`, func(s string) { reports[o.Device] = append(reports[o.Device], s) })
+	synctest.Test(t, func(t *testing.T) { // so that a busy machine is not a slow one
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var mu sync.Mutex
+		reports := map[string][]string{}
+		var warm, count int
+		err := new(Fleet).Run(ctx, Options{Devices: 7, Rate: time.Second, Seed: 1, Provision: func(context.Context, string) (tls.Certificate, error) { return tls.Certificate{}, nil },
+			Connect: func(ctx context.Context, o sdk.Options) (*sdk.Client, error) {
+				o.Dial = func(context.Context) (net.Conn, error) {
+					here, there := net.Pipe()
+					twin := twinOf(`{"interval":0.001,"setpoint":80,"color":"red"}`, func(s string) { reports[o.Device] = append(reports[o.Device], s) })
+					if o.Device == "sim-1" {
+						twin = twinOf(`{"interval":"often","setpoint":1e9}`, func(s string) { reports[o.Device] = append(reports[o.Device], s) })
+					}
+					go broker(there, func(p *packets.Publish) []*packets.ControlPacket {
+						mu.Lock()
+						defer mu.Unlock()
+						var r reading
+						if p.Topic == "device/sim-0/telemetry" && json.Unmarshal(p.Payload, &r) == nil && *r.Celsius > 70 {
+							warm++
+						}
+						if p.Topic == "device/sim-6/telemetry" {
+							count++
+						}
+						if warm > 0 && count > 100 && len(reports["sim-0"]) == 2 && len(reports["sim-6"]) == 2 && len(reports["sim-1"]) == 1 {
+							cancel()
+						}
+						return twin(p)
+					})
+					return here, nil
 				}
-				go broker(there, func(p *packets.Publish) []*packets.ControlPacket {
-					mu.Lock()
-					defer mu.Unlock()
-					var r reading
-					if p.Topic == "device/sim-0/telemetry" && json.Unmarshal(p.Payload, &r) == nil && *r.Celsius > 70 {
-						warm++
-					}
-					if p.Topic == "device/sim-6/telemetry" {
-						count++
-					}
-					if warm > 0 && count > 100 && len(reports["sim-0"]) == 2 && len(reports["sim-6"]) == 2 && len(reports["sim-1"]) == 1 {
-						cancel()
-					}
-					return twin(p)
-				})
-				return here, nil
-			}
-			return sdk.Connect(ctx, o)
-		}})
-	mu.Lock()
-	defer mu.Unlock()
-	if err != nil {
-		t.Error(err)
-	}
-	for device, want := range map[string][]string{
-		"sim-0": {`{"state":{"reported":{"interval":1}}}`, `{"state":{"reported":{"interval":0.001,"setpoint":80}}}`}, // a thermometer
-		"sim-1": {`{"state":{"reported":{"interval":1}}}`},                                                            // of which nonsense is desired
-		"sim-6": {`{"state":{"reported":{"interval":1}}}`, `{"state":{"reported":{"interval":0.001}}}`},               // a pump
-	} {
-		if got := reports[device]; !slices.Equal(got, want) {
-			t.Errorf("%s reports %q; want %q", device, got, want)
+				return sdk.Connect(ctx, o)
+			}})
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil {
+			t.Error(err)
 		}
-	}
+		for device, want := range map[string][]string{
+			"sim-0": {`{"state":{"reported":{"interval":1}}}`, `{"state":{"reported":{"interval":0.001,"setpoint":80}}}`}, // a thermometer
+			"sim-1": {`{"state":{"reported":{"interval":1}}}`},                                                            // of which nonsense is desired
+			"sim-6": {`{"state":{"reported":{"interval":1}}}`, `{"state":{"reported":{"interval":0.001}}}`},               // a pump
+		} {
+			if got := reports[device]; !slices.Equal(got, want) {
+				t.Errorf("%s reports %q; want %q", device, got, want)
+			}
+		}
+	})
 }
