@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/naru-platform/naru/internal/same"
 )
 
 // naruWith runs a command, and gives what it prints.
@@ -32,7 +34,17 @@ func TestRulesAreTriedWithoutAPlatform(t *testing.T) {
 		{hot, "device/d-1/telemetry", `{"celsius": 30}`, `{"matched":false}`},
 		{hot, "device/d-1/telemetry", `{}`, `{"matched":false}`},
 		{hot, "device/d-1/event/x", `{"celsius": 31}`, `{"matched":false}`},
-		{"SELECT * FROM 'a'", "a", "no JSON", `{"matched":true,"bytes":"bm8gSlNPTg=="}`},
+		{"SELECT * FROM 'a'", "a", "no JSON", `{"matched":true,"output":"no JSON","bytes":"bm8gSlNPTg=="}`},
+		{"SELECT * FROM 'a'", "a", "\x01\xff", `{"matched":true,"output":"Af8=","bytes":"Af8="}`},
+		{"SELECT encode(*, 'base64') AS b FROM 'a'", "a", "\x01\xff", `{"matched":true,"output":{"b":"Af8="}}`},
+		{"SELECT VALUE a FROM 'a'", "a", `{"a":null}`, `{"matched":true,"output":null}`},
+		{"SELECT VALUE a FROM 'a'", "a", `{}`, `{"matched":true}`},
+		{"SELECT a FROM 'a'", "a", `{"a":12345678901234567890123}`, `{"matched":true,"output":{"a":12345678901234567890123}}`},
+		{"SELECT a FROM 'a'", "a", "no JSON", `{"matched":false,"error":"sql: the payload must be JSON, to take members from it; it is no JSON from byte 0 on"}`},
+		{"SELECT topic(3) AS t FROM '$aws/things/+/shadow/update/accepted'", "$aws/things/lamp/shadow/update/accepted", `{}`, `{"matched":true,"output":{"t":"lamp"}}`},
+		{"SELECT topic() AS t FROM '$aws/things/+/shadow/#'", "device/lamp/twin/get", `{}`, `{"matched":true,"output":{"t":"$aws/things/lamp/shadow/get"}}`},
+		{"SELECT topic(2) AS t FROM 'device/+/twin/#'", "$aws/things/lamp/shadow/get", `{}`, `{"matched":true,"output":{"t":"lamp"}}`},
+		{"SELECT * FROM '$aws/things/+/shadow/#'", "device/lamp/twin/changed", `{}`, `{"matched":false}`},
 	} {
 		out, err := naruWith(t, c.in, "rule", "test", "--sql", c.sql, "--topic", c.topic, "--message", "-", "-o", "json")
 		if err != nil {
@@ -42,13 +54,16 @@ func TestRulesAreTriedWithoutAPlatform(t *testing.T) {
 		if err := json.Unmarshal([]byte(out), &got); err != nil {
 			t.Fatal(err)
 		}
-		if string(got["matched"]) == "false" && len(got["reason"]) == 0 {
+		if string(got["matched"]) == "false" && len(got["reason"])+len(got["error"]) == 0 {
 			t.Errorf("%s of %s: nobody is told why it does not match", c.sql, c.in)
+		}
+		if len(got["explain"]) == 0 {
+			t.Errorf("%s of %s shows no steps", c.sql, c.in)
 		}
 		delete(got, "explain")
 		delete(got, "reason")
 		raw, _ := json.Marshal(got)
-		if !same(raw, json.RawMessage(c.want)) {
+		if !same.JSON(raw, []byte(c.want)) {
 			t.Errorf("%s of %s gives %s; want %s", c.sql, c.in, raw, c.want)
 		}
 	}
@@ -65,5 +80,38 @@ func TestRulesAreTriedWithoutAPlatform(t *testing.T) {
 	out, err := naruWith(t, "", "rule", "test", "--cases", file)
 	if !errors.Is(err, errFault) || !strings.Contains(out, "case 3") || !strings.Contains(out, "2 passed, 1 failed") {
 		t.Errorf("cases give %v\n%s", err, out)
+	}
+}
+
+// TestRuleCasesTellNullFromNothingAndNumbersExactly holds what a list of cases means.
+func TestRuleCasesTellNullFromNothingAndNumbersExactly(t *testing.T) {
+	for _, c := range []struct {
+		name, of string
+		passes   bool
+	}{
+		{"null is emitted", `"sql": "SELECT VALUE a FROM 't'", "topic": "t", "input": {"a": null}, "expected": null`, true},
+		{"null is not nothing", `"sql": "SELECT VALUE a FROM 't'", "topic": "t", "input": {"a": null}`, false},
+		{"nothing is not null", `"sql": "SELECT VALUE a FROM 't'", "topic": "t", "input": {}, "expected": null`, false},
+		{"nothing is nothing", `"sql": "SELECT VALUE a FROM 't'", "topic": "t", "input": {}`, true},
+		{"not matched is nothing", `"sql": "SELECT * FROM 't' WHERE false", "topic": "t", "input": {}`, true},
+		{"null is an input", `"sql": "SELECT VALUE * FROM 't'", "topic": "t", "input": null, "expected": null`, true},
+		{"10.0 is 10", `"sql": "SELECT a FROM 't'", "topic": "t", "input": {"a": 10.0}, "expected": {"a": 10}`, true},
+		{"1 is 1.0", `"sql": "SELECT a FROM 't'", "topic": "t", "input": {"a": 1}, "expected": {"a": 1.0}`, true},
+		{"large numbers", `"sql": "SELECT a FROM 't'", "topic": "t", "input": {"a": 9007199254740993}, "expected": {"a": 9007199254740993}`, true},
+		{"one more is another one", `"sql": "SELECT a FROM 't'", "topic": "t", "input": {"a": 9007199254740993}, "expected": {"a": 9007199254740992}`, false},
+		{"bytes", `"sql": "SELECT encode(*, 'base64') AS b FROM 't'", "topic": "t", "input_base64": "Af8=", "expected": {"b": "Af8="}`, true},
+		{"bytes come out", `"sql": "SELECT * FROM 't'", "topic": "t", "input_base64": "Af8=", "expected_base64": "Af8="`, true},
+		{"other bytes", `"sql": "SELECT * FROM 't'", "topic": "t", "input_base64": "Af8=", "expected_base64": "Af4="`, false},
+		{"two inputs", `"sql": "SELECT * FROM 't'", "topic": "t", "input": 1, "input_base64": "Af8="`, false},
+		{"a failing rule is not nothing", `"sql": "SELECT a FROM 't'", "topic": "t", "input_base64": "Af8="`, false},
+		{"the other spelling", `"sql": "SELECT topic(3) AS t FROM '$aws/things/+/shadow/#'", "topic": "device/lamp/twin/get", "input": {}, "expected": {"t": "lamp"}`, true},
+		{"a shadow", `"sql": "SELECT VALUE get_thing_shadow('lamp').state.reported.on FROM 't'", "topic": "t", "input": {}, "expected": true, "shadows": {"lamp": {"state": {"reported": {"on": true}}}}`, true},
+		{"a named shadow", `"sql": "SELECT VALUE get_thing_shadow('lamp', 'night', '').state.x FROM 't'", "topic": "t", "input": {}, "expected": 1, "shadows": {"lamp/night": {"state": {"x": 1}}}`, true},
+		{"no shadow", `"sql": "SELECT VALUE get_thing_shadow('lamp') FROM 't'", "topic": "t", "input": {}`, true},
+	} {
+		out, err := naruWith(t, "[{"+c.of+"}]", "rule", "test", "--cases", "-", "-o", "json")
+		if passed := err == nil; passed != c.passes || !passed && !errors.Is(err, errFault) {
+			t.Errorf("%s: %v\n%s", c.name, err, out)
+		}
 	}
 }
