@@ -184,18 +184,42 @@ func (r *Retention) target(ctx context.Context, log bus.Log, at bus.Position, p 
 	low, high := target+1, floor+1 // the first in [low, high) that is young enough
 	for low < high {
 		mid := low + (high-low)/2
-		at.Sequence = mid
-		s, err := log.Fetch(ctx, at)
+		said, last, err := r.newest(ctx, log, at, mid, high)
 		switch {
-		case errors.Is(err, bus.ErrNotFound), err == nil && (s.Err != nil || s.Batch.Count == 0):
-			low = mid + 1 // nothing there to be young
 		case err != nil:
 			return 0, err
-		case s.Batch.Last.Before(before):
-			low = mid + 1
-		default:
+		case said > 0 && last.Before(before):
+			low = said + 1
+		default: // young; or nothing from here on says how old it is, and so it is not taken for old
 			high = mid
 		}
 	}
+	if low == p.First && low+probeMost <= floor+1 {
+		// So many in front that say nothing go without an age: they would hide what is old behind them for ever.
+		if said, _, err := r.newest(ctx, log, at, low, floor+1); said == 0 && err == nil {
+			low += probeMost
+		}
+	}
 	return min(low-1, floor), nil
+}
+
+// probeMost is how many batches are looked at for one that says how old it is.
+const probeMost = 256
+
+// newest is the first batch in [from, to) that says how old it is, and its newest message's time; 0 where none of the next
+// few does. One that a fence left behind holds no message, and one that is lost or cannot be read says nothing either:
+// neither makes those before it old.
+func (r *Retention) newest(ctx context.Context, log bus.Log, at bus.Position, from, to uint64) (uint64, time.Time, error) {
+	for n := from; n < to && n < from+probeMost; n++ {
+		at.Sequence = n
+		s, err := log.Fetch(ctx, at)
+		switch {
+		case errors.Is(err, bus.ErrNotFound), err == nil && (s.Err != nil || s.Batch.Count == 0):
+		case err != nil:
+			return 0, time.Time{}, err
+		default:
+			return n, s.Batch.Last, nil
+		}
+	}
+	return 0, time.Time{}, nil
 }

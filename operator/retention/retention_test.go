@@ -16,6 +16,68 @@ import (
 	"github.com/naru-platform/naru/message/catalog"
 )
 
+// TestRetentionTakesNothingYoungForOldWhereNoAgeIsSaid has a search for the first young batch meet batches without messages,
+// as each fence leaves one behind, wherever it looks first.
+func TestRetentionTakesNothingYoungForOldWhereNoAgeIsSaid(t *testing.T) {
+	now := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
+	b := mem.New(mem.Options{Now: func() time.Time { return now }})
+	defer b.Close()
+	log, err := b.Log(t.Context(), message.Device, bus.LogOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &Retention{env: component.Env{Now: func() time.Time { return now }}, maxAge: time.Hour}
+	say := func() {
+		t.Helper()
+		door, err := log.Appender(t.Context(), bus.AppenderOptions{Name: "door", Owner: message.NewID(now)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := &message.Message{ID: message.NewID(now), Trace: message.NewTrace(now), Subject: "device.d.telemetry", Device: "d"}
+		if _, err := bus.AppendSync(t.Context(), door, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fences := func(n int) {
+		t.Helper()
+		for range n {
+			if _, err := log.Fence(t.Context(), "gone", message.NewID(now)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	wants := func(first, floor, want uint64) {
+		t.Helper()
+		info, err := log.Info(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := info.Generations[0].Partitions[0]
+		p.First = first
+		at := bus.Position{Log: info.ID, Generation: 1, Partition: p.Number}
+		if got, err := r.target(t.Context(), log, at, p, min(floor, p.Last)); err != nil || got != want {
+			t.Errorf("of %d to %d it would trim up to %d (%v); want %d", first, min(floor, p.Last), got, err, want)
+		}
+	}
+	for range 4 { // 1 and 10 and 19 and 28 are messages
+		say()
+		fences(8)
+	}
+	for floor := uint64(1); floor <= 36; floor++ {
+		wants(1, floor, 0)
+	}
+	now = now.Add(2 * time.Hour) // all of it is old
+	say()                        // but 37
+	fences(3)
+	wants(1, 40, 28)
+	wants(1, 12, 10)
+	fences(2 * probeMost)
+	now = now.Add(2 * time.Hour)
+	say()
+	wants(1, 1000, 37)
+	wants(38, 1000, 37+probeMost) // what is behind so many is found in the end
+}
+
 // TestRetentionTrimsWhatIsOldAndFinishedAndNothingElse lets a required consumer stop at the sixth of ten batches.
 func TestRetentionTrimsWhatIsOldAndFinishedAndNothingElse(t *testing.T) {
 	var now atomic.Int64
