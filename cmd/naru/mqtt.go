@@ -13,7 +13,7 @@ import (
 
 // mqttCommand shows what a broker holds of its clients.
 func mqttCommand(o *options) *cobra.Command {
-	mqtt := &cobra.Command{Use: "mqtt", Short: "What a broker holds of its clients"}
+	mqtt := &cobra.Command{Use: "mqtt", Short: "What a broker holds of its clients, and what these may"}
 	var client, device string
 	sessions := &cobra.Command{Use: "sessions", Short: "Sessions: who, what they subscribed to, and what waits for them", Args: cobra.NoArgs,
 		Example: "  naru mqtt sessions\n  naru mqtt sessions --client d-17 -o json",
@@ -66,6 +66,6 @@ func mqttCommand(o *options) *cobra.Command {
 			})
 		}}
 	connections.Flags().StringVar(&device, "device", "", "device")
-	mqtt.AddCommand(sessions, connections)
+	mqtt.AddCommand(sessions, connections, mqttMay(o))
 	return mqtt
 }

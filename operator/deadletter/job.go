@@ -324,6 +324,9 @@ func (l *Letters) send(tx component.Tx, j *Job, x *Letter) error {
 	if err != nil {
 		return fmt.Errorf("read the letter: %w", err)
 	}
+	if d.Log == "" {
+		return fmt.Errorf("it was refused at the door of %s and is in no log: have it said again where that is allowed, or discard it", d.Component)
+	}
 	r := operator.Retry{Letter: x.ID, Job: j.ID, Consumer: d.Component, Log: d.Log, Position: d.Position, Original: d.Original, Bare: d.Bare}
 	if x.Edited {
 		if r.Original, err = tx.Get(key(kindEdited, x.ID)); err != nil {

@@ -212,7 +212,7 @@ func (c *conn) Settled() {
 		return
 	}
 	c.b.metrics.puback.Observe(c.b.env.Now().Sub(oldest).Seconds())
-	c.b.metrics.out(len(b))
+	c.b.metrics.out(b)
 	_, _ = c.src.Write(b) // a connection that is gone ends its reader
 }
 
@@ -262,8 +262,8 @@ func (c *conn) notReceived(token uint64) {
 	}
 }
 
-// refuse answers a message that is not taken. Policy is answered with an acknowledgement even where the version has no
-// word for a refusal: a client whose connection was closed for it would send it again for ever.
+// refuse answers a message that is not taken. What will never be allowed is acknowledged even where the version has no word
+// for a refusal, unless the listener says otherwise: see bury.
 func (c *conn) refuse(token uint64, p *packet.Publish, err error) error {
 	reason := message.ReasonOf(err, message.BusUnavailable)
 	told := reason
@@ -280,7 +280,11 @@ func (c *conn) refuse(token uint64, p *packet.Publish, err error) error {
 	c.notReceived(token)
 	policy := reason == message.ACLDenied || reason == message.MessageTooLarge || reason == message.TopicInvalid ||
 		reason == message.SchemaMismatch || reason == message.Undeclared
-	if c.version != packet.V5 && !policy {
+	switch {
+	case c.version == packet.V5 || policy && c.claim != "":
+	case policy && c.mayBury():
+		return c.bury(token, p, c.look(p.Topic), err)
+	default:
 		return err
 	}
 	c.mu.Lock()

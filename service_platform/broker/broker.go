@@ -84,6 +84,11 @@ type Config struct {
 	SessionsMax int `json:"sessions_max"`
 	// RetainedMax is how many retained messages are kept.
 	RetainedMax int `json:"retained_max"`
+	// SysInterval is how often the $SYS topics are told anew; "0s" for no such topics.
+	SysInterval string `json:"sys_interval"`
+	// TCPTimeout is how long a client's machine may answer nothing at all, asked by TCP, before its connection is given up:
+	// a half-open one, also where the client's keep alive is 0. So long may a client leave unread what it was sent, too.
+	TCPTimeout string `json:"tcp_timeout"`
 	// Cluster says whether other brokers share the bus: "on", and clients may connect to any of them, or "off". The
 	// process says "on" for "auto" where others can join the bus. It is the same at all of them. It is off unless said: with the
 	// stream's leader killed, acknowledged messages were missed in a test, and why is not found.
@@ -93,14 +98,14 @@ type Config struct {
 // Defaults is the configuration where nothing is said.
 var Defaults = Config{Listen: "127.0.0.1:8883", MaxMessageBytes: 256 << 10, ConnectTimeout: "10s", ReceiveMaximum: 1024,
 	MaxConnections: 200_000, ConnectsWaitingMax: 20_000, ConnectWait: "1m", KeepAliveMax: "1h", RefusalsKept: 1000, SessionExpiryMax: "168h", SessionMessagesMax: 100_000,
-	SessionBytesMax: 256 << 20, SubscriptionsMax: 256, SessionsMax: 200_000, RetainedMax: 100_000, Cluster: "off"}
+	SessionBytesMax: 256 << 20, SubscriptionsMax: 256, SessionsMax: 200_000, RetainedMax: 100_000, SysInterval: "10s", TCPTimeout: "3m", Cluster: "off"}
 
 // With declares the broker with the one that admits.
 func With(a Admission) component.Spec {
 	return component.Define(component.Spec{
 		Name: "service_platform.broker",
 		Doc:  "the door for devices and other clients: MQTT 3.1.1 and 5, acknowledged when on disk",
-		Says: []message.Pattern{"device.>", "3rd_party.>", "operator.refused.*.*", "service_platform.broker.session.*"},
+		Says: []message.Pattern{"device.>", "3rd_party.>", "operator.refused.*.*", "operator.dead.service_platform.broker", "service_platform.broker.session.*"},
 		// What clients can subscribe to. Each node hears all of it for the sessions that are its own.
 		Hears: []message.Pattern{"device.>", "service_platform.>", "data_platform.>", "3rd_party.>"},
 		State: component.Local, PerNode: true, Lazy: true,
@@ -123,24 +128,27 @@ type Broker struct {
 	expiry    *expiry
 	clustered bool // it has neighbours
 	roster    *roster
+	sys       *sys
 
 	keepAliveMax time.Duration
+	tcpTimeout   time.Duration
 	pacePublish  *pace
 	allowances   allowances
 	gate         *turnstile
 	paced        *rate.Limiter
 
-	doors   sync.Map // log name -> bus.Appender
-	stop    atomic.Bool
-	changes atomic.Uint64 // of what is admitted, as far as told
-	mu      sync.Mutex
-	clients map[string]*conn              // by their sessions' names
-	wills   map[message.ID]pending        // that wait for their delay; nil where none is said any more
-	all     map[*conn]struct{}            // every connection, also before its CONNECT
-	callers map[*caller]struct{}          // of HTTP, before they are WebSockets
-	devices map[string]map[*conn]struct{} // by their certificate's device
-	group   sync.WaitGroup
-	addrs   []net.Addr
+	doors         sync.Map // log name -> bus.Appender
+	stop          atomic.Bool
+	changes       atomic.Uint64 // of what is admitted, as far as told
+	mu            sync.Mutex
+	clients       map[string]*conn              // by their sessions' names
+	connectedMost int                           // of them at once
+	wills         map[message.ID]pending        // that wait for their delay; nil where none is said any more
+	all           map[*conn]struct{}            // every connection, also before its CONNECT
+	callers       map[*caller]struct{}          // of HTTP, before they are WebSockets
+	devices       map[string]map[*conn]struct{} // by their certificate's device
+	group         sync.WaitGroup
+	addrs         []net.Addr
 }
 
 // New builds the broker.
@@ -160,6 +168,7 @@ func (b *Broker) part() *component.Part {
 	return &component.Part{HandleBatch: b.store.Hear, Run: b.run, Lease: lease, Routes: []component.Route{
 		{Pattern: "GET /api/v1/broker/sessions", Handler: answer.Func(b.serveSessions)},
 		{Pattern: "GET /api/v1/broker/connections", Handler: answer.Func(b.serveConnections)},
+		{Pattern: "GET /api/v1/broker/may", Handler: answer.Func(b.serveMay)},
 		{Pattern: "GET /api/v1/broker/refusals", Handler: answer.Func(b.refusals.serve)},
 	}}
 }
@@ -190,6 +199,11 @@ func build(env component.Env, c Config, a Admission) (*Broker, error) {
 	case c.ConnectRate < 0:
 		return nil, fmt.Errorf("connect_rate is %g; want connections a second, or 0 for as many as come", c.ConnectRate)
 	}
+	every, serr := sysInterval(c.SysInterval)
+	patience, terr := tcpTimeout(c.TCPTimeout)
+	if err := errors.Join(serr, terr); err != nil {
+		return nil, err
+	}
 	publish, err := c.PublishRate.parse()
 	if err != nil {
 		return nil, err
@@ -209,7 +223,8 @@ func build(env component.Env, c Config, a Admission) (*Broker, error) {
 	}
 	b := &Broker{env: env, conf: c, admission: a, timeout: timeout, keepAliveMax: longest, entrances: entrances, wills: map[message.ID]pending{},
 		clients: map[string]*conn{}, all: map[*conn]struct{}{}, callers: map[*caller]struct{}{}, devices: map[string]map[*conn]struct{}{}, metrics: newMetrics(env.Metrics)}
-	b.pacePublish = publish
+	b.pacePublish, b.tcpTimeout = publish, patience
+	b.sys = &sys{b: b, every: every, told: map[string]string{}}
 	b.gate, b.paced = newTurnstile(c.ConnectsWaitingMax, wait), newPace(c.ConnectRate)
 	b.metrics.watch(env.Metrics, b.gate)
 	if err := b.setPolicies(); err != nil {
@@ -230,7 +245,7 @@ func build(env component.Env, c Config, a Admission) (*Broker, error) {
 
 func (b *Broker) run(ctx context.Context, ready func()) error {
 	// The doors are open before anybody comes.
-	for _, ns := range []string{message.Device, message.ThirdParty} {
+	for _, ns := range []string{message.Device, message.ThirdParty, message.Operator} {
 		if _, err := b.door(ctx, ns); err != nil {
 			return err
 		}
@@ -275,6 +290,7 @@ func (b *Broker) run(ctx context.Context, ready func()) error {
 	}
 	b.group.Go(func() { b.refusals.run(ctx) })
 	b.group.Go(func() { b.expire(ctx) })
+	b.group.Go(func() { b.sys.run(ctx) })
 	b.group.Go(func() { b.expiry.run(ctx) })
 	b.group.Go(func() { b.store.Announce(ctx) })
 	ready()
@@ -406,6 +422,7 @@ func (b *Broker) enter(c *conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.clients[c.kept.Key()] = c
+	b.connectedMost = max(b.connectedMost, len(b.clients))
 	if c.peer == "" {
 		if c.device == "" || c.clientID == c.device {
 			return

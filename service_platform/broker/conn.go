@@ -9,6 +9,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/naru-platform/naru/message"
@@ -80,6 +81,7 @@ type party struct {
 	aliasMax  uint32          // topic aliases that the client takes
 	joined    bool            // CONNACK was said; changed under mu
 	allowed   *allowance      // of publish_rate; nil for any
+	buried    *allowance      // of refused messages, once there was one; the reader's own
 }
 
 // inbound is the reading goroutine's own.
@@ -347,6 +349,8 @@ func (c *conn) readError(err error) error {
 		return io.EOF
 	case errors.Is(c.sock.fault(), errSlow):
 		return message.Reject(message.SlowConsumer, errSlow)
+	case errors.Is(err, syscall.ETIMEDOUT): // TCP's own
+		return message.Rejectf(message.ConnectionLost, "its machine has answered nothing for %s (tcp_timeout)", c.b.tcpTimeout)
 	case timedOut(err) && !c.joined:
 		return message.Rejectf(message.SlowHandshake, "no CONNECT within %s", c.b.timeout)
 	case timedOut(err):
@@ -554,7 +558,7 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	c.joined = true
 	c.mu.Unlock()
 	connack := ack.Append(nil, c.version)
-	c.b.metrics.out(len(connack))
+	c.b.metrics.out(connack)
 	_, err = c.src.Write(connack)
 	c.out.Unlock()
 	if err != nil {
@@ -602,7 +606,7 @@ func (c *conn) answer(a *packet.SubAnswer) error {
 func (c *conn) send(b []byte) error {
 	c.out.Lock()
 	defer c.out.Unlock()
-	c.b.metrics.out(len(b))
+	c.b.metrics.out(b)
 	_, err := c.src.Write(b)
 	return err
 }
@@ -663,8 +667,10 @@ func (c *conn) leave(err error) {
 	c.b.env.Log.Debug("left", "device", c.device, "address", c.addr, "reason", why, "error", err)
 	_ = c.sock.Close()
 	last := c.b.leave(c)
-	if c.allowed != nil {
-		c.allowed.giveBack(time.Now())
+	for _, x := range []*allowance{c.allowed, c.buried} {
+		if x != nil {
+			x.giveBack(time.Now())
+		}
 	}
 	if !c.joined {
 		if c.kept != nil { // CONNACK could not be sent

@@ -78,7 +78,7 @@ func lasting(m *message.Message, o session.Options) *message.Message {
 // write sends what there is; c.out is held. A connection that is gone ends its reader.
 func (c *conn) write(b []byte) {
 	if len(b) > 0 {
-		c.b.metrics.out(len(b))
+		c.b.metrics.out(b)
 		_, _ = c.src.Write(b)
 	}
 }

@@ -44,6 +44,9 @@ type Listener struct {
 	Envelope bool `json:"envelope"`
 	// Refuse lists topic filters that nobody here may publish to or subscribe to.
 	Refuse []string `json:"refuse"`
+	// Refused is what becomes of a PUBLISH of QoS 1 or 2 that an MQTT 3.1.1 client may not say: ack, the default, acknowledges
+	// it when it lies among the dead letters; close ends the connection, and the client will say it again.
+	Refused string `json:"refused"`
 	// KeepAliveMax is the longest keep alive here, in place of the component's; empty for that one. MQTT 5 clients are told
 	// it. Where it is said here, MQTT 3.1.1 clients that ask for a longer one, or for none, are refused.
 	KeepAliveMax string `json:"keep_alive_max"`
@@ -61,6 +64,8 @@ const (
 	byCertificate = "certificate"
 	byPassword    = "password"
 	byNobody      = "none"
+	refusedAck    = "ack"
+	refusedClose  = "close"
 	policyDevice  = policy.DevicePolicy
 	policyOpen    = policy.OpenPolicy
 )
@@ -116,6 +121,9 @@ func newEntrance(l Listener) (*entrance, error) {
 	if e.Policy == "" {
 		e.Policy = policyDevice
 	}
+	if e.Refused == "" {
+		e.Refused = refusedAck
+	}
 	if e.Auth == "" && e.secure() {
 		e.Auth = byCertificate
 	}
@@ -135,6 +143,8 @@ func newEntrance(l Listener) (*entrance, error) {
 		return nil, fmt.Errorf("auth %q; there are certificate, password and none", e.Auth)
 	case e.Auth == byCertificate && !e.secure():
 		return nil, fmt.Errorf("auth certificate wants TLS: protocol mqtts or wss, not %s", e.Protocol)
+	case e.Refused != refusedAck && e.Refused != refusedClose:
+		return nil, fmt.Errorf("refused %q; there are ack and close", e.Refused)
 	case !e.secure() && !loopback && !e.Insist:
 		return nil, fmt.Errorf("%s is not a loopback address, and without TLS anybody on the way reads along and speaks; use mqtts, or set insist: true", e.Address)
 	case e.Policy == policyOpen && e.Mount == "":
@@ -329,7 +339,7 @@ func readable(s string) string {
 
 // listen opens an entrance.
 func (b *Broker) listen(ctx context.Context, e *entrance) (stop func(), err error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", e.Address)
+	l, err := listenConfig(b.tcpTimeout).Listen(ctx, "tcp", e.Address)
 	if err != nil {
 		return nil, fmt.Errorf("listen for clients: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/service_platform/broker/packet"
 )
 
 type metrics struct {
@@ -14,6 +15,7 @@ type metrics struct {
 	messages          *prometheus.CounterVec
 	bytes             *prometheus.CounterVec
 	packetsIn         prometheus.Counter
+	packetsOut        prometheus.Counter
 	puback            prometheus.Histogram
 	refused           *prometheus.CounterVec
 	heldBack          *prometheus.CounterVec
@@ -38,6 +40,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		messages:    vec("naru_mqtt_messages_total", "Messages received from and sent to clients.", "direction", "qos"),
 		bytes:       vec("naru_mqtt_bytes_total", "Bytes of MQTT received from clients and sent to them, inside TLS.", "direction"),
 		packetsIn:   counter("naru_mqtt_packets_received_total", "MQTT packets of any type received from clients."),
+		packetsOut:  counter("naru_mqtt_packets_sent_total", "MQTT packets of any type sent to clients."),
 		puback:      prometheus.NewHistogram(prometheus.HistogramOpts{Name: "naru_puback_seconds", Help: "From reading a burst with QoS 1 messages to their acknowledgement; one observation per write.", Buckets: prometheus.ExponentialBuckets(50e-6, 2, 16)}),
 		refused:     vec("naru_refused_total", "What the door did not let in.", "component", "reason"),
 		heldBack:    vec("naru_mqtt_held_back_total", "Messages whose clients were read later for it, by reason.", "reason"),
@@ -50,7 +53,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 	m.bytesIn, m.bytesOut = m.bytes.WithLabelValues("in"), m.bytes.WithLabelValues("out")
 	if r != nil {
-		r.MustRegister(m.connections, m.connects, m.handshakes, m.disconnects, m.messages, m.bytes, m.packetsIn, m.puback, m.refused, m.heldBack, m.heldBackFor, m.badTrace)
+		r.MustRegister(m.connections, m.connects, m.handshakes, m.disconnects, m.messages, m.bytes, m.packetsIn, m.packetsOut, m.puback, m.refused, m.heldBack, m.heldBackFor, m.badTrace)
 	}
 	return m
 }
@@ -63,8 +66,20 @@ func (m *metrics) watch(r prometheus.Registerer, g *turnstile) {
 	}
 }
 
-// out counts what is sent to a client.
-func (m *metrics) out(bytes int) { m.bytesOut.Add(float64(bytes)) }
+// out counts what is sent to a client: whole packets.
+func (m *metrics) out(b []byte) {
+	m.bytesOut.Add(float64(len(b)))
+	packets := 0
+	for len(b) > 0 {
+		_, _, total, _, err := packet.Frame(b, 0)
+		if err != nil || total == 0 {
+			break
+		}
+		b = b[total:]
+		packets++
+	}
+	m.packetsOut.Add(float64(packets))
+}
 
 // in counts a burst that was read.
 func (m *metrics) in(bytes, packets int) {

@@ -56,6 +56,11 @@ func (c *conn) mayPublish(j *policy.Judge, view, subject message.Subject) error 
 	if err := c.denial(j, policy.Publish, message.Pattern(view)); err != nil {
 		return err
 	}
+	return platformsOwn(subject)
+}
+
+// platformsOwn refuses what no client says.
+func platformsOwn(subject message.Subject) error {
 	switch first, _, _ := strings.Cut(string(subject), "."); first {
 	case message.ServicePlatform, message.DataPlatform, message.Operator, sysRoot:
 		return &denied{message.Rejectf(message.ACLDenied, "%s is the platform's own to speak under, whatever policies allow", first), "publish " + first}

@@ -155,8 +155,13 @@ func (c *conn) keepRate(bytes int) error {
 	if c.allowed == nil {
 		return nil
 	}
+	return c.keepTo(c.allowed, bytes)
+}
+
+// keepTo waits until an allowance has so much.
+func (c *conn) keepTo(x *allowance, bytes int) error {
 	now := time.Now()
-	at := c.allowed.spend(now, bytes)
+	at := x.spend(now, bytes)
 	if !at.After(now) {
 		return nil
 	}

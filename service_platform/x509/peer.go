@@ -49,3 +49,17 @@ func (a *Admission) DeviceOf(leaf *stdx509.Certificate) (policy string, groups [
 	who, err, known := a.lookup(sha256.Sum256(leaf.Raw))
 	return who.Policy, who.Groups, who.Attributes, known && err == nil
 }
+
+// RegisteredDevice is DeviceOf by the device's name, whatever certificates it has.
+func (a *Admission) RegisteredDevice(name string) (policy string, groups []string, attributes map[string]string, known bool) {
+	if CheckDevice(name) != nil {
+		return "", nil, nil, false
+	}
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	d := a.devices[deviceKey(name)]
+	if d == nil || d.disabled {
+		return "", nil, nil, false
+	}
+	return d.policy, d.groups, d.attributes, true
+}

@@ -160,7 +160,8 @@ type Store struct {
 	subs     trie.Trie[*Subscription]
 	groups   map[string]*group
 	retained int
-	swept    time.Time // when those that expired were forgotten
+	standing map[message.Subject]*message.Message // what is in no log; see Stand
+	swept    time.Time                            // when those that expired were forgotten
 	epochs   uint64
 	heard    map[part]uint64 // how far
 	awaited  map[part]uint64 // what is in the log, and must be heard before a subscription is answered
@@ -378,6 +379,9 @@ func (x *Session) mayHear(s message.Subject, aws bool) bool {
 func (x *Session) Name() string { return x.name }
 
 func (x *Session) named() { x.name = x.rec.Who.Key() + "\x00" + x.rec.ID.String() }
+
+// Who is whose it is.
+func (x *Session) Who() Who { return x.rec.Who }
 
 // Key is who it belongs to, in one word.
 func (x *Session) Key() string { return x.rec.Who.Key() }

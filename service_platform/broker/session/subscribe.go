@@ -121,6 +121,22 @@ func (x *Session) Subscribe(ctx context.Context, list []*Subscription) (failed [
 	if err := s.catchUp(ctx); err != nil {
 		return nil, err
 	}
+	// What stands outside the logs goes to the connection, as retained messages of QoS 0 do.
+	standing := func() (tell func()) {
+		var all []func()
+		for i, sub := range list {
+			if wanted(i) {
+				for _, m := range s.stands(sub) {
+					all = append(all, func() { x.deliverRetained(sub, m) })
+				}
+			}
+		}
+		return func() {
+			for _, f := range all {
+				f()
+			}
+		}
+	}
 	if !x.Kept() {
 		s.mu.Lock()
 		if x.ended {
@@ -128,8 +144,10 @@ func (x *Session) Subscribe(ctx context.Context, list []*Subscription) (failed [
 			return nil, errFormer
 		}
 		put()
+		tell := standing()
 		any := s.retained > 0 || !s.loaded
 		s.mu.Unlock()
+		tell()
 		if !any || !slices.ContainsFunc(list, func(sub *Subscription) bool { return sub.Share == "" && sub.Retained < 2 }) {
 			return failed, nil
 		}
@@ -175,6 +193,7 @@ func (x *Session) Subscribe(ctx context.Context, list []*Subscription) (failed [
 				return err
 			}
 		}
+		tx.After(standing())
 		tx.After(x.wake)
 		return x.save(tx)
 	})
