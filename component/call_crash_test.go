@@ -61,17 +61,44 @@ func outward(o *world) Spec {
 		})
 }
 
+// withChild is a component of no handlers whose one child is another component.
+func withChild(of Spec) Spec {
+	return Define(Spec{Name: "operator.mother", Doc: "has a child", ChildrenHear: of.Hears, Says: of.Says}, struct{}{},
+		func(env Env, _ struct{}) (*Part, error) {
+			return &Part{Run: func(ctx context.Context, ready func()) error {
+				err := env.Children([]Child{{Name: "outward", Hears: of.Hears, Calls: of.Calls, Retry: of.Retry,
+					Build: func(env Env) (*Part, error) { return of.Build(env, nil) }}})
+				if err == nil {
+					ready()
+					<-ctx.Done()
+				}
+				return err
+			}}, nil
+		})
+}
+
 func TestNoCallIsLostAndNothingSaidTwiceWhereverTheProcessDies(t *testing.T) {
+	t.Run("component", func(t *testing.T) {
+		o := &world{calls: map[message.ID]int{}, last: map[string]int{}}
+		dyingInCalls(t, o, outward(o), "operator.outward", 60)
+	})
+	t.Run("child", func(t *testing.T) {
+		o := &world{calls: map[message.ID]int{}, last: map[string]int{}}
+		dyingInCalls(t, o, withChild(outward(o)), "operator.mother/outward", 24)
+	})
+}
+
+// dyingInCalls has a process die again and again, and looks at what became of all messages at a consumer.
+func dyingInCalls(t *testing.T, o *world, spec Spec, consumer string, lives int) {
 	r := newRig(t)
-	o := &world{calls: map[message.ID]int{}, last: map[string]int{}}
 	fs := vfs.NewCrashableMem()
 	boundaries := []string{"before the commit", "after the commit", "after the append", "after striking off"}
 	sent := 0
 	var all []*message.Message
-	for n := range 60 {
+	for n := range lives {
 		l := &life{want: boundaries[n%4], left: n/4%5 + 1, fs: fs, died: make(chan struct{})}
 		handle := r.bus.Reopen()
-		host := &Host{Bus: handle, Catalog: catalog.Default(), Dir: r.dir, Node: "n1", Specs: []Spec{outward(o)}, fs: fs, crash: l.boundary,
+		host := &Host{Bus: handle, Catalog: catalog.Default(), Dir: r.dir, Node: "n1", Specs: []Spec{spec}, fs: fs, crash: l.boundary,
 			Log: slog.New(slog.DiscardHandler)}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
@@ -101,11 +128,11 @@ func TestNoCallIsLostAndNothingSaidTwiceWhereverTheProcessDies(t *testing.T) {
 		fs = l.fs
 	}
 
-	r.host = &Host{Bus: r.bus, Catalog: catalog.Default(), Dir: r.dir, Node: "n1", Specs: []Spec{outward(o)}, fs: fs}
+	r.host = &Host{Bus: r.bus, Catalog: catalog.Default(), Dir: r.dir, Node: "n1", Specs: []Spec{spec}, fs: fs}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- r.host.Run(ctx) }()
-	rep := r.await("operator.outward", "device", func(rep Report) bool { return total(rep) == uint64(sent) && rep.Waiting.Count == 0 })
+	rep := r.await(consumer, "device", func(rep Report) bool { return total(rep) == uint64(sent) && rep.Waiting.Count == 0 })
 	cancel()
 	if err := <-done; err != nil {
 		t.Fatal(err)
@@ -128,7 +155,7 @@ func TestNoCallIsLostAndNothingSaidTwiceWhereverTheProcessDies(t *testing.T) {
 		last[m.Device] = n
 	}
 	for _, m := range r.read("operator") {
-		if m.Subject == operator.DeadSubject("operator.outward") {
+		if m.Subject == operator.DeadSubject(consumer) {
 			dead[m.Cause]++
 		}
 	}
@@ -142,7 +169,7 @@ func TestNoCallIsLostAndNothingSaidTwiceWhereverTheProcessDies(t *testing.T) {
 			again++
 		}
 	}
-	if len(all) < 100 || again < 20 {
+	if len(all) < lives || again < lives/4 {
 		t.Errorf("%d messages, of which %d were called for again: the test did not meet what it is for", len(all), again)
 	}
 }

@@ -29,6 +29,9 @@ type Spec struct {
 	Takes []message.Pattern
 	// Says lists the patterns it may say. Anything else is refused with reason undeclared.
 	Says []message.Pattern
+	// ChildrenHear lists the patterns within which its children hear, where it has children (Env.Children). They say what
+	// it says, and are Required as it is.
+	ChildrenHear []message.Pattern
 	// State is where its positions and effects are kept.
 	State State
 	// Into is the namespace whose log a component with State Derived writes its batches into, positions and what it says
@@ -53,6 +56,7 @@ type Spec struct {
 	// Retry is how its failures are tried again; the zero value has sensible defaults.
 	Retry Retry
 
+	of       string // the component that a child is of
 	defaults any
 	build    func(Env, json.RawMessage) (*Part, error)
 }
@@ -132,6 +136,13 @@ type Env struct {
 	// Calls changes how many calls are made at once, down from Spec.Calls; with zero none is made until it is changed
 	// again. Those under way go on. It lasts until the process ends, also where the component is started anew.
 	Calls func(n int)
+	// Children declares all children of the component, from its Run: those that are new are started, those that changed
+	// started anew, those left out stopped. What is wrong with the set is an error, and changes nothing. All of them stop
+	// with the component. One that is left out keeps its store, and goes on where it was when it is declared again.
+	Children func(set []Child) error
+	// Forget removes what is kept of a child that is not declared any more: its store, with its position and what was
+	// waiting in it, and its account. It gives an error while the child runs anywhere, and may be repeated.
+	Forget func(ctx context.Context, child string) error
 	// Listening tells where the component listens, by the listener's name, once it does: the address has the real port.
 	Listening func(name, address string)
 	// Peers gives an operator's component the view of all components on the bus.
@@ -323,10 +334,13 @@ type Row struct {
 type Report struct {
 	Checkpoint
 	Required   bool        `json:"required"`
+	Child      bool        `json:"child,omitempty"` // `<component>/<child>`, and not `<component>/<node>`
 	Node       string      `json:"node"`
 	At         time.Time   `json:"at"`
 	Exceptions []Exception `json:"exceptions,omitempty"` // parked messages, the oldest hundred
 	Fault      string      `json:"fault,omitempty"`      // why it stands still, if it does
+	// Forgotten says that the consumer is no more, and that nothing is owed to it.
+	Forgotten bool `json:"forgotten,omitempty"`
 }
 
 // Exception is a parked message: one that is to be tried again, waits behind such a one, or waits for its call.
@@ -347,6 +361,7 @@ type Exception struct {
 // Health is what a component says of itself while it runs.
 type Health struct {
 	Name     string            `json:"name"`
+	Of       string            `json:"of,omitempty"` // the component that it is a child of
 	Node     string            `json:"node"`
 	Doc      string            `json:"doc"`
 	State    string            `json:"state"` // starting, running, standby, failed, stopped

@@ -56,16 +56,18 @@ type Host struct {
 	// passed over as if it had never been there. Nil is once, and nothing else belongs in production.
 	Mutant func(component string, index int) int
 
-	fs      vfs.FS // nil but in tests
-	crash   crash  // nil but in tests
-	owner   message.ID
-	peers   *Peers
-	metrics *Metrics
-	mux     *router
-	checker *Checker
-	broken  error // the catalog's fault
-	runs    []*run
-	once    sync.Once
+	fs        vfs.FS     // nil but in tests
+	crash     crash      // nil but in tests
+	telling   sync.Mutex // held while something is told of a component
+	owner     message.ID
+	contracts string // the catalog's fingerprint
+	peers     *Peers
+	metrics   *Metrics
+	mux       *router
+	checker   *Checker
+	broken    error // the catalog's fault
+	runs      []*run
+	once      sync.Once
 }
 
 // run is one component in the host.
@@ -84,6 +86,9 @@ type run struct {
 	views   *sync.WaitGroup         // that read the store
 	doors   map[string]bus.Appender // by log and kind
 	held    func() bool             // whether this process still owns the component; nil where it is nobody's own
+	stuck   bool                    // it did not stop, and would run twice
+	nursery *nursery                // of its children, in this life of it
+	born    map[string]*run         // the last run of each child
 }
 
 // init fills in what was left out, once.
@@ -103,13 +108,27 @@ func (h *Host) init() {
 		h.metrics = newMetrics(h.Metrics)
 		h.mux = newRouter()
 		h.checker, h.broken = NewChecker(h.Catalog)
-		contracts := h.Catalog.Fingerprint()
+		h.contracts = h.Catalog.Fingerprint()
 		for _, s := range h.Specs {
-			r := &run{h: h, spec: s, source: "//naru/" + h.Node + "/" + s.Name, gate: newGate(s.calls()), doors: map[string]bus.Appender{}}
-			r.health = Health{Name: s.Name, Node: h.Node, Doc: s.Doc, Hears: s.Hears, Takes: s.taken(), Says: s.Says, HTTP: h.HTTP, Contracts: contracts}
-			h.runs = append(h.runs, r)
+			h.runs = append(h.runs, newRun(h, s))
 		}
 	})
+}
+
+func newRun(h *Host, s Spec) *run {
+	return &run{h: h, spec: s, source: "//naru/" + h.Node + "/" + s.Name, gate: newGate(s.calls()), doors: map[string]bus.Appender{},
+		health: Health{Name: s.Name, Of: s.of, Node: h.Node, Doc: s.Doc, Hears: s.Hears, Takes: s.taken(), Says: s.Says, HTTP: h.HTTP, Contracts: h.contracts}}
+}
+
+// all are the components of this process, each with its children.
+func (h *Host) all() (list []*run) {
+	for _, r := range h.runs {
+		list = append(list, r)
+		if n := r.nurses(); n != nil {
+			list = append(list, n.runs()...)
+		}
+	}
+	return list
 }
 
 // Peers is the view of all components on the bus.
@@ -123,11 +142,12 @@ func (h *Host) Handler(allowed func(*http.Request) bool) http.Handler {
 	return h.mux
 }
 
-// Health is how the components of this process are.
+// Health is how the components of this process are, and their children.
 func (h *Host) Health() []Health {
 	h.init()
-	list := make([]Health, len(h.runs))
-	for i, r := range h.runs {
+	all := h.all()
+	list := make([]Health, len(all))
+	for i, r := range all {
 		r.mu.Lock()
 		list[i] = r.health
 		r.mu.Unlock()
@@ -176,7 +196,7 @@ func (h *Host) Run(ctx context.Context) error {
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	for _, r := range h.runs {
-		if err := r.tell(last, map[string]time.Time{}); err != nil {
+		if err := h.tellOf(last, r, map[string]time.Time{}); err != nil {
 			h.Log.Debug("tell that a component stopped", "component", r.spec.Name, "error", err)
 			break
 		}
@@ -195,19 +215,24 @@ func (h *Host) known(name string) bool {
 
 // tell puts reports and health where operators look.
 func (h *Host) tell(ctx context.Context) {
-	said := map[string]time.Time{}
+	said := map[*run]map[string]time.Time{}
 	var measured time.Time
 	tick := time.NewTicker(reportEvery)
 	defer tick.Stop()
 	for {
-		for _, r := range h.runs {
-			if err := r.tell(ctx, said); err != nil && ctx.Err() == nil {
+		all := h.all()
+		maps.DeleteFunc(said, func(r *run, _ map[string]time.Time) bool { return !slices.Contains(all, r) })
+		for _, r := range all {
+			if said[r] == nil {
+				said[r] = map[string]time.Time{}
+			}
+			if err := h.tellOf(ctx, r, said[r]); err != nil && ctx.Err() == nil {
 				h.Log.Debug("tell of a component", "component", r.spec.Name, "error", err)
 			}
 		}
 		if now := time.Now(); now.Sub(measured) >= lagEvery {
 			measured = now
-			for _, r := range h.runs {
+			for _, r := range all {
 				if err := r.lag(ctx); err != nil && ctx.Err() == nil {
 					h.Log.Debug("measure how far a component is behind", "component", r.spec.Name, "error", err)
 				}
@@ -219,6 +244,13 @@ func (h *Host) tell(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// tellOf tells of one component.
+func (h *Host) tellOf(ctx context.Context, r *run, said map[string]time.Time) error {
+	h.telling.Lock()
+	defer h.telling.Unlock()
+	return r.tell(ctx, said)
 }
 
 func (r *run) tell(ctx context.Context, said map[string]time.Time) error {
@@ -318,10 +350,18 @@ func (r *run) set(state, fault string) {
 func (r *run) supervise(ctx context.Context) {
 	wait := restartMin
 	for ctx.Err() == nil {
+		if r.isStuck() {
+			r.set("failed", "it did not stop before, and would run twice: "+errStuck.Error())
+			<-ctx.Done()
+			return
+		}
 		began := r.h.Now()
 		r.set("starting", "")
 		err := r.guarded(ctx)
 		if errors.Is(err, errStuck) {
+			r.mu.Lock()
+			r.stuck = true
+			r.mu.Unlock()
 			r.set("failed", firstLine(err))
 			r.h.Log.Error("a component cannot be started again", "component", r.spec.Name, "error", err)
 			<-ctx.Done()
@@ -347,6 +387,13 @@ func (r *run) supervise(ctx context.Context) {
 		}
 	}
 	r.set("stopped", "")
+}
+
+// isStuck says whether the component did not stop when it was to, or cannot be started again for another reason.
+func (r *run) isStuck() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stuck
 }
 
 func firstLine(err error) string {
@@ -397,9 +444,9 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 	r.env = Env{
 		Spec: r.spec, Log: h.Log.With("component", r.spec.Name), Now: h.Now, Bus: h.Bus, Catalog: h.Catalog, Metrics: reg,
 		Node: h.Node, Owner: h.owner, Mint: r.mint, Say: r.say, Door: r.door, View: r.view, Change: r.change, Check: h.checker.Check, Succeed: r.succeed, Peers: h.peers, Listening: r.listening,
-		Calls: r.gate.set, gate: r.gate,
+		Calls: r.gate.set, gate: r.gate, Children: r.children, Forget: r.forget,
 		Dir: func() (string, error) {
-			dir := filepath.Join(h.Dir, r.spec.Name)
+			dir := filepath.Join(h.Dir, r.spec.folder())
 			return dir, os.MkdirAll(dir, 0o700)
 		},
 	}
@@ -429,6 +476,8 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 		return nil, fmt.Errorf("component %s: each process is a consumer of its own only with a local state, and not of the queue", r.spec.Name)
 	case part.Take != nil && r.spec.State != Local:
 		return nil, fmt.Errorf("component %s: what it takes from the queue is recorded in a local state", r.spec.Name)
+	case len(r.spec.ChildrenHear) > 0 && (r.spec.State == Derived || r.spec.PerNode):
+		return nil, fmt.Errorf("component %s: only one with a local state that is not each node's own, or with none, has children", r.spec.Name)
 	case (r.spec.State == Derived) != (r.spec.Into != ""), r.spec.Into != "" && !slices.Contains(message.Namespaces(), r.spec.Into):
 		return nil, fmt.Errorf("component %s: it writes into %q; a derived state wants one of %s, and no other state one", r.spec.Name, r.spec.Into,
 			strings.Join(message.Namespaces(), ", "))
@@ -457,6 +506,16 @@ func (r *run) start(ctx context.Context) (err error) {
 		}
 	}()
 	defer r.closeDoors()
+	if len(r.spec.ChildrenHear) > 0 {
+		r.mu.Lock()
+		r.nursery = newNursery(r)
+		r.mu.Unlock()
+		defer func() {
+			r.mu.Lock()
+			r.nursery = nil
+			r.mu.Unlock()
+		}()
+	}
 	if r.spec.State == Local {
 		lease, err := r.own(ctx, cmp.Or(part.Lease, leaseTTL))
 		if err != nil {
@@ -571,7 +630,7 @@ func (r *run) serve(ctx context.Context, cancel context.CancelCauseFunc, part *P
 		late := time.AfterFunc(stopWait, undrained)
 		context.AfterFunc(drained, func() { late.Stop() })
 	})()
-	var group, saying sync.WaitGroup
+	var group, saying, nursing sync.WaitGroup
 	outStop, stopOut := context.WithCancel(drained)
 	defer stopOut()
 	goes := func(g *sync.WaitGroup, f func() error) {
@@ -605,6 +664,9 @@ func (r *run) serve(ctx context.Context, cancel context.CancelCauseFunc, part *P
 	if r.spec.State == Derived {
 		goes(&group, func() error { return r.spread(ctx, drained, part) })
 	}
+	if n := r.nurses(); n != nil {
+		goes(&nursing, func() error { return n.nurse(ctx) })
+	}
 	if part.Run != nil {
 		goes(&group, func() error {
 			err := part.Run(ctx, func() { r.set("running", "") })
@@ -621,6 +683,11 @@ func (r *run) serve(ctx context.Context, cancel context.CancelCauseFunc, part *P
 	defer late.Stop()
 	stuck := fmt.Errorf("it did not stop within %s, and would run twice: %w", stopWait+stopGrace, errStuck)
 	if !ended(&group, late) {
+		return stuck
+	}
+	childrenLate := time.NewTimer(stopGrace + stopGrace) // their own time to stop has ended by now as well
+	defer childrenLate.Stop()
+	if !ended(&nursing, late) && !ended(&nursing, childrenLate) {
 		return stuck
 	}
 	stopOut()

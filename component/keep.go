@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -52,9 +51,17 @@ type local struct {
 }
 
 func newLocal(env Env, s *store, held func() bool) *local {
-	k := &local{s: s, out: newOutbox(env, rowName(strings.Split(env.Spec.consumer(env.Node), "/")...), s.birth, held)}
+	k := &local{s: s, out: newOutbox(env, outboxRow(&env), s.birth, held)}
 	k.out.crash, k.out.forget = s.crash, k.forget
 	return k
+}
+
+// outboxRow is the row of a component's outbox: the component's own, and where it is each node's own, the node's.
+func outboxRow(env *Env) string {
+	if env.Spec.PerNode {
+		return rowName(append(env.Spec.rows(), env.Node)...)
+	}
+	return rowName(env.Spec.rows()...)
 }
 
 func (k *local) restore(_ context.Context, w *worker) (err error) {

@@ -46,6 +46,14 @@ func newMetrics(r prometheus.Registerer) *Metrics {
 	return m
 }
 
+// forget drops what is told of a component that is no more.
+func (m *Metrics) forget(component string) {
+	of := prometheus.Labels{"component": component}
+	for _, v := range []interface{ DeletePartialMatch(prometheus.Labels) int }{m.outcomes, m.handle, m.retries, m.dead, m.parked, m.bad, m.calls, m.lagMessages, m.lagSeconds, m.up, m.restarts} {
+		v.DeletePartialMatch(of)
+	}
+}
+
 // metrics are one component's. Only the worker's goroutine uses them.
 type metrics struct {
 	all  *Metrics

@@ -3,6 +3,7 @@ package component
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -24,10 +25,13 @@ type Peers struct {
 	mu      sync.Mutex
 	reports map[string]Report
 	health  map[string]Health
+	gone    map[string]time.Time // consumers that were forgotten, and when
 }
 
 // NewPeers begins an empty view.
-func NewPeers() *Peers { return &Peers{reports: map[string]Report{}, health: map[string]Health{}} }
+func NewPeers() *Peers {
+	return &Peers{reports: map[string]Report{}, health: map[string]Health{}, gone: map[string]time.Time{}}
+}
 
 // Reports are the newest of each consumer and partition.
 func (p *Peers) Reports() []Report {
@@ -51,10 +55,25 @@ func (p *Peers) Components() []Health {
 	return list
 }
 
+// Forgotten are the consumers that were forgotten lately, and when: what was reported of them until then is void.
+func (p *Peers) Forgotten() map[string]time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.gone)
+}
+
 // Add takes a report into the view; it is what watching does, and tests.
 func (p *Peers) Add(r Report) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if r.Forgotten {
+		p.gone[r.Consumer] = r.At
+		maps.DeleteFunc(p.reports, func(_ string, old Report) bool { return old.Consumer == r.Consumer && !old.At.After(r.At) })
+		return
+	}
+	if at, ok := p.gone[r.Consumer]; ok && !r.At.After(at) {
+		return
+	}
 	key := reportKey(&r)
 	if old, ok := p.reports[key]; !ok || !r.At.Before(old.At) {
 		p.reports[key] = r
@@ -75,7 +94,11 @@ func (p *Peers) run(ctx context.Context, b bus.Bus) error {
 	group.Go(func() {
 		_ = reports.Watch(ctx, "", func(e bus.Entry) { // ends with ctx or the bus
 			var r Report
-			if !e.Deleted && json.Unmarshal(e.Value, &r) == nil {
+			if e.Deleted {
+				p.mu.Lock()
+				delete(p.reports, e.Key)
+				p.mu.Unlock()
+			} else if json.Unmarshal(e.Value, &r) == nil {
 				p.Add(r)
 			}
 		}, func() {})
@@ -114,8 +137,33 @@ func (p *Peers) run(ctx context.Context, b bus.Bus) error {
 	}
 }
 
+// drop tells all operators on the bus that a consumer is forgotten.
+func (p *Peers) drop(ctx context.Context, b bus.Bus, consumer string, now time.Time) error {
+	last := Report{Checkpoint: Checkpoint{Consumer: consumer}, Child: true, Forgotten: true, At: now}
+	if err := put(ctx, b, reportTable, reportTTL, consumer+"/forgotten", last); err != nil {
+		return err
+	}
+	var keys []string
+	p.mu.Lock()
+	for k, r := range p.reports {
+		if r.Consumer == consumer {
+			keys = append(keys, k)
+		}
+	}
+	p.mu.Unlock()
+	p.Add(last)
+	t, err := b.Table(ctx, reportTable, bus.TableOptions{Volatile: true, TTL: reportTTL})
+	for _, k := range keys {
+		if err == nil {
+			err = t.Delete(ctx, k, 0)
+		}
+	}
+	return err
+}
+
 // forget drops the consumers of nodes that are gone. The view's mutex is held.
 func (p *Peers) forget(now time.Time) {
+	maps.DeleteFunc(p.gone, func(_ string, at time.Time) bool { return now.Sub(at) > nodeTTL })
 	for k, r := range p.reports {
 		if r.Gone(now) {
 			delete(p.reports, k)
@@ -126,5 +174,5 @@ func (p *Peers) forget(now time.Time) {
 // Gone says that the consumer is one of a node's own and that the node has said nothing for so long that it is taken for
 // gone for good, with what its consumers were owed.
 func (r *Report) Gone(now time.Time) bool {
-	return strings.Contains(r.Consumer, "/") && now.Sub(r.At) > nodeTTL
+	return strings.Contains(r.Consumer, "/") && !r.Child && now.Sub(r.At) > nodeTTL
 }

@@ -75,9 +75,9 @@ func (r *run) door(ctx context.Context, log string) (bus.Appender, error) {
 
 // appender opens one appender per log, for the door and for what the component says itself.
 func (r *run) appender(ctx context.Context, log string, door bool) (bus.Appender, error) {
-	kind, row := "say ", rowName(r.spec.Name, r.h.Node, "say")
+	kind, row := "say ", rowName(append(r.spec.rows(), r.h.Node, "say")...)
 	if door {
-		kind, row = "door ", rowName(r.spec.Name, r.h.Node)
+		kind, row = "door ", rowName(append(r.spec.rows(), r.h.Node)...)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -634,7 +634,7 @@ func (w *worker) commit(ctx context.Context) error {
 
 // report notes a committed checkpoint for those who ask.
 func (w *worker) report(at place, c *Checkpoint) {
-	r := Report{Checkpoint: *c, Required: w.env.Spec.Required, Node: w.env.Node, At: w.env.Now()}
+	r := Report{Checkpoint: *c, Required: w.env.Spec.Required, Child: w.env.Spec.of != "", Node: w.env.Node, At: w.env.Now()}
 	if waiting := r.Waiting.Count; w.caller != nil {
 		r.Exceptions = exceptions(w.caller.oldest(at))
 		w.metrics.parked(at.log, uint64(w.caller.failed[at.log]))
@@ -670,7 +670,7 @@ func (w *worker) stand(at place, why string) {
 	r := w.reports[at]
 	if r.Log == "" {
 		r.Checkpoint = Checkpoint{Consumer: w.env.Spec.consumer(w.env.Node), Log: at.log, Position: bus.Position{Generation: at.gen, Partition: at.part}}
-		r.Required, r.Node = w.env.Spec.Required, w.env.Node
+		r.Required, r.Child, r.Node = w.env.Spec.Required, w.env.Spec.of != "", w.env.Node
 	}
 	r.Fault, r.At = why, w.env.Now()
 	w.reports[at] = r

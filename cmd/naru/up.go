@@ -371,7 +371,7 @@ func (p *process) handler(r *prometheus.Registry) http.Handler {
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		var not []string
 		for _, h := range p.host.Health() {
-			if h.State != "running" && h.State != "standby" {
+			if h.State != "running" && h.State != "standby" && h.Of == "" { // a child's fault is no other's
 				not = append(not, h.Name+" is "+h.State)
 			}
 		}
@@ -432,7 +432,7 @@ func (p *process) announce(ctx context.Context, c *cobra.Command, began time.Tim
 	for {
 		up := true
 		for _, h := range p.host.Health() {
-			up = up && (h.State == "running" || h.State == "standby")
+			up = up && (h.State == "running" || h.State == "standby" || h.Of != "")
 		}
 		if up {
 			break

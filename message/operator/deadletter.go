@@ -2,6 +2,7 @@ package operator
 
 import (
 	"encoding/json"
+	"strings"
 	"time"
 
 	"github.com/naru-platform/naru/message"
@@ -21,8 +22,12 @@ type Retry struct {
 
 // RetrySubject is where a consumer is asked to take messages back.
 func RetrySubject(consumer string) message.Subject {
-	return message.NewSubject(message.Operator, "retry", consumer)
+	return message.NewSubject(message.Operator, "retry", spelled(consumer))
 }
+
+// spelled is a consumer's name in a subject. That of a component's child, `<component>/<child>`, has a slash, which no
+// subject holds.
+func spelled(consumer string) string { return strings.ReplaceAll(consumer, "/", ":") }
 
 // Message decodes what is to be handled.
 func (r *Retry) Message() (*message.Message, error) {
@@ -54,7 +59,7 @@ type Retried struct {
 
 // RetriedSubject is where a consumer tells what became of them.
 func RetriedSubject(consumer string) message.Subject {
-	return message.NewSubject(message.Operator, "retried", consumer)
+	return message.NewSubject(message.Operator, "retried", spelled(consumer))
 }
 
 func retryContracts() []message.Contract {

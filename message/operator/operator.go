@@ -8,9 +8,10 @@ import (
 	"github.com/naru-platform/naru/message"
 )
 
-// DeadSubject is where the dead letters of a component go: operator.dead.<namespace>.<component>.
+// DeadSubject is where the dead letters of a component go: operator.dead.<namespace>.<component>, and of a child of one
+// operator.dead.<namespace>.<component>:<child>.
 func DeadSubject(component string) message.Subject {
-	return message.Subject("operator.dead." + component)
+	return message.Subject("operator.dead." + spelled(component))
 }
 
 // RefusedSubject is where a door tells what it did not let in.

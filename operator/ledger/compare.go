@@ -37,6 +37,7 @@ type Line struct {
 	Node     string            `json:"node"`
 	At       time.Time         `json:"at"` // of the consumer's report
 	Stale    bool              `json:"stale,omitempty"`
+	Child    bool              `json:"child,omitempty"` // a component's child, `<component>/<child>`; else what is behind the slash is a node
 }
 
 // staleAfter is when a consumer that reports at least every 20 s is taken to be away.
@@ -80,6 +81,12 @@ func (l *Ledger) compare(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("read the account: %w", err)
+	}
+	for _, line := range l.lines {
+		if lines[[2]string{line.Consumer, line.Log}] == nil { // it was forgotten
+			l.balanced.DeleteLabelValues(line.Log, line.Consumer)
+			l.imbalance.DeleteLabelValues(line.Log, line.Consumer)
+		}
 	}
 	l.lines = l.lines[:0:0]
 	for _, line := range lines {
@@ -149,7 +156,7 @@ func readAccounts(v component.View) (map[place]*account, error) {
 
 // add takes one partition into a consumer's line.
 func (l *Ledger) add(ctx context.Context, v component.View, line *Line, r *component.Report, p place, a *account) error {
-	line.Node, line.Required = r.Node, r.Required
+	line.Node, line.Required, line.Child = r.Node, r.Required, r.Child
 	finished := r.Waiting
 	for outcome, s := range r.Outcomes {
 		finished = finished.Plus(s)

@@ -75,10 +75,11 @@ func (m *memory) drop(at consumerAt) {
 	delete(m.late, at)
 }
 
-// forgetGone drops the consumers of nodes that went for good.
+// forgetGone drops the consumers of nodes that went for good, and children that their component has forgotten.
 func (l *Ledger) forgetGone(now time.Time) {
+	forgotten := l.env.Peers.Forgotten()
 	for at, r := range l.reports {
-		if r.Gone(now) {
+		if until, ok := forgotten[at.consumer]; r.Gone(now) || ok && !r.At.After(until) {
 			l.drop(at)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -124,10 +125,13 @@ func (r *Retention) trim(ctx context.Context, marks bus.Table, name string) erro
 // known of it, whether it runs or not; where none is known at all, nothing is trimmed.
 func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at bus.Position) (uint64, error) {
 	prefix := fmt.Sprintf("%s/%d/%d/", name, at.Generation, at.Partition)
+	forgotten := r.env.Peers.Forgotten()
+	reported := map[string]bool{}
 	for _, report := range r.env.Peers.Reports() {
 		if !report.Required || report.Log != name || report.Position.Generation != at.Generation || report.Position.Partition != at.Partition {
 			continue
 		}
+		reported[report.Consumer] = true
 		have := report.Position
 		if report.Needed > 0 && report.Needed <= have.Sequence {
 			have.Sequence = report.Needed - 1 // what is parked is read from the log again
@@ -146,12 +150,17 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at 
 			}
 		}
 	}
+	var gone []string
 	floor, known := ^uint64(0), false
 	watch, cancel := context.WithCancel(ctx)
 	defer cancel()
 	err := marks.Watch(watch, prefix, func(e bus.Entry) {
 		var p bus.Position
 		if e.Deleted || json.Unmarshal(e.Value, &p) != nil || p.Log != at.Log {
+			return
+		}
+		if consumer := strings.TrimPrefix(e.Key, prefix); !forgotten[consumer].IsZero() && !reported[consumer] {
+			gone = append(gone, e.Key)
 			return
 		}
 		known = true
@@ -162,6 +171,11 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at 
 	}
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
+	}
+	for _, key := range gone { // nothing is kept for it any more
+		if err := marks.Delete(ctx, key, 0); err != nil {
+			return 0, err
+		}
 	}
 	if !known {
 		return 0, nil
