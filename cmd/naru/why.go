@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -9,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/service_platform/x509"
 )
 
@@ -31,46 +32,66 @@ type because struct {
 }
 
 func whyDevice(o *options) *cobra.Command {
-	var address string
+	var address, ca string
+	var byCA bool
 	c := &cobra.Command{
-		Use: "device ID", Short: "Why a device does not get in", Args: cobra.ExactArgs(1),
+		Use: "device [ID]", Short: "Why a device does not get in", Args: cobra.MaximumNArgs(1),
 		Long: `Reads the device's registration and its last attempts to get in, of a day at most, and says what keeps it out: expired,
-unknown CA, revoked, disabled, unregistered, a client id that is not its name, policy, rate limit, a wrong clock, or a
-handshake that did not end. With --address, attempts from there count too, for a device that never got to say its name.
-It exits with 2 when something keeps the device out.`,
-		Example: "  naru why device d-17\n  naru why device d-17 --address 192.0.2.7",
+unknown CA, revoked, disabled, unregistered, a client id that is not its name, policy, rate limit, a wrong clock, a
+handshake that did not end, or at its enrolment a token, a template, an approval hook. With --address, attempts from there
+count too, for a device that never got to say its name. It exits with 2 when something keeps the device out.
+
+Without an ID, --address and --ca list who came from there, or with that CA's certificate (its name or key identifier);
+--by-ca sums all attempts up by the CA, and exits with 2 when one that is known here has refused devices.`,
+		Example: "  naru why device d-17\n  naru why device d-17 --address 192.0.2.7\n  naru why device --by-ca\n  naru why device --ca 'Factory CA'",
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
 			if err != nil {
 				return err
 			}
-			device, known, err := findDevice(c, cl, args[0])
-			if err != nil {
-				return err
+			switch {
+			case byCA && len(args) == 0 && address == "" && ca == "":
+				return o.whyByCA(c, cl)
+			case byCA:
+				return errors.New("--by-ca is of all devices; leave the rest out, or use --ca")
+			case len(args) == 0 && address == "" && ca == "":
+				return errors.New("whose attempts? give a device's ID, or --address, --ca or --by-ca")
+			case len(args) == 0:
+				return o.listAttempts(c, cl, url.Values{"address": {address}, "ca": {ca}, "limit": {"100"}})
 			}
-			var found struct {
-				Attempts []x509.Attempt `json:"attempts"`
-			}
-			if err := cl.get(c.Context(), "/api/v1/admissions", url.Values{"device": {args[0]}, "limit": {"20"}}, &found); err != nil {
-				return err
-			}
-			if len(found.Attempts) == 0 && address != "" {
-				if err := cl.get(c.Context(), "/api/v1/admissions", url.Values{"address": {address}, "limit": {"20"}}, &found); err != nil {
-					return err
-				}
-			}
-			b := explain(args[0], device, known, found.Attempts, time.Now())
-			if err := o.show(c.OutOrStdout(), b, func(p *printer) { showBecause(p, b) }); err != nil {
-				return err
-			}
-			if !b.Well {
-				return errFault
-			}
-			return nil
+			return o.whyOne(c, cl, args[0], address, ca)
 		},
 	}
 	c.Flags().StringVar(&address, "address", "", "where the device connects from")
+	c.Flags().StringVar(&ca, "ca", "", "only attempts with a certificate of this CA: its name or key identifier")
+	c.Flags().BoolVar(&byCA, "by-ca", false, "sum all attempts up by the CA of the certificate that was shown")
 	return c
+}
+
+func (o *options) whyOne(c *cobra.Command, cl *client, id, address, ca string) error {
+	device, known, err := findDevice(c, cl, id)
+	if err != nil {
+		return err
+	}
+	var found struct {
+		Attempts []x509.Attempt `json:"attempts"`
+	}
+	if err := cl.get(c.Context(), "/api/v1/admissions", url.Values{"device": {id}, "ca": {ca}, "limit": {"20"}}, &found); err != nil {
+		return err
+	}
+	if len(found.Attempts) == 0 && address != "" {
+		if err := cl.get(c.Context(), "/api/v1/admissions", url.Values{"address": {address}, "ca": {ca}, "limit": {"20"}}, &found); err != nil {
+			return err
+		}
+	}
+	b := explain(id, device, known, found.Attempts, time.Now())
+	if err := o.show(c.OutOrStdout(), b, func(p *printer) { showBecause(p, b) }); err != nil {
+		return err
+	}
+	if !b.Well {
+		return errFault
+	}
+	return nil
 }
 
 // findDevice says whether a device is registered.
@@ -85,109 +106,28 @@ func findDevice(c *cobra.Command, cl *client, id string) (d x509.Device, known b
 	return d, err == nil, err
 }
 
-// explain says what keeps a device out, by its registration first, then by its last attempt.
-func explain(id string, d x509.Device, known bool, attempts []x509.Attempt, now time.Time) because {
-	b := because{Device: id, State: "unregistered", Attempts: attempts}
-	var last *x509.Attempt
-	if len(attempts) > 0 {
-		last = &attempts[0]
-	}
-	if known {
-		b.State = d.State(now)
-	}
-	// What policy refused it to say or hear does not keep it out.
-	denied := false
-	if last != nil && last.Reason == "acl_denied" && step(last) == "policy" {
-		denied = slices.ContainsFunc(attempts, func(a x509.Attempt) bool { return a.Admitted }) || b.State == "active"
-	}
-	refused := last != nil && !last.Admitted && !denied
-	switch {
-	case b.State == "disabled":
-		b.say("device_disabled", fmt.Sprintf("It is disabled since %s, by %s: %s.", d.DisabledAt.Format(time.RFC3339), d.DisabledBy, d.DisabledReason), "naru device enable "+id)
-	case refused:
-		b.explainRefusal(last)
-	case !known:
-		b.say("cert_unregistered", "No device of that id is registered, and none tried to get in within a day.", "naru device add "+id)
-	case b.State == "expired":
-		b.say("cert_expired", "Its last certificate ended "+d.Until().Format(time.RFC3339)+".", "naru device rotate "+id)
-	case b.State == "revoked":
-		b.say("cert_revoked", "All its certificates are revoked.", "naru device rotate "+id+", if it is to come back")
-	case b.State == "pending":
-		b.say("cert_unregistered", "It is registered, but has no certificate yet.", "naru device add "+id+", or let it enrol")
-	case last == nil:
-		b.Well = true
-		b.Cause = "Nothing keeps it out, and it did not try to get in within a day: not one of its connections reached a listener."
-		b.Remedy = "Look at its power and network, at the address and port it connects to, and at what lies between: a firewall, a load balancer, DNS."
-	case denied:
-		b.Well = true
-		b.Cause = "It gets in. What it asked for was refused by policy, " + ago(last.Last, now) + ": " + last.Detail + "."
-		b.Remedy = "A device speaks on device/" + id + "/… and hears its own commands; `naru messages --outcome refused` lists what was refused."
-	default:
-		b.Well = true
-		b.Cause = "Nothing keeps it out; it last got in " + ago(last.Last, now) + " from " + orNowhere(last.Address) + "."
-		b.Remedy = "If it is away now, its connection ended; `naru messages --follow` shows what crosses."
-	}
-	return b
-}
-
-func (b *because) say(reason, cause, remedy string) {
-	b.Reason, b.Cause, b.Remedy = reason, cause, remedy
-}
-
-// explainRefusal puts a refusal in words for a person. What it has no words for, the list of reasons has.
-func (b *because) explainRefusal(a *x509.Attempt) {
-	switch {
-	case step(a) == "rate_limit":
-		b.say(a.Reason, "It was refused by a rate limit: "+a.Detail+".", "Does it connect in a loop? Its attempts are counted below.")
-	case a.Reason == "cert_expired" && a.Last.Sub(a.NotAfter) < time.Hour:
-		b.say(a.Reason, "It came with a certificate that ended less than an hour before. "+a.Detail+".", "naru device rotate "+b.Device+"; and compare this machine's clock with a time server")
-	case a.Reason == "cert_expired":
-		b.say(a.Reason, "It comes with an expired certificate. "+a.Detail+".", "naru device rotate "+b.Device+"; if it was renewed already, the device does not use the new one")
-	case a.Reason == "cert_not_yet_valid":
-		b.say(a.Reason, "A clock is wrong: it comes with a certificate that begins in the future. "+a.Detail+".", "Compare this machine's clock, and that of whoever issued the certificate, with a time server")
-	case a.Reason == "cert_unknown_ca":
-		b.say(a.Reason, fmt.Sprintf("Its certificate is by %q, a CA that is not trusted here. %s.", a.Issuer, a.Detail), "naru ca status shows who is trusted; naru ca register trusts another. Was the device made for another platform?")
-	case a.Reason == "client_id_mismatch":
-		b.say(a.Reason, "Its MQTT client id is not the name in its certificate. "+a.Detail+".", "Set the client id to "+a.Device)
-	case a.Reason == "acl_denied":
-		b.say(a.Reason, "Policy refused it. "+a.Detail+".", "Its will, or what else it says at CONNECT, must be on device/"+b.Device+"/…")
-	case a.Reason == "cert_unregistered" && b.State != "unregistered":
-		b.say(a.Reason, "It is registered, but not with the certificate it comes with. "+a.Detail+".", "naru device show "+b.Device+" lists those that are; does the device use an old one?")
-	default:
-		b.say(a.Reason, a.Detail+".", "")
-		if r, err := message.ParseReason(a.Reason); err == nil {
-			b.Remedy = r.Info().Look
-		}
-	}
-}
-
-// step is where an attempt ended.
-func step(a *x509.Attempt) string {
-	if n := len(a.Steps); n > 0 {
-		return a.Steps[n-1].Name
-	}
-	return ""
-}
-
-func orNowhere(address string) string {
-	if address == "" {
-		return "an address that was not recorded"
-	}
-	return address
-}
-
 func showBecause(p *printer, b because) {
 	p.line("%q is %s. %s", b.Device, b.State, cut(b.Cause, 600))
 	if b.Remedy != "" {
 		p.line("  -> %s", b.Remedy)
 	}
-	if len(b.Attempts) == 0 {
-		return
+	if len(b.Attempts) > 0 {
+		p.line("")
+		showAttempts(p, b.Attempts, false)
 	}
-	p.line("")
-	p.row("LAST", "TIMES", "FROM", "DOOR", "TLS", "OUTCOME", "STEPS")
+}
+
+// showAttempts shows each with its steps; named says whose they are.
+func showAttempts(p *printer, list []x509.Attempt, named bool) {
+	who := func(cells ...string) []string {
+		if !named {
+			return cells[1:]
+		}
+		return cells
+	}
+	p.row(who("DEVICE", "LAST", "TIMES", "FROM", "DOOR", "TLS", "OUTCOME", "STEPS")...)
 	now := time.Now()
-	for _, a := range b.Attempts {
+	for _, a := range list {
 		outcome := "admitted"
 		if !a.Admitted {
 			outcome = a.Reason
@@ -200,6 +140,69 @@ func showBecause(p *printer, b because) {
 			}
 			steps = append(steps, mark+s.Name)
 		}
-		p.row(ago(a.Last, now), fmt.Sprint(a.Count), cut(a.Address, 40), a.Door, a.TLS, outcome, strings.Join(steps, " "))
+		name := cut(a.Device, 40)
+		if a.Becomes != "" && a.Becomes != a.Device {
+			name += " as " + cut(a.Becomes, 40)
+		}
+		p.row(who(name, ago(a.Last, now), fmt.Sprint(a.Count), cut(a.Address, 40), a.Door, a.TLS, outcome, strings.Join(steps, " "))...)
 	}
+}
+
+func (o *options) listAttempts(c *cobra.Command, cl *client, q url.Values) error {
+	var found struct {
+		Attempts []x509.Attempt `json:"attempts"`
+	}
+	if err := cl.get(c.Context(), "/api/v1/admissions", q, &found); err != nil {
+		return err
+	}
+	return o.show(c.OutOrStdout(), found.Attempts, func(p *printer) {
+		if len(found.Attempts) == 0 {
+			p.line("nobody came so within a day")
+			return
+		}
+		showAttempts(p, found.Attempts, true)
+	})
+}
+
+// whyByCA shows what came of each CA's certificates.
+func (o *options) whyByCA(c *cobra.Command, cl *client) error {
+	var found struct {
+		CAs []x509.CAAttempts `json:"cas"`
+	}
+	if err := cl.get(c.Context(), "/api/v1/admissions/by-ca", nil, &found); err != nil {
+		return err
+	}
+	err := o.show(c.OutOrStdout(), found.CAs, func(p *printer) {
+		if len(found.CAs) == 0 {
+			p.line("nobody came within a day")
+			return
+		}
+		now := time.Now()
+		p.row("CA", "KEY IDENTIFIER", "KNOWN", "DEVICES", "ADMITTED", "REFUSED", "LAST", "MOSTLY", "LAST REFUSED")
+		for _, a := range found.CAs {
+			name := cut(a.Name, 40)
+			switch {
+			case a.Others > 0:
+				name = fmt.Sprintf("%d others", a.Others)
+			case name == "" && a.CA == "":
+				name = "no certificate"
+			}
+			p.row(name, cut(a.CA, 17), map[bool]string{true: "yes", false: "no"}[a.Known], fmt.Sprint(a.Devices), fmt.Sprint(a.Admitted), fmt.Sprint(a.Refused),
+				ago(a.Last, now), mostly(a.Reasons), cut(a.LastDevice, 40))
+		}
+	})
+	if err == nil && slices.ContainsFunc(found.CAs, func(a x509.CAAttempts) bool { return a.Known && a.Refused > 0 }) {
+		err = errFault
+	}
+	return err
+}
+
+// mostly is the reason that there is most of.
+func mostly(reasons map[string]int) (most string) {
+	for _, r := range slices.Sorted(maps.Keys(reasons)) {
+		if most == "" || reasons[r] > reasons[most] {
+			most = r
+		}
+	}
+	return most
 }

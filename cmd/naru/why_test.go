@@ -47,7 +47,20 @@ func TestWhyDeviceNamesTheCauseAndTheRemedy(t *testing.T) {
 		"refused a topic": {good, true, refused("acl_denied", "policy", nil), true, []string{"gets in", "by policy", "particulars"}},
 		"rate limit":      {good, true, refused("receive_maximum_exceeded", "rate_limit", nil), false, []string{"rate limit", "loop"}},
 		"old certificate": {good, true, refused("cert_unregistered", "registration", nil), false, []string{"not with the certificate it comes with"}},
-		"handshake":       {good, true, refused("handshake_failed", "handshake", nil), false, []string{"particulars", "TLS version"}},
+		"connect rate":    {good, true, refused("connection_limit", "rate_limit", nil), false, []string{"rate limit", "particulars"}},
+		"read slowly":     {good, true, refused("rate_limited", "rate_limit", nil), true, []string{"gets in", "holds it back", "publish_rate"}},
+		"claim's rate":    {x509.Device{}, false, refused("rate_limited", "throttle", func(a *x509.Attempt) { a.Door = "claim" }), false, []string{"rate limit on certificates", "ca claim list"}},
+		"hook":            {x509.Device{}, false, refused("cert_unregistered", "hook", func(a *x509.Attempt) { a.Door = "jit" }), false, []string{"not approved", "approval hook"}},
+		"template":        {x509.Device{}, false, refused("acl_denied", "template", func(a *x509.Attempt) { a.Door = "claim" }), false, []string{"template does not fit", "config show"}},
+		"ownership token": {x509.Device{}, false, refused("token_invalid", "token", func(a *x509.Attempt) { a.Door = "claim" }), false, []string{"ownership token", "anew"}},
+		"EST token":       {x509.Device{}, false, refused("token_invalid", "token", func(a *x509.Attempt) { a.Door = "est" }), false, []string{"enrolment token", "naru device token d-1"}},
+		"EST csr":         {x509.Device{}, false, refused("acl_denied", "csr", func(a *x509.Attempt) { a.Door = "est" }), false, []string{"signing request", "P-256"}},
+		"another's claim": {x509.Device{}, false, refused("acl_denied", "claim", func(a *x509.Attempt) { a.Door = "claim" }), false, []string{"claim certificate", "ca claim list"}},
+		"no renewal": {good, true, append(refused("token_invalid", "token", func(a *x509.Attempt) { a.Door = "est" }), x509.Attempt{Admitted: true, Last: now.Add(-time.Hour)}),
+			true, []string{"last got in", "refused another certificate", "naru device token d-1"}},
+		"expired, and no renewal": {with(func(d *x509.Device) { d.Certs[0].NotAfter = now.Add(-time.Hour) }), true, refused("token_invalid", "token", func(a *x509.Attempt) { a.Door = "est" }),
+			false, []string{"enrolment token"}},
+		"handshake": {good, true, refused("handshake_failed", "handshake", nil), false, []string{"particulars", "TLS version"}},
 	} {
 		b := explain("d-1", c.device, c.known, c.attempts, now)
 		for _, want := range c.says {

@@ -17,7 +17,11 @@ func (c *conn) secure(s *sock, tc *tls.Config) (admitted, err error) {
 	t, v, err := c.b.handshake(s, tc, c.since, c.by, c.cut)
 	defer v.over()
 	if err != nil {
-		c.recordRefusal("", "handshake", err)
+		step := "handshake"
+		if message.ReasonOf(err, 0) == message.ConnectionLimit {
+			step = "rate_limit"
+		}
+		c.recordRefusal("", step, err)
 		return nil, err
 	}
 	c.by = v.until

@@ -172,6 +172,7 @@ func (c *conn) keepTo(x *allowance, bytes int) error {
 	if first {
 		c.b.env.Log.Warn("a client publishes faster than its rate; it is read more slowly", "reason", message.RateLimited, "device", c.device,
 			"client_id", c.clientID, "listener", c.in.Name, "address", c.addr)
+		c.recordRefusal(c.clientID, "rate_limit", message.Rejectf(message.RateLimited, "it publishes faster than its publish_rate"))
 	}
 	err := c.pause(at)
 	c.b.metrics.heldBack.WithLabelValues(message.RateLimited.String()).Inc()

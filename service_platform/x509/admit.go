@@ -16,6 +16,7 @@ const (
 	DoorMQTT  = "mqtt"
 	DoorEST   = "est"
 	doorClaim = "claim"
+	doorJIT   = "jit" // whatever the listener was, the device was to be registered when it came
 )
 
 // Client is who wants in, as a listener sees him. What a listener does not know stays empty.
@@ -66,8 +67,10 @@ func (a *Admission) Refused(c Client, step string, err error) {
 	at := a.attempt(c)
 	if c.Leaf != nil {
 		at.pass("certificate", "of %q", name(c.Leaf))
+		fp := fingerprint(sha256.Sum256(c.Leaf.Raw))
 		a.mu.RLock()
-		at.Known = a.certs[sha256.Sum256(c.Leaf.Raw)] != nil
+		at.Known = a.certs[fp] != nil
+		_, at.claim = a.claims[fp]
 		a.mu.RUnlock()
 	}
 	_ = at.fail(step, err) // the same error
@@ -156,10 +159,10 @@ func (a *Admission) admit(ctx context.Context, c Client, at *Attempt) (Admitted,
 	at.pass("time", "until %s", stamp(leaf.NotAfter))
 	who, err := a.registered(ctx, leaf, fp, by, at)
 	if err != nil {
-		return none, at.fail("registration", err)
+		return none, at.fail(stepOf(err, "registration"), err)
 	}
 	who.Fingerprint = hex.EncodeToString(fp[:])
-	at.Known = true
+	at.Known, at.claim = true, who.Claim != ""
 	return who, nil
 }
 
@@ -183,7 +186,7 @@ func (a *Admission) registered(ctx context.Context, leaf *stdx509.Certificate, f
 	who, err, known := a.lookup(fp)
 	if !known {
 		if claim, ok, err := a.claimed(fp); ok {
-			if err == nil {
+			if at.claim = true; err == nil {
 				at.pass("registration", "as claim certificate %q", claim.Claim)
 			}
 			return claim, err

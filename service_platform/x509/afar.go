@@ -84,7 +84,7 @@ var once [12]byte
 // provisionAfar asks the CA of another process.
 func (a *Admission) provisionAfar(ctx context.Context, c Client, topic string, payload []byte) (answer Answer, err error) {
 	if c.Leaf == nil || len(payload) > payloadMax {
-		return answer, awsRefuse(http.StatusBadRequest, "InvalidPayload", "a claim certificate, and a payload of at most %d bytes, is wanted", payloadMax)
+		return answer, awsRefuse("payload", http.StatusBadRequest, "InvalidPayload", "a claim certificate, and a payload of at most %d bytes, is wanted", payloadMax)
 	}
 	trust, err := a.bus.Table(ctx, trustTable, bus.TableOptions{})
 	if err != nil {

@@ -35,6 +35,7 @@ type arena struct {
 	hookAllows  atomic.Bool
 	hookAnswers atomic.Pointer[http.HandlerFunc]
 	asked       atomic.Int64
+	before      string // the fleet, before what must not change it
 }
 
 func newArena(t *testing.T) *arena {
@@ -60,9 +61,12 @@ func newArenaOn(t *testing.T, b bus.Bus) *arena {
 	t.Cleanup(hook.Close)
 	a.conf.EST.Listen = "127.0.0.1:0"
 	a.conf.Templates = map[string]Template{
-		"lot":     {Name: "pump-${Serial}", Parameters: []string{"Serial"}, Groups: []string{"pumps"}, Policy: "pump", Hook: hook.URL, Configuration: map[string]string{"region": "tokyo"}},
-		"other":   {Name: "other-${Serial}", Parameters: []string{"Serial"}},
-		"factory": {Name: "${Certificate.CommonName}", Groups: []string{"made-by-${Certificate.Organization}"}, Policy: "meter"},
+		"lot":        {Name: "pump-${Serial}", Parameters: []string{"Serial"}, Groups: []string{"pumps"}, Policy: "pump", Hook: hook.URL, Configuration: map[string]string{"region": "tokyo"}},
+		"other":      {Name: "other-${Serial}", Parameters: []string{"Serial"}},
+		"brief":      {Name: "brief-${Serial}", Parameters: []string{"Serial"}, Validity: Duration(30 * day)},
+		"hooked":     {Name: "hooked-${Certificate.CommonName}", Hook: hook.URL},
+		"made-brief": {Name: "${Certificate.CommonName}", Validity: Duration(60 * day)},
+		"factory":    {Name: "${Certificate.CommonName}", Groups: []string{"made-by-${Certificate.Organization}"}, Policy: "meter"},
 	}
 	a.gate = NewAdmission(a.bus, AdmissionOptions{Now: a.clock.Now, Node: "n-1", ServerCert: filepath.Join(a.dir, "server.crt"), ServerKey: filepath.Join(a.dir, "server.key")})
 	ctx, cancel := context.WithCancel(context.Background())

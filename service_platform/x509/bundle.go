@@ -56,6 +56,18 @@ func (b *Bundle) UnmarshalJSON(raw []byte) (err error) {
 // ErrOtherCA says that the platform already trusts another CA than the one in this directory.
 var ErrOtherCA = errors.New("the platform already has another CA")
 
+// trusted reads what the platform trusts, other CAs of its own among it.
+func (o *opened) trusted(ctx context.Context) (all Bundle, err error) {
+	e, err := o.trust.Get(ctx, trustKey)
+	if err == nil {
+		err = json.Unmarshal(e.Value, &all)
+	}
+	if err != nil {
+		return all, fmt.Errorf("read the trusted CAs: %w", err)
+	}
+	return all, nil
+}
+
 // publishTrust adds the bundle to what the platform trusts. A root that is not there yet is added only if it is the
 // first, or add says so: a CA whose directory was lost must not be replaced by a new one in silence, because the
 // devices out there do not trust the new one's server certificate.

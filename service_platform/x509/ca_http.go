@@ -1,9 +1,7 @@
 package x509
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"time"
 )
@@ -25,13 +23,10 @@ type CACert struct {
 }
 
 func (s *service) caStatus(o *opened, w http.ResponseWriter, r *http.Request) error {
-	mine, all := o.authority.Bundle(), Bundle{}
-	e, err := o.trust.Get(r.Context(), trustKey)
+	mine := o.authority.Bundle()
+	all, err := o.trusted(r.Context())
 	if err != nil {
-		return fmt.Errorf("read the trusted CAs: %w", err)
-	}
-	if err := json.Unmarshal(e.Value, &all); err != nil {
-		return fmt.Errorf("read the trusted CAs: %w", err)
+		return err
 	}
 	st := CAStatus{Root: CACert{name(mine.Roots[0]), Fingerprint(mine.Roots[0].Raw), mine.Roots[0].NotAfter}, RootKey: o.authority.RootKey(),
 		Issuing: CACert{name(mine.Issuing[0]), Fingerprint(mine.Issuing[0].Raw), mine.Issuing[0].NotAfter}}

@@ -36,13 +36,52 @@ type est struct {
 	door *Admission
 }
 
+// handler takes a path as it is written, or refuses it: none is cleaned, unescaped or redirected.
 func (e *est) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+estCACerts, e.cacerts)
-	mux.HandleFunc("GET "+estAttrs, e.csrattrs)
-	mux.HandleFunc("POST "+estEnroll, func(w http.ResponseWriter, r *http.Request) { e.enrol(w, r, false) })
-	mux.HandleFunc("POST "+estReenroll, func(w http.ResponseWriter, r *http.Request) { e.enrol(w, r, true) })
-	return mux
+	post := map[string]http.HandlerFunc{
+		estEnroll:   func(w http.ResponseWriter, r *http.Request) { e.enrol(w, r, false) },
+		estReenroll: func(w http.ResponseWriter, r *http.Request) { e.enrol(w, r, true) },
+	}
+	get := map[string]http.HandlerFunc{estCACerts: e.cacerts, estAttrs: e.csrattrs}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ways, other, allow := get, post, http.MethodPost
+		switch r.Method {
+		case http.MethodGet, http.MethodHead:
+		case http.MethodPost:
+			ways, other, allow = post, get, http.MethodGet
+		default:
+			ways = nil
+		}
+		path := r.URL.EscapedPath()
+		if f := ways[path]; f != nil {
+			f(w, r)
+			return
+		}
+		if other[path] != nil {
+			w.Header().Set("Allow", allow)
+			e.elsewhere(w, r, http.StatusMethodNotAllowed)
+			return
+		}
+		e.elsewhere(w, r, http.StatusNotFound)
+	})
+}
+
+// elsewhere refuses and records what is no request of EST as it is spoken here.
+func (e *est) elsewhere(w http.ResponseWriter, r *http.Request, status int) {
+	at := e.door.attempt(estClient(r))
+	_ = at.fail("path", message.Rejectf(message.Unsupported, "%s %q; there are GET %s and %s, POST %s and %s, and no label before them", // the same error
+		short(r.Method), short(r.URL.EscapedPath()), estCACerts, estAttrs, estEnroll, estReenroll))
+	e.door.recorder.record(*at)
+	estProblem(w, status, http.StatusText(status))
+}
+
+func estClient(r *http.Request) Client {
+	c := Client{Address: r.RemoteAddr}
+	if r.TLS != nil {
+		c = ClientOf(r.RemoteAddr, *r.TLS)
+	}
+	c.Door = DoorEST
+	return c
 }
 
 // cacerts is section 4.1: the roots, and the issuing CAs below them.
@@ -122,11 +161,7 @@ func estBad(step, format string, args ...any) error {
 
 // enrol is sections 4.2.1 and 4.2.2.
 func (e *est) enrol(w http.ResponseWriter, r *http.Request, again bool) {
-	c := Client{Address: r.RemoteAddr, Door: DoorEST}
-	if r.TLS != nil {
-		c = ClientOf(r.RemoteAddr, *r.TLS)
-		c.Door = DoorEST
-	}
+	c := estClient(r)
 	at := e.door.attempt(c)
 	cert, err := e.issue(w, r, c, again, at)
 	if err == nil {
@@ -192,6 +227,11 @@ func (e *est) issue(w http.ResponseWriter, r *http.Request, c Client, again bool
 	} else {
 		overlap := overlapDefault
 		g.Overlap = &overlap
+	}
+	if req.Validity == 0 {
+		if req.Validity, err = e.o.validityOf(r.Context(), device); err != nil {
+			return nil, err
+		}
 	}
 	issued, err := e.o.authority.Issue(req)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/tls"
 	stdx509 "crypto/x509"
 	"crypto/x509/pkix"
@@ -266,7 +267,115 @@ func hostiles(t *testing.T) []hostile {
 		{"EST, a handshake without the certificate's key", message.HandshakeFailed, calls(func(a *arena) estCall {
 			return estCall{path: estReenroll, cert: &tls.Certificate{Certificate: [][]byte{deviceCert(a).Raw}, PrivateKey: ecKey(t, elliptic.P256())}, body: csrText(t, p256, "d-1")}
 		})},
+		{"EST, a label in the path", message.Unsupported, calls(func(a *arena) estCall {
+			return estCall{path: "/.well-known/est/line-3/simpleenroll", user: "d-2", token: a.token("d-2"), body: csrText(t, p256, "d-2")}
+		})},
+		{"EST, dots in the path", message.Unsupported, calls(func(a *arena) estCall {
+			return estCall{path: "/.well-known/est/../est/simpleenroll", user: "d-2", token: a.token("d-2"), body: csrText(t, p256, "d-2")}
+		})},
+		{"EST, an empty segment in the path", message.Unsupported, calls(func(a *arena) estCall {
+			return estCall{path: "//.well-known/est/simpleenroll", user: "d-2", token: a.token("d-2"), body: csrText(t, p256, "d-2")}
+		})},
+		{"EST, an escaped letter in the path", message.Unsupported, calls(func(a *arena) estCall {
+			return estCall{path: "/.well-known/est/simple%65nroll", user: "d-2", token: a.token("d-2"), body: csrText(t, p256, "d-2")}
+		})},
+		{"EST, the operators' API", message.Unsupported, calls(func(a *arena) estCall {
+			return estCall{path: "/api/v1/devices", cert: pairOf(t, a.device), body: `{"id":"d-2"}`}
+		})},
+		{"EST, another method", message.Unsupported, calls(func(a *arena) estCall {
+			return estCall{method: "PUT", path: estEnroll, user: "d-2", token: a.token("d-2"), body: csrText(t, p256, "d-2")}
+		})},
+		{"EST, a method by header", message.Unsupported, calls(func(a *arena) estCall {
+			return estCall{method: "GET", path: estEnroll, user: "d-2", token: a.token("d-2"), header: map[string]string{"X-HTTP-Method-Override": "POST"}}
+		})},
+		{"EST, a bearer token", message.TokenInvalid, calls(func(a *arena) estCall {
+			return estCall{path: estEnroll, body: csrText(t, p256, "d-2"), header: map[string]string{"Authorization": "Bearer " + a.token("d-2")}}
+		})},
+		{"EST, a token once more with another key", message.TokenInvalid, func(a *arena) error {
+			call := estCall{path: estEnroll, user: "d-2", token: a.token("d-2"), body: csrText(t, p256, "d-2")}
+			if status, text := a.est(call); status != 200 {
+				t.Fatal(status, text)
+			}
+			a.before = a.fleet()
+			call.body = csrText(t, ecKey(t, elliptic.P256()), "d-2")
+			return calls(func(*arena) estCall { return call })(a)
+		}},
+		{"EST, a token of a device that is disabled since", message.ACLDenied, func(a *arena) error {
+			token := a.token("d-1")
+			a.must(a.do("POST", "/api/v1/devices/d-1/disable", nil, nil), 200)
+			a.before = a.fleet()
+			return calls(func(*arena) estCall {
+				return estCall{path: estEnroll, user: "d-1", token: token, body: csrText(t, p256, "d-1")}
+			})(a)
+		}},
+		{"EST, renewal with a revoked certificate", message.CertRevoked, func(a *arena) error {
+			a.must(a.do("POST", "/api/v1/devices/d-1/revoke", nil, nil), 200)
+			a.before = a.fleet()
+			for who := ""; !strings.Contains(who, "revoked"); { // EST's own door has heard of it
+				_, err, _ := a.s.open.Load().estDoor.lookup(sha256.Sum256(deviceCert(a).Raw))
+				who = fmt.Sprint(err)
+			}
+			return calls(func(a *arena) estCall {
+				return estCall{path: estReenroll, cert: pairOf(t, a.device), body: csrText(t, p256, "d-1")}
+			})(a)
+		}},
+		// what was good before
+		{"revoked", message.CertRevoked, func(a *arena) error {
+			a.must(a.do("POST", "/api/v1/devices/d-1/revoke", nil, nil), 200)
+			a.before = a.fleet()
+			return knocks(func(a *arena) Client { return Client{Leaf: deviceCert(a)} })(a)
+		}},
+		{"disabled", message.DeviceDisabled, func(a *arena) error {
+			a.must(a.do("POST", "/api/v1/devices/d-1/disable", nil, nil), 200)
+			a.before = a.fleet()
+			return knocks(func(a *arena) Client { return Client{Leaf: deviceCert(a)} })(a)
+		}},
+		{"replaced, and the overlap over", message.CertRevoked, func(a *arena) error {
+			overlap := Duration(0)
+			a.must(a.do("POST", "/api/v1/devices/d-1/rotate", Rotation{Overlap: &overlap}, nil), 201)
+			a.before = a.fleet()
+			return knocks(func(a *arena) Client { return Client{Leaf: deviceCert(a)} })(a)
+		}},
+		{"just in time, deleted and back by itself", message.CertUnregistered, func(a *arena) error {
+			c := leafBy(t, a.clock, a.factory, "meter-1", func(c *stdx509.Certificate) { c.Subject.Organization = []string{"x"} })
+			if _, err := a.gate.AdmitClient(a.Context(), Client{Leaf: c}); err != nil {
+				t.Fatal(err)
+			}
+			a.must(a.do("DELETE", "/api/v1/devices/meter-1", nil, nil), 204)
+			a.before = a.fleet()
+			return knocks(func(*arena) Client { return Client{Leaf: c} })(a)
+		}},
 		// claim certificates
+		{"claim, an ownership token once more, its device having come in", message.TokenInvalid, func(a *arena) error {
+			made := a.ownership()
+			again := provisionOf(made.Token, map[string]string{"Serial": "1"})
+			if got := a.ask(a.claimClient(), lotTopic, again, nil); !got.Accepted {
+				t.Fatal(string(got.Payload))
+			}
+			if _, err := a.gate.AdmitClient(a.Context(), Client{Leaf: pairOf(t, Enrolled{Certificate: made.PEM, Key: made.Key}).Leaf}); err != nil {
+				t.Fatal(err)
+			}
+			a.attempts(attemptFilter{}) // written
+			a.before = a.fleet()
+			return asks(func(a *arena) (Client, string, any) { return a.claimClient(), lotTopic, again })(a)
+		}},
+		{"claim, an ownership token once more for another device", message.TokenInvalid, func(a *arena) error {
+			made := a.ownership()
+			if got := a.ask(a.claimClient(), lotTopic, provisionOf(made.Token, map[string]string{"Serial": "1"}), nil); !got.Accepted {
+				t.Fatal(string(got.Payload))
+			}
+			a.before = a.fleet()
+			return asks(func(a *arena) (Client, string, any) {
+				return a.claimClient(), lotTopic, provisionOf(made.Token, map[string]string{"Serial": "2"})
+			})(a)
+		}},
+		{"claim, a device that there is already", message.ACLDenied, func(a *arena) error {
+			a.must(a.do("POST", "/api/v1/devices", Enrolment{ID: "pump-1"}, nil), 201)
+			a.before = a.fleet()
+			return asks(func(a *arena) (Client, string, any) {
+				return a.claimClient(), lotTopic, provisionOf(a.ownership().Token, map[string]string{"Serial": "1"})
+			})(a)
+		}},
 		{"claim, a topic that there is not", message.ACLDenied, asks(func(a *arena) (Client, string, any) { return a.claimClient(), "$aws/things/d-1/shadow/update", "" })},
 		{"claim, another's template", message.ACLDenied, asks(func(a *arena) (Client, string, any) {
 			return a.claimClient(), topicProvision + "other" + provisionEnd, provisionOf(a.ownership().Token, map[string]string{"Serial": "1"})
@@ -276,15 +385,15 @@ func hostiles(t *testing.T) []hostile {
 		})},
 		{"claim, a device's certificate", message.ACLDenied, asks(func(a *arena) (Client, string, any) { return Client{Leaf: deviceCert(a)}, topicCreate, "" })},
 		{"claim, no certificate", message.ACLDenied, asks(func(*arena) (Client, string, any) { return Client{}, topicCreate, "" })},
-		{"claim, a token of nobody", message.ACLDenied, asks(func(a *arena) (Client, string, any) {
+		{"claim, a token of nobody", message.TokenInvalid, asks(func(a *arena) (Client, string, any) {
 			return a.claimClient(), lotTopic, provisionOf(strings.Repeat("A", 52), map[string]string{"Serial": "1"})
 		})},
-		{"claim, an ownership token that expired", message.ACLDenied, asks(func(a *arena) (Client, string, any) {
+		{"claim, an ownership token that expired", message.TokenInvalid, asks(func(a *arena) (Client, string, any) {
 			token := a.ownership().Token
 			a.clock.move(2 * ownershipValidity)
 			return a.claimClient(), lotTopic, provisionOf(token, map[string]string{"Serial": "1"})
 		})},
-		{"claim, a token of another claim", message.ACLDenied, asks(func(a *arena) (Client, string, any) {
+		{"claim, a token of another claim", message.TokenInvalid, asks(func(a *arena) (Client, string, any) {
 			token := a.ownership().Token
 			var second Enrolled
 			a.must(a.do("POST", "/api/v1/claims", ClaimRequest{Name: "lot-8", Templates: []string{"lot"}}, &second), 201)
@@ -346,7 +455,7 @@ func hostiles(t *testing.T) []hostile {
 			a.do("POST", "/api/v1/claims/"+a.claim.Fingerprint+"/revoke", struct{}{}, nil)
 			return a.claimClient(), topicCreate, ""
 		})},
-		{"claim, a flood of certificates", message.ACLDenied, func(a *arena) error {
+		{"claim, a flood of certificates", message.RateLimited, func(a *arena) error {
 			for range claimBurst {
 				a.ownership()
 			}
@@ -364,14 +473,14 @@ func TestHostileHandshakesAndEnrolments(t *testing.T) {
 		t.Run(h.name, func(t *testing.T) {
 			t.Parallel()
 			a := newArena(t)
-			before := a.fleet()
+			a.before = a.fleet()
 			if err := h.try(a); err == nil {
 				t.Fatal("it got in")
 			} else if strings.Contains(err.Error(), "PRIVATE KEY-----") {
 				t.Errorf("the refusal shows a secret: %v", err)
 			}
-			if after := a.fleet(); after != before {
-				t.Errorf("the fleet was changed:\n%s%s", before, after)
+			if after := a.fleet(); after != a.before {
+				t.Errorf("the fleet was changed:\n%s%s", a.before, after)
 			}
 			list := a.attempts(attemptFilter{refused: true})
 			for end := time.Now().Add(10 * time.Second); len(list) == 0 && time.Now().Before(end); {

@@ -52,6 +52,7 @@ func (s *service) routes() []component.Route {
 		{Pattern: "GET /api/v1/claims", Handler: with(s.claims)},
 		{Pattern: "POST /api/v1/claims/{fingerprint}/revoke", Handler: with(s.revokeClaim)},
 		{Pattern: "GET /api/v1/admissions", Handler: with(s.admissions)},
+		{Pattern: "GET /api/v1/admissions/by-ca", Handler: with(s.admissionsByCA)},
 		{Pattern: "GET /api/v1/ca/status", Handler: with(s.caStatus)},
 		{Pattern: "POST /api/v1/ca/root/export", Handler: with(s.exportRoot)},
 		{Pattern: "POST /api/v1/ca/root/remove", Handler: with(s.removeRoot)},
@@ -113,6 +114,12 @@ func (s *service) issue(o *opened, w http.ResponseWriter, r *http.Request, e Enr
 	}
 	if req.Validity != 0 && req.Validity < time.Minute {
 		return bad(fmt.Errorf("a validity of %s is too short; a minute is the least", req.Validity))
+	}
+	if req.Validity == 0 {
+		var err error
+		if req.Validity, err = o.validityOf(r.Context(), e.ID); err != nil {
+			return err
+		}
 	}
 	issued, err := o.authority.Issue(req)
 	if err != nil {
@@ -176,7 +183,8 @@ func (s *service) list(o *opened, w http.ResponseWriter, r *http.Request) error 
 	page := struct {
 		Devices []Device `json:"devices"`
 		Next    string   `json:"next,omitempty"`
-	}{Devices: append([]Device{}, devices...)}
+		Total   int      `json:"total"` // registered devices, selected or not
+	}{Devices: append([]Device{}, devices...), Total: o.index.size()}
 	if more {
 		page.Next = devices[len(devices)-1].ID
 	}
@@ -256,13 +264,9 @@ func (s *service) disable(off bool) func(*opened, http.ResponseWriter, *http.Req
 
 // ca gives the trusted certificates, those of other CAs of this platform among them.
 func (s *service) ca(o *opened, w http.ResponseWriter, r *http.Request) error {
-	b := o.authority.Bundle()
-	e, err := o.trust.Get(r.Context(), trustKey)
+	b, err := o.trusted(r.Context())
 	if err != nil {
-		return fmt.Errorf("read the trusted CAs: %w", err)
-	}
-	if err := json.Unmarshal(e.Value, &b); err != nil {
-		return fmt.Errorf("read the trusted CAs: %w", err)
+		return err
 	}
 	w.Header().Set("Content-Type", "application/x-pem-file")
 	_, err = w.Write(b.PEM())

@@ -107,6 +107,13 @@ func (x *index) loaded() {
 	slices.Sort(x.ids)
 }
 
+// size is how many devices are registered.
+func (x *index) size() int {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.ids)
+}
+
 // page gives the devices behind the id after that keep selects, at most limit of them; more says whether there are
 // more. What it gives must not be changed.
 func (x *index) page(after string, limit int, keep func(*Device) bool) (list []Device, more bool) {

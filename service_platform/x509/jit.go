@@ -34,26 +34,28 @@ type refusals struct {
 }
 
 type refusal struct {
-	until time.Time
-	err   error
+	until   time.Time
+	becomes string // as Attempt.Becomes
+	err     error
 }
 
-func (r *refusals) get(fp fingerprint, now time.Time) error {
+// get gives the zero value where nothing is remembered.
+func (r *refusals) get(fp fingerprint, now time.Time) refusal {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if f, ok := r.list[fp]; ok && now.Before(f.until) {
-		return f.err
+		return f
 	}
-	return nil
+	return refusal{}
 }
 
-func (r *refusals) put(fp fingerprint, now time.Time, err error) {
+func (r *refusals) put(fp fingerprint, f refusal) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.list == nil || len(r.list) >= refusedMax {
 		r.list = map[fingerprint]refusal{}
 	}
-	r.list[fp] = refusal{now.Add(refusedFor), err}
+	r.list[fp] = f
 }
 
 // justInTime registers the device of a registered CA's certificate as the CA's template says. It never touches a device
@@ -61,13 +63,15 @@ func (r *refusals) put(fp fingerprint, now time.Time, err error) {
 func (a *Admission) justInTime(ctx context.Context, leaf *stdx509.Certificate, ca *registeredCA, at *Attempt) error {
 	fp, sum := fingerprint(sha256.Sum256(leaf.Raw)), Fingerprint(leaf.Raw)
 	now := a.o.Now()
-	if err := a.refused.get(fp, now); err != nil {
-		return err
+	at.Door = doorJIT
+	if was := a.refused.get(fp, now); was.err != nil {
+		at.Becomes = was.becomes
+		return was.err
 	}
 	err := a.registerNow(ctx, leaf, sum, ca, at)
 	if err != nil && ctx.Err() == nil {
 		err = message.Rejectf(message.CertUnregistered, "certificate %s of %q by the registered CA %q: %w", sum, name(leaf), ca.Name, err)
-		a.refused.put(fp, now, err)
+		a.refused.put(fp, refusal{now.Add(refusedFor), at.Becomes, err})
 	}
 	return err
 }
@@ -78,7 +82,7 @@ func (a *Admission) registerNow(ctx context.Context, leaf *stdx509.Certificate, 
 	table := a.registry
 	a.mu.RUnlock()
 	if !ok || table == nil {
-		return fmt.Errorf("its template %q is not configured", ca.Template)
+		return inStep("template", fmt.Errorf("its template %q is not configured", ca.Template))
 	}
 	trust, err := a.bus.Table(ctx, trustTable, bus.TableOptions{})
 	if err != nil {
@@ -89,12 +93,13 @@ func (a *Admission) registerNow(ctx context.Context, leaf *stdx509.Certificate, 
 	}
 	p, err := tmpl.plan(nil, parametersOf(leaf))
 	if err != nil {
-		return err
+		return inStep("template", fmt.Errorf("template %s: %w", ca.Template, err))
 	}
+	at.Becomes = p.device
 	at.pass("template", "%s makes it device %q", ca.Template, p.device)
 	if tmpl.Hook != "" {
 		if err := askHook(ctx, tmpl.Hook, hookRequest{Template: ca.Template, Device: p.device, Fingerprint: sum, Certificate: parametersOf(leaf)}); err != nil {
-			return err
+			return inStep("hook", err)
 		}
 		at.pass("hook", "approved")
 	}

@@ -12,6 +12,22 @@ import (
 
 const passphrase = "correct horse battery"
 
+// realCost is what a passphrase costs outside of tests, where the race detector makes it some seconds.
+var realCost = passphraseCost
+
+func TestMain(m *testing.M) {
+	passphraseCost = machineCost
+	os.Exit(m.Run())
+}
+
+// OWASP's least for scrypt with 16 MiB is N 2^14, r 8, p 5; a key under it is opened again, here and by openssl (see
+// TestOpenSSLReadsAndWritesKeyFiles).
+func TestPassphraseCostsWhatOWASPWants(t *testing.T) {
+	if realCost != (scryptCost{1 << 14, 8, 5}) {
+		t.Errorf("a passphrase costs %+v", realCost)
+	}
+}
+
 func openWith(t *testing.T, dir, secret string) (*Authority, error) {
 	t.Helper()
 	return OpenAuthority(dir, AuthorityOptions{Now: newClock().Now, Passphrase: secret})
@@ -83,7 +99,7 @@ func TestOpenSSLReadsAndWritesKeyFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sealed, err := sealKey(k, []byte(passphrase), passphraseCost)
+	sealed, err := sealKey(k, []byte(passphrase), realCost)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -80,6 +80,9 @@ func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
 		if raw, err := hex.DecodeString(c.Fingerprint); err != nil || len(raw) != 32 || Fingerprint(nil) == c.Fingerprint || hex.EncodeToString(raw) != c.Fingerprint {
 			return bad(fmt.Errorf("fingerprint %q is not SHA-256 in lower-case hexadecimal digits", short(c.Fingerprint)))
 		}
+		if c.NotAfter.IsZero() {
+			return bad(fmt.Errorf("the certificate %s has no not_after, which an export writes", c.Fingerprint))
+		}
 		if of := o.index.owner(c.Fingerprint); of != "" && of != id {
 			return fmt.Errorf("%w: the certificate %s is registered for device %s", ErrRefused, c.Fingerprint, of)
 		}
@@ -87,18 +90,7 @@ func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	g := Registration{ID: id, Attributes: in.Attributes, Groups: in.Groups, Policy: in.Policy, By: by(in.By)}
-	d, created, err := o.registry.Add(r.Context(), g)
-	for _, c := range in.Certs {
-		if err != nil {
-			break
-		}
-		g.Certificate = &c
-		d, _, err = o.registry.Add(r.Context(), g)
-	}
-	if err == nil && in.Disabled {
-		d, _, err = o.registry.Disable(r.Context(), id, true, g.By, "imported so")
-	}
+	d, created, err := o.registry.Import(r.Context(), Registration{ID: id, Attributes: in.Attributes, Groups: in.Groups, Policy: in.Policy, By: by(in.By)}, in.Certs, in.Disabled)
 	if err != nil {
 		return err
 	}

@@ -115,8 +115,15 @@ type awsError struct {
 func (r *awsError) Error() string { return r.err.Error() }
 func (r *awsError) Unwrap() error { return r.err }
 
-func awsRefuse(status int, code, format string, args ...any) error {
-	return &awsError{status, code, fmt.Errorf(format, args...)}
+// The steps that have a reason of their own.
+const (
+	stepThrottle = "throttle"
+	stepToken    = "token"
+)
+
+// awsRefuse refuses at a step, as the recorder names it.
+func awsRefuse(step string, status int, code, format string, args ...any) error {
+	return &awsError{status, code, inStep(step, fmt.Errorf(format, args...))}
 }
 
 func rejected(topic string, err error) Answer {
@@ -130,13 +137,20 @@ func rejected(topic string, err error) Answer {
 func (p *provisioning) Provision(ctx context.Context, c Client, topic string, payload []byte) Answer {
 	at := p.door.attempt(c)
 	answer, err := p.answer(ctx, c, topic, payload, at)
-	at.Known = true // the certificate was admitted: nobody else gets here
+	at.Known, at.claim = true, true // the certificate was admitted: nobody else gets here
 	if err != nil {
 		var r *awsError
 		if !errors.As(err, &r) {
 			p.s.env.Log.Error("a provisioning request was not done", "claim", at.Device, "address", at.Address, "error", err)
 		}
-		_ = at.fail("provision", message.Reject(message.ACLDenied, err)) // the same error
+		step, reason := stepOf(err, "provision"), message.ACLDenied
+		switch step {
+		case stepThrottle:
+			reason = message.RateLimited
+		case stepToken:
+			reason = message.TokenInvalid
+		}
+		_ = at.fail(step, message.Reject(reason, err)) // the same error
 		p.door.recorder.record(*at)
 		return rejected(topic, err)
 	}
@@ -152,24 +166,24 @@ func (p *provisioning) Provision(ctx context.Context, c Client, topic string, pa
 func (p *provisioning) answer(ctx context.Context, c Client, topic string, payload []byte, at *Attempt) (any, error) {
 	template, provision := templateOf(topic)
 	if !provision && topic != topicCreate && topic != topicCSR {
-		return nil, awsRefuse(http.StatusNotFound, "UnknownTopic", "there is nothing at topic %q", short(topic))
+		return nil, awsRefuse("topic", http.StatusNotFound, "UnknownTopic", "there is nothing at topic %q", short(topic))
 	}
 	if len(payload) > payloadMax {
-		return nil, awsRefuse(http.StatusRequestEntityTooLarge, "PayloadTooLarge", "the payload has %d bytes; %d is the most", len(payload), payloadMax)
+		return nil, awsRefuse("payload", http.StatusRequestEntityTooLarge, "PayloadTooLarge", "the payload has %d bytes; %d is the most", len(payload), payloadMax)
 	}
 	if c.Leaf == nil {
-		return nil, awsRefuse(http.StatusForbidden, "Forbidden", "a claim certificate is wanted")
+		return nil, awsRefuse("claim", http.StatusForbidden, "Forbidden", "a claim certificate is wanted")
 	}
 	claim, err := p.o.may(ctx, c.Leaf, template)
 	if errors.Is(err, ErrRefused) || errors.Is(err, ErrUnknownDevice) {
-		return nil, &awsError{http.StatusForbidden, "Forbidden", err}
+		return nil, &awsError{http.StatusForbidden, "Forbidden", inStep("claim", err)}
 	}
 	if err != nil {
 		return nil, err
 	}
 	at.pass("claim", "%q", claim.Name)
 	if !p.limit(claim.Fingerprint).AllowN(p.s.env.Now(), 1) {
-		return nil, awsRefuse(http.StatusTooManyRequests, "Throttled", "claim certificate %s asks more than %d times a second", claim.Name, claimRate)
+		return nil, awsRefuse(stepThrottle, http.StatusTooManyRequests, "Throttled", "claim certificate %s asks more than %d times a second", claim.Name, claimRate)
 	}
 	if provision {
 		return p.provision(ctx, claim, template, payload, at)
@@ -217,18 +231,18 @@ func (p *provisioning) create(ctx context.Context, claim Claim, byCSR bool, payl
 		CSR string `json:"certificateSigningRequest"`
 	}
 	if err := strict(payload, &in, !byCSR); err != nil {
-		return nil, awsRefuse(http.StatusBadRequest, "InvalidPayload", "%w", err)
+		return nil, awsRefuse("payload", http.StatusBadRequest, "InvalidPayload", "%w", err)
 	}
-	req := Request{Device: "provisioned-" + strings.ToLower(rand.Text()[:12]), Kind: kindProvisioned}
+	req := Request{Device: "provisioned-" + strings.ToLower(rand.Text()[:12]), Kind: kindProvisioned, Validity: p.o.shortest(claim.Templates)}
 	if byCSR {
 		csr, err := ParseRequest("", []byte(in.CSR))
 		if err != nil {
-			return nil, awsRefuse(http.StatusBadRequest, "InvalidCertificateSigningRequest", "%w", err)
+			return nil, awsRefuse("csr", http.StatusBadRequest, "InvalidCertificateSigningRequest", "%w", err)
 		}
 		req.Key = csr.PublicKey
 		at.pass("csr", "its key is good")
 	} else if in.CSR != "" {
-		return nil, awsRefuse(http.StatusBadRequest, "InvalidPayload", "a request with a csr goes to %s", topicCSR)
+		return nil, awsRefuse("payload", http.StatusBadRequest, "InvalidPayload", "a request with a csr goes to %s", topicCSR)
 	}
 	issued, err := p.o.authority.Issue(req)
 	if err != nil {
@@ -267,7 +281,7 @@ func (p *provisioning) provision(ctx context.Context, claim Claim, template stri
 		Parameters map[string]string `json:"parameters"`
 	}
 	if err := strict(payload, &in, false); err != nil {
-		return nil, awsRefuse(http.StatusBadRequest, "InvalidPayload", "%w", err)
+		return nil, awsRefuse("payload", http.StatusBadRequest, "InvalidPayload", "%w", err)
 	}
 	key := tokenKey(ownershipPrefix, in.Token)
 	own, revision, err := p.owned(ctx, key, claim)
@@ -277,7 +291,7 @@ func (p *provisioning) provision(ctx context.Context, claim Claim, template stri
 	at.pass("token", "good until %s", stamp(own.Expires))
 	tmpl, ok := p.o.templates[template]
 	if !ok {
-		return nil, awsRefuse(http.StatusForbidden, "Forbidden", "no template %q is configured", template)
+		return nil, awsRefuse("template", http.StatusForbidden, "Forbidden", "no template %q is configured", template)
 	}
 	var certs []*stdx509.Certificate
 	if !own.Done {
@@ -288,8 +302,9 @@ func (p *provisioning) provision(ctx context.Context, claim Claim, template stri
 	}
 	pl, err := tmpl.plan(in.Parameters, map[string]string{"Certificate.Id": own.Fingerprint, "Certificate.CommonName": own.Name})
 	if err != nil {
-		return nil, awsRefuse(http.StatusBadRequest, "InvalidParameters", "template %s: %w", template, err)
+		return nil, awsRefuse("template", http.StatusBadRequest, "InvalidParameters", "template %s: %w", template, err)
 	}
+	at.Becomes = pl.device
 	if own.Device != "" && (own.Device != pl.device || own.Template != template) {
 		return nil, wrongOwner("is bound to another device")
 	}
@@ -300,22 +315,22 @@ func (p *provisioning) provision(ctx context.Context, claim Claim, template stri
 	if tmpl.Hook != "" {
 		if err := askHook(ctx, tmpl.Hook, hookRequest{Template: template, Device: pl.device, Fingerprint: own.Fingerprint,
 			Claim: claim.Fingerprint, Parameters: in.Parameters}); err != nil {
-			return nil, awsRefuse(http.StatusForbidden, "NotApproved", "%w", err)
+			return nil, awsRefuse("hook", http.StatusForbidden, "NotApproved", "%w", err)
 		}
 		at.pass("hook", "approved")
 	}
 	own.Template, own.Device = template, pl.device
 	if err := p.keep(ctx, key, own, revision); errors.Is(err, bus.ErrConflict) {
-		return nil, awsRefuse(http.StatusConflict, "Conflict", "the token is being used at this moment")
+		return nil, awsRefuse(stepToken, http.StatusConflict, "Conflict", "the token is being used at this moment")
 	} else if err != nil {
 		return nil, err
 	}
 	c := (&Issued{Certificate: certs[0]}).record(p.s.env.Now())
 	c.Name = own.Name
 	_, _, err = p.o.registry.Add(ctx, Registration{ID: pl.device, Certificate: c, Attributes: pl.attributes, Groups: pl.groups, Policy: pl.policy,
-		CA: "claim:" + template, Fresh: !tmpl.Replace, By: "claim:" + claim.Name})
+		CA: claimedBy + template, Fresh: !tmpl.Replace, By: "claim:" + claim.Name})
 	if errors.Is(err, ErrRefused) {
-		return nil, &awsError{http.StatusConflict, "Conflict", err}
+		return nil, &awsError{http.StatusConflict, "Conflict", inStep("registration", err)}
 	}
 	if err != nil {
 		return nil, err
@@ -356,7 +371,7 @@ func (p *provisioning) again(ctx context.Context, own ownership, pl plan, at *At
 }
 
 func wrongOwner(why string) error {
-	return awsRefuse(http.StatusForbidden, "InvalidCertificateOwnershipToken", "the ownership token %s", why)
+	return awsRefuse(stepToken, http.StatusForbidden, "InvalidCertificateOwnershipToken", "the ownership token %s", why)
 }
 
 func (p *provisioning) owned(ctx context.Context, key string, claim Claim) (ownership, uint64, error) {

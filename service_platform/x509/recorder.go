@@ -3,9 +3,11 @@ package x509
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -15,8 +17,9 @@ import (
 )
 
 // The flight recorder keeps what happened at the doors in a table that forgets within a day: chunks of attempts in a ring
-// for each node, so that a flood of attempts overwrites attempts and nothing else. Strangers have a ring of their own:
-// whoever is no device of this platform cannot push a device's attempts out.
+// for each node, so that a flood of attempts overwrites attempts and nothing else. Strangers have a ring of their own, and
+// so have the holders of claim certificates: whoever is no device of this platform cannot push a device's attempts out.
+// What was recorded outlives the process, and a new one goes on behind it.
 const (
 	admissionsTable  = "naru_admissions"
 	attemptPrefix    = "a/"
@@ -34,10 +37,11 @@ type Attempt struct {
 	Last        time.Time `json:"last"` // and the last
 	Count       int       `json:"count"`
 	Node        string    `json:"node"`
-	Door        string    `json:"door"` // mqtt, est, claim, jit
+	Door        string    `json:"door"` // mqtt, est, claim; jit where the device was to be registered when it came
 	Address     string    `json:"address,omitempty"`
-	Device      string    `json:"device,omitempty"` // as it called itself: its certificate's common name
-	Known       bool      `json:"known"`            // a registered device, or one that was
+	Device      string    `json:"device,omitempty"`  // as it called itself: its certificate's common name
+	Becomes     string    `json:"becomes,omitempty"` // the device that a template made of it, or would have
+	Known       bool      `json:"known"`             // a registered device, or one that was
 	ClientID    string    `json:"client_id,omitempty"`
 	Fingerprint string    `json:"fingerprint,omitempty"`
 	Serial      string    `json:"serial,omitempty"`
@@ -50,11 +54,13 @@ type Attempt struct {
 	Admitted    bool      `json:"admitted"`
 	Reason      string    `json:"reason,omitempty"` // the name of a message.Reason, where it was refused
 	Detail      string    `json:"detail,omitempty"`
+
+	claim bool // the holder of a claim certificate
 }
 
 // Step is one thing that was looked at.
 type Step struct {
-	Name   string `json:"name"` // handshake, certificate, signature, usage, time, registration, template, hook, client_id, policy, …
+	Name   string `json:"name"` // handshake, certificate, signature, usage, time, registration, token, claim, throttle, csr, template, hook, client_id, policy, rate_limit, …
 	OK     bool   `json:"ok"`
 	Detail string `json:"detail,omitempty"`
 }
@@ -81,8 +87,34 @@ func (a *Attempt) fail(step string, err error) error {
 
 // same says whether b is the same again.
 func (a *Attempt) same(b *Attempt) bool {
-	return a.Door == b.Door && a.Address == b.Address && a.Device == b.Device && a.ClientID == b.ClientID && a.Fingerprint == b.Fingerprint &&
-		a.Admitted == b.Admitted && a.Reason == b.Reason && a.TLS == b.TLS && len(a.Steps) == len(b.Steps)
+	return a.Door == b.Door && a.Address == b.Address && a.Device == b.Device && a.Becomes == b.Becomes && a.ClientID == b.ClientID &&
+		a.Fingerprint == b.Fingerprint && a.Admitted == b.Admitted && a.Reason == b.Reason && a.TLS == b.TLS &&
+		len(a.Steps) == len(b.Steps) && (len(a.Steps) == 0 || a.Steps[len(a.Steps)-1].Name == b.Steps[len(b.Steps)-1].Name)
+}
+
+// stepped is an error that knows the step at which an attempt ended.
+type stepped struct {
+	step string
+	error
+}
+
+func (s stepped) Unwrap() error { return s.error }
+
+// inStep says at which step an error came; nil stays nil.
+func inStep(step string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return stepped{step, err}
+}
+
+// stepOf is the step that an error knows, and otherwise where it knows none.
+func stepOf(err error, otherwise string) string {
+	var s stepped
+	if errors.As(err, &s) {
+		return s.step
+	}
+	return otherwise
 }
 
 // recorder gathers attempts and writes them in the background; nobody at a door waits for it.
@@ -90,11 +122,21 @@ type recorder struct {
 	node string
 
 	mu      sync.Mutex
-	rings   [2]ring // strangers, known
-	sealed  map[string][]byte
-	order   []string // of sealed, oldest first
+	rings   [3]ring // strangers, devices, claim certificates
+	sealed  map[place][]byte
+	order   []place // of sealed, oldest first
 	dropped int
+
+	writing sync.Mutex // guards what follows, and is held while chunks are written
+	resumed bool       // the places behind what an earlier process wrote are known
+	begins  [len(rings)]int
 }
+
+// rings names the rings, as they stand in keys.
+var rings = [3]string{"0", "1", "2"}
+
+// place is that of a chunk: the ring, and how many chunks of this process were before it.
+type place struct{ ring, slot int }
 
 // ring is the chunk being filled and its place.
 type ring struct {
@@ -108,11 +150,14 @@ func (r *recorder) record(a Attempt) {
 	if host, _, err := net.SplitHostPort(a.Address); err == nil {
 		a.Address = host
 	}
-	for _, s := range []*string{&a.Address, &a.Device, &a.ClientID, &a.Issuer, &a.Serial} {
+	for _, s := range []*string{&a.Address, &a.Device, &a.Becomes, &a.ClientID, &a.Issuer, &a.Serial} {
 		*s = strings.ToValidUTF8(short(*s), "\ufffd")
 	}
 	class := 0
-	if a.Known {
+	switch {
+	case a.claim:
+		class = 2
+	case a.Known:
 		class = 1
 	}
 	r.mu.Lock()
@@ -141,22 +186,31 @@ func (r *recorder) seal(class int) {
 	if err != nil {
 		return // plain data: cannot be
 	}
-	key := fmt.Sprintf("%s%s/%d/%d", attemptPrefix, r.node, class, g.slot)
-	if _, waits := r.sealed[key]; !waits {
-		if len(r.order) >= unwrittenMax {
-			r.dropped += len(g.open)
-			return
-		}
-		r.order = append(r.order, key)
-	}
-	if r.sealed == nil {
-		r.sealed = map[string][]byte{}
-	}
-	r.sealed[key] = raw
+	r.keep(place{class, g.slot}, raw, len(g.open))
 }
 
-// flush writes what is new.
+// keep has a chunk wait to be written, in the place of what waits for the same one.
+func (r *recorder) keep(p place, raw []byte, attempts int) {
+	if _, waits := r.sealed[p]; !waits {
+		if len(r.order) >= unwrittenMax {
+			r.dropped += attempts
+			return
+		}
+		r.order = append(r.order, p)
+	}
+	if r.sealed == nil {
+		r.sealed = map[place][]byte{}
+	}
+	r.sealed[p] = raw
+}
+
+// flush writes what is new. What cannot be written waits for the next time.
 func (r *recorder) flush(ctx context.Context, t bus.Table) error {
+	r.writing.Lock()
+	defer r.writing.Unlock()
+	if err := r.resume(ctx, t); err != nil {
+		return fmt.Errorf("look where the admission attempts of before end: %w", err)
+	}
 	r.mu.Lock()
 	for class := range r.rings {
 		if r.rings[class].dirty {
@@ -166,11 +220,52 @@ func (r *recorder) flush(ctx context.Context, t bus.Table) error {
 	sealed, order := r.sealed, r.order
 	r.sealed, r.order = nil, nil
 	r.mu.Unlock()
-	for _, key := range order {
-		if _, err := t.Put(ctx, key, sealed[key]); err != nil {
+	for i, p := range order {
+		key := fmt.Sprintf("%s%s/%s/%d", attemptPrefix, r.node, rings[p.ring], (r.begins[p.ring]+p.slot)%chunks)
+		if _, err := t.Put(ctx, key, sealed[p]); err != nil {
+			r.again(sealed, order[i:])
 			return fmt.Errorf("keep admission attempts: %w", err)
 		}
 	}
+	return nil
+}
+
+// again has chunks wait once more that could not be written, in front of what has come since.
+func (r *recorder) again(sealed map[place][]byte, order []place) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	newer, since := r.sealed, r.order
+	r.sealed, r.order = nil, nil
+	for _, p := range order {
+		if _, replaced := newer[p]; !replaced {
+			r.keep(p, sealed[p], attemptsPerChunk)
+		}
+	}
+	for _, p := range since {
+		r.keep(p, newer[p], attemptsPerChunk)
+	}
+}
+
+// resume looks, once, for the newest chunk of each ring that an earlier process of this node has left, and begins behind it.
+func (r *recorder) resume(ctx context.Context, t bus.Table) error {
+	if r.resumed {
+		return nil
+	}
+	prefix := attemptPrefix + r.node + "/"
+	entries, err := scan(ctx, t, prefix)
+	if err != nil {
+		return err
+	}
+	var newest [len(rings)]uint64 // revisions
+	for _, e := range entries {
+		class, slot, _ := strings.Cut(strings.TrimPrefix(e.Key, prefix), "/")
+		i := slices.Index(rings[:], class)
+		n, err := strconv.Atoi(slot)
+		if i >= 0 && err == nil && n >= 0 && e.Revision > newest[i] {
+			newest[i], r.begins[i] = e.Revision, (n+1)%chunks
+		}
+	}
+	r.resumed = true
 	return nil
 }
 
@@ -215,7 +310,7 @@ type attemptFilter struct {
 }
 
 func (f attemptFilter) keeps(a *Attempt) bool {
-	return (f.device == "" || a.Device == f.device || a.ClientID == f.device) &&
+	return (f.device == "" || a.Device == f.device || a.Becomes == f.device || a.ClientID == f.device) &&
 		(f.address == "" || a.Address == f.address) &&
 		(f.ca == "" || a.CA == f.ca || a.Issuer == f.ca) &&
 		(f.fingerprint == "" || a.Fingerprint == f.fingerprint) &&
@@ -224,26 +319,36 @@ func (f attemptFilter) keeps(a *Attempt) bool {
 
 // attempts reads what every node recorded, newest first, at most limit of them.
 func attempts(ctx context.Context, b bus.Bus, f attemptFilter, limit int) ([]Attempt, error) {
+	list := []Attempt{}
+	if err := eachAttempt(ctx, b, func(a *Attempt) {
+		if f.keeps(a) {
+			list = append(list, *a)
+		}
+	}); err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(list, func(a, b Attempt) int { return b.Last.Compare(a.Last) })
+	return list[:min(limit, len(list))], nil
+}
+
+// eachAttempt reads what every node recorded, in no order.
+func eachAttempt(ctx context.Context, b bus.Bus, f func(*Attempt)) error {
 	t, err := b.Table(ctx, admissionsTable, bus.TableOptions{Volatile: true, TTL: attemptsTTL})
 	if err != nil {
-		return nil, fmt.Errorf("open table %s: %w", admissionsTable, err)
+		return fmt.Errorf("open table %s: %w", admissionsTable, err)
 	}
 	entries, err := scan(ctx, t, attemptPrefix)
 	if err != nil {
-		return nil, fmt.Errorf("read the admission attempts: %w", err)
+		return fmt.Errorf("read the admission attempts: %w", err)
 	}
-	list := []Attempt{}
 	for _, e := range entries {
 		var chunk []Attempt
 		if json.Unmarshal(e.Value, &chunk) != nil {
 			continue // another version's; what can be read is shown
 		}
-		for _, a := range chunk {
-			if f.keeps(&a) {
-				list = append(list, a)
-			}
+		for i := range chunk {
+			f(&chunk[i])
 		}
 	}
-	slices.SortStableFunc(list, func(a, b Attempt) int { return b.Last.Compare(a.Last) })
-	return list[:min(limit, len(list))], nil
+	return nil
 }

@@ -66,7 +66,8 @@ func (c *CAs) Code(ctx context.Context) (code string, expires time.Time, err err
 }
 
 // Register takes a CA in whose owner has proved to hold its key: proof is a certificate, signed by the CA, whose common
-// name is a registration code. ErrRefused says what is wrong with either. Registering a CA again replaces its template.
+// name is a registration code. ErrRefused says what is wrong with either. Registering a CA again replaces its
+// template; one that is disabled stays so.
 func (c *CAs) Register(ctx context.Context, certificate, proof []byte, template, by string) (RegisteredCA, error) {
 	none := RegisteredCA{}
 	ca, err := oneCert("certificate", certificate)
@@ -99,17 +100,36 @@ func (c *CAs) Register(ctx context.Context, certificate, proof []byte, template,
 	if len(have) >= casMax && !slices.ContainsFunc(have, func(h RegisteredCA) bool { return h.Fingerprint == r.Fingerprint }) {
 		return none, fmt.Errorf("%w: %d CAs are registered, which is the most; remove one", ErrRefused, len(have))
 	}
-	raw, err := json.Marshal(r)
-	if err != nil {
-		return none, err
+	return c.keep(ctx, r)
+}
+
+// keep writes a CA, whose being disabled is as it was.
+func (c *CAs) keep(ctx context.Context, r RegisteredCA) (RegisteredCA, error) {
+	for {
+		e, err := c.get(ctx, r.Fingerprint)
+		if err != nil && !errors.Is(err, ErrUnknownCA) {
+			return r, fmt.Errorf("register the CA %q: %w", r.Name, err)
+		}
+		if err == nil {
+			var was RegisteredCA
+			if err := json.Unmarshal(e.Value, &was); err != nil {
+				return r, fmt.Errorf("read the registered CA %s: %w", r.Fingerprint, err)
+			}
+			r.Disabled = was.Disabled
+		}
+		raw, err := json.Marshal(r)
+		if err != nil {
+			return r, err
+		}
+		if len(raw) > recordMax {
+			return r, fmt.Errorf("%w: the CA's certificate takes %d bytes; %d is the most", ErrRefused, len(raw), recordMax)
+		}
+		if _, err = c.table.Update(ctx, casPrefix+r.Fingerprint, raw, e.Revision); err == nil {
+			return r, nil
+		} else if !errors.Is(err, bus.ErrConflict) {
+			return r, fmt.Errorf("register the CA %q: %w", r.Name, err)
+		}
 	}
-	if len(raw) > recordMax {
-		return none, fmt.Errorf("%w: the CA's certificate takes %d bytes; %d is the most", ErrRefused, len(raw), recordMax)
-	}
-	if _, err := c.table.Put(ctx, casPrefix+r.Fingerprint, raw); err != nil {
-		return none, fmt.Errorf("register the CA %q: %w", r.Name, err)
-	}
-	return r, nil
 }
 
 // spend uses up a registration code.

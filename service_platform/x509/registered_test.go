@@ -165,3 +165,20 @@ func TestTemplateTricks(t *testing.T) {
 		}
 	}
 }
+
+// A CA that was switched off is not switched on by registering it again, though its template changes.
+func TestDisabledCAStaysSoWhenItIsRegisteredAgain(t *testing.T) {
+	a := newArena(t)
+	a.must(a.do("POST", "/api/v1/ca/registered/"+a.factoryID+"/disable", struct{}{}, nil), 200)
+	if r := a.register(a.factory, "hooked"); !r.Disabled || r.Template != "hooked" || r.Fingerprint != a.factoryID {
+		t.Errorf("registered again: %+v", r)
+	}
+	if _, err := a.gate.AdmitClient(t.Context(), Client{Leaf: leafBy(t, a.clock, a.factory, "7", nil)}); message.ReasonOf(err, 0) != message.CertUnknownCA {
+		t.Errorf("its device: %v", err)
+	}
+	a.must(a.do("POST", "/api/v1/ca/registered/"+a.factoryID+"/enable", struct{}{}, nil), 200)
+	a.settle()
+	if who, err := a.gate.AdmitClient(t.Context(), Client{Leaf: leafBy(t, a.clock, a.factory, "7", nil)}); who.Device != "hooked-7" {
+		t.Errorf("switched on: %v", err)
+	}
+}

@@ -44,6 +44,9 @@ type Device struct {
 	Unsaid []Fact `json:"unsaid,omitempty"`
 }
 
+// claimedBy is in front of the template in Device.CA.
+const claimedBy = "claim:"
+
 // Fact is a change that is to be said, under the id that it will always have.
 type Fact struct {
 	ID message.ID                    `json:"id"`
@@ -142,6 +145,9 @@ func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created b
 		changed := d.describe(g)
 		f := serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Changed, By: g.By}
 		if g.Certificate != nil {
+			if d.Disabled {
+				return d.off()
+			}
 			forgotten, err := d.roomForCert(now)
 			if err != nil {
 				return err
@@ -166,6 +172,54 @@ func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created b
 	if err == nil && g.Certificate != nil && g.Certificate.Name != "" {
 		// A door that has not heard yet finds the device by this; without it, it refuses until it has heard.
 		_, err = r.table.Put(ctx, certKey(g.Certificate.Fingerprint), []byte(d.ID))
+	}
+	return d, created, err
+}
+
+// Import registers a device with certificates that it has elsewhere, or adds them to what is there, in one write: one that
+// is to be disabled is never let in, whatever comes between. It does not enable one that is disabled.
+func (r *Registry) Import(ctx context.Context, g Registration, certs []Certificate, disabled bool) (d Device, created bool, err error) {
+	d, err = r.change(ctx, g.ID, true, func(d *Device) error {
+		now := r.now().UTC()
+		note := func(change string, c Certificate) {
+			d.note(now, serviceplatform.DeviceChanged{Device: d.ID, Change: change, Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, By: g.By})
+		}
+		if created = d.CreatedAt.IsZero(); created {
+			d.CreatedAt = now
+		}
+		switch changed := d.describe(g); {
+		case created:
+			note(serviceplatform.Registered, Certificate{})
+		case changed:
+			note(serviceplatform.Changed, Certificate{})
+		}
+		for _, c := range certs {
+			if slices.ContainsFunc(d.Certs, func(has Certificate) bool { return has.Fingerprint == c.Fingerprint }) {
+				continue
+			}
+			if d.Disabled && !disabled {
+				return d.off()
+			}
+			forgotten, err := d.roomForCert(now)
+			if err != nil {
+				return err
+			}
+			if err := r.keepRevoked(ctx, d.ID, forgotten); err != nil { // first, and twice is the same as once
+				return err
+			}
+			d.Certs = append(d.Certs, c)
+			note(serviceplatform.Issued, c)
+		}
+		if disabled && !d.Disabled {
+			d.Disabled, d.DisabledAt, d.DisabledBy, d.DisabledReason = true, now, g.By, "imported so"
+			note(serviceplatform.Disabled, Certificate{})
+		}
+		return nil
+	})
+	for _, c := range certs {
+		if err == nil && c.Name != "" {
+			_, err = r.table.Put(ctx, certKey(c.Fingerprint), []byte(d.ID)) // see Add
+		}
 	}
 	return d, created, err
 }
@@ -335,12 +389,14 @@ func (r *Registry) settle(ctx context.Context, id string, said []Fact) error {
 	}
 }
 
+// off refuses another certificate to a device that is disabled.
+func (d *Device) off() error {
+	return fmt.Errorf("%w: device %s is disabled by %s; enable it first", ErrRefused, d.ID, d.DisabledBy)
+}
+
 // roomForCert forgets expired certificates, then the revoked that were withdrawn first, and refuses what is too much. It
 // gives the revoked that it forgot: they must stay withdrawn.
 func (d *Device) roomForCert(now time.Time) (forgotten []Certificate, err error) {
-	if d.Disabled {
-		return nil, fmt.Errorf("%w: device %s is disabled by %s; enable it first", ErrRefused, d.ID, d.DisabledBy)
-	}
 	if len(d.Certs) < certsMax {
 		return nil, nil
 	}

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -36,7 +37,9 @@ type Template struct {
 	Attributes map[string]string `json:"attributes,omitempty"`
 	// Policy is the name of the policy that is recorded for the device; no parameter may stand in it.
 	Policy string `json:"policy,omitempty"`
-	// Validity is how long a certificate made here is valid; the configured device_validity where zero.
+	// Validity is how long the certificates that are made here for its devices are valid, the first and those that renew it;
+	// the configured device_validity where zero. A claim certificate's holder gets his before he says by which template:
+	// where his claim is for several, the shortest counts. What a registered CA signs is its own affair.
 	Validity Duration `json:"validity,omitzero"`
 	// Hook is a URL (https, or http on loopback) that is asked before a device is registered and answers within five
 	// seconds whether it may be.
@@ -86,12 +89,54 @@ func (t Template) check(name string) error {
 	if strings.Contains(t.Policy, "${") {
 		return fmt.Errorf("template %s: a device must not choose its policy; write its name without ${…}", name)
 	}
+	if t.Validity != 0 && time.Duration(t.Validity) < time.Minute {
+		return fmt.Errorf("template %s: a validity of %s is too short; a minute is the least", name, time.Duration(t.Validity))
+	}
 	if t.Hook != "" {
 		if err := checkHook(t.Hook); err != nil {
 			return fmt.Errorf("template %s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// shortest is how long a certificate is valid whose device may come by any of these templates; zero for the configured
+// device_validity.
+func (o *opened) shortest(templates []string) (least time.Duration) {
+	for _, name := range templates {
+		v := time.Duration(o.templates[name].Validity)
+		if v == 0 {
+			v = o.authority.o.DeviceValidity
+		}
+		if _, ok := o.templates[name]; ok && (least == 0 || v < least) {
+			least = v
+		}
+	}
+	return least
+}
+
+// validityOf is how long the next certificate of a device is valid that registered itself, as its template says; zero for
+// the configured device_validity, and for a device that is not registered.
+func (o *opened) validityOf(ctx context.Context, device string) (time.Duration, error) {
+	d, err := o.registry.Get(ctx, device)
+	if err != nil || d.CA == "" {
+		if errors.Is(err, ErrUnknownDevice) {
+			err = nil
+		}
+		return 0, err
+	}
+	if template, ok := strings.CutPrefix(d.CA, claimedBy); ok {
+		return time.Duration(o.templates[template].Validity), nil
+	}
+	e, err := o.cas.get(ctx, d.CA)
+	if errors.Is(err, ErrUnknownCA) {
+		return 0, nil
+	}
+	var ca RegisteredCA
+	if err == nil {
+		err = json.Unmarshal(e.Value, &ca)
+	}
+	return time.Duration(o.templates[ca.Template].Validity), err
 }
 
 func checkHook(hook string) error {

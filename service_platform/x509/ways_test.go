@@ -213,27 +213,6 @@ func TestTheRecorderTellsEachStep(t *testing.T) {
 	}
 }
 
-// Strangers cannot push a device's attempts out, nor fill the bus.
-func TestFloodOfStrangersIsBounded(t *testing.T) {
-	a := newArena(t)
-	a.gate.recorder.record(Attempt{Device: "d-1", Known: true, At: a.clock.Now()})
-	a.attempts(attemptFilter{})
-	for i := range 3 * chunks * attemptsPerChunk {
-		a.gate.recorder.record(Attempt{Device: fmt.Sprint("x-", i), Address: "203.0.113.9", At: a.clock.Now()})
-		if i%(attemptsPerChunk*unwrittenMax/2) == 0 {
-			a.attempts(attemptFilter{device: "nobody"})
-		}
-	}
-	if got := a.attempts(attemptFilter{device: "d-1"}); len(got) != 1 {
-		t.Errorf("the device's attempt is gone")
-	}
-	table, _ := a.bus.Table(t.Context(), admissionsTable, busVolatile)
-	entries, err := scan(t.Context(), table, attemptPrefix)
-	if err != nil || len(entries) > 2*chunks {
-		t.Errorf("%d entries, %v", len(entries), err)
-	}
-}
-
 func TestESTWithCurlAndOpenSSL(t *testing.T) {
 	for _, tool := range []string{"curl", "openssl"} {
 		if _, err := exec.LookPath(tool); err != nil {

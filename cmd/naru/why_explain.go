@@ -1,0 +1,137 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/service_platform/x509"
+)
+
+// explain says what keeps a device out, by its registration first, then by its last attempt.
+func explain(id string, d x509.Device, known bool, attempts []x509.Attempt, now time.Time) because {
+	b := because{Device: id, State: "unregistered", Attempts: attempts}
+	if known {
+		b.State = d.State(now)
+	}
+	b.decide(d, known, attempts, now)
+	// That it was refused another certificate does not keep a device out that has a good one.
+	if len(attempts) > 0 && enrols(&attempts[0]) && !attempts[0].Admitted && b.State == "active" && b.Well {
+		why := because{Device: id, State: b.State}
+		why.explainRefusal(&attempts[0])
+		b.Cause += " But it was refused another certificate, " + ago(attempts[0].Last, now) + ": " + why.Cause
+		b.Remedy = why.Remedy
+	}
+	return b
+}
+
+// enrols says whether somebody asked for a certificate, and not to be let in.
+func enrols(a *x509.Attempt) bool { return a.Door == "est" || a.Door == "claim" }
+
+func (b *because) decide(d x509.Device, known bool, attempts []x509.Attempt, now time.Time) {
+	id := b.Device
+	var last *x509.Attempt
+	for i := range attempts {
+		if b.State != "active" || !enrols(&attempts[i]) {
+			last = &attempts[i]
+			break
+		}
+	}
+	// What policy refused it to say or hear does not keep it out, nor that it is read more slowly.
+	denied, slowed := false, last != nil && last.Reason == "rate_limited" && !enrols(last)
+	if last != nil && last.Reason == "acl_denied" && step(last) == "policy" {
+		denied = slices.ContainsFunc(attempts, func(a x509.Attempt) bool { return a.Admitted }) || b.State == "active"
+	}
+	refused := last != nil && !last.Admitted && !denied && !slowed
+	switch {
+	case b.State == "disabled":
+		b.say("device_disabled", fmt.Sprintf("It is disabled since %s, by %s: %s.", d.DisabledAt.Format(time.RFC3339), d.DisabledBy, d.DisabledReason), "naru device enable "+id)
+	case refused:
+		b.explainRefusal(last)
+	case !known:
+		b.say("cert_unregistered", "No device of that id is registered, and none tried to get in within a day.", "naru device add "+id)
+	case b.State == "expired":
+		b.say("cert_expired", "Its last certificate ended "+d.Until().Format(time.RFC3339)+".", "naru device rotate "+id)
+	case b.State == "revoked":
+		b.say("cert_revoked", "All its certificates are revoked.", "naru device rotate "+id+", if it is to come back")
+	case b.State == "pending":
+		b.say("cert_unregistered", "It is registered, but has no certificate yet.", "naru device add "+id+", or let it enrol")
+	case last == nil:
+		b.Well = true
+		b.Cause = "Nothing keeps it out, and it did not try to get in within a day: not one of its connections reached a listener."
+		b.Remedy = "Look at its power and network, at the address and port it connects to, and at what lies between: a firewall, a load balancer, DNS."
+	case denied:
+		b.Well = true
+		b.Cause = "It gets in. What it asked for was refused by policy, " + ago(last.Last, now) + ": " + last.Detail + "."
+		b.Remedy = "A device speaks on device/" + id + "/… and hears its own commands; `naru messages --outcome refused` lists what was refused."
+	case slowed:
+		b.Well = true
+		b.Cause = "It gets in, and a rate limit holds it back, " + ago(last.Last, now) + ": " + last.Detail + "."
+		b.Remedy = "Nothing is refused or lost by that. What makes it talk so much? Else raise its publish_rate."
+	default:
+		b.Well = true
+		b.Cause = "Nothing keeps it out; it last got in " + ago(last.Last, now) + " from " + orNowhere(last.Address) + "."
+		b.Remedy = "If it is away now, its connection ended; `naru messages --follow` shows what crosses."
+	}
+}
+
+func (b *because) say(reason, cause, remedy string) {
+	b.Reason, b.Cause, b.Remedy = reason, cause, remedy
+}
+
+// explainRefusal puts a refusal in words for a person. What it has no words for, the list of reasons has.
+func (b *because) explainRefusal(a *x509.Attempt) {
+	switch {
+	case step(a) == "rate_limit":
+		b.say(a.Reason, "It was refused by a rate limit: "+a.Detail+".", "Does it connect in a loop? Its attempts are counted below.")
+	case step(a) == "throttle":
+		b.say(a.Reason, "It was refused by a rate limit on certificates: "+a.Detail+".", "Does a production line ask in a loop, or is its claim certificate in wrong hands? `naru ca claim list`")
+	case step(a) == "hook":
+		b.say(a.Reason, "It was not approved. "+a.Detail+".", "Ask whoever runs the approval hook of its template; `naru config show` has its address")
+	case step(a) == "template":
+		b.say(a.Reason, "Its template does not fit it. "+a.Detail+".", "Compare what it sends, or its certificate's subject, with the template in `naru config show`")
+	case step(a) == "token" && a.Door == "claim":
+		b.say(a.Reason, "Its ownership token is not good. "+a.Detail+".", "A token is good for one device, within an hour, until that has come in: have it ask for a certificate anew")
+	case step(a) == "token":
+		b.say(a.Reason, "Its enrolment token is not good. "+a.Detail+".", "naru device token "+b.Device)
+	case step(a) == "csr":
+		b.say(a.Reason, "Its certificate signing request is not one that is signed here. "+a.Detail+".", "Mend the request: its own name, a P-256, Ed25519 or RSA key of 2048 bits or more, PKCS #10")
+	case step(a) == "claim":
+		b.say(a.Reason, "Its claim certificate is not good for that. "+a.Detail+".", "naru ca claim list")
+	case a.Reason == "cert_expired" && a.Last.Sub(a.NotAfter) < time.Hour:
+		b.say(a.Reason, "It came with a certificate that ended less than an hour before. "+a.Detail+".", "naru device rotate "+b.Device+"; and compare this machine's clock with a time server")
+	case a.Reason == "cert_expired":
+		b.say(a.Reason, "It comes with an expired certificate. "+a.Detail+".", "naru device rotate "+b.Device+"; if it was renewed already, the device does not use the new one")
+	case a.Reason == "cert_not_yet_valid":
+		b.say(a.Reason, "A clock is wrong: it comes with a certificate that begins in the future. "+a.Detail+".", "Compare this machine's clock, and that of whoever issued the certificate, with a time server")
+	case a.Reason == "cert_unknown_ca":
+		b.say(a.Reason, fmt.Sprintf("Its certificate is by %q, a CA that is not trusted here. %s.", a.Issuer, a.Detail), "naru ca status shows who is trusted; naru ca register trusts another. Was the device made for another platform?")
+	case a.Reason == "client_id_mismatch":
+		b.say(a.Reason, "Its MQTT client id is not the name in its certificate. "+a.Detail+".", "Set the client id to "+a.Device)
+	case a.Reason == "acl_denied":
+		b.say(a.Reason, "Policy refused it. "+a.Detail+".", "Its will, or what else it says at CONNECT, must be on device/"+b.Device+"/…")
+	case a.Reason == "cert_unregistered" && b.State != "unregistered":
+		b.say(a.Reason, "It is registered, but not with the certificate it comes with. "+a.Detail+".", "naru device show "+b.Device+" lists those that are; does the device use an old one?")
+	default:
+		b.say(a.Reason, a.Detail+".", "")
+		if r, err := message.ParseReason(a.Reason); err == nil {
+			b.Remedy = r.Info().Look
+		}
+	}
+}
+
+// step is where an attempt ended.
+func step(a *x509.Attempt) string {
+	if n := len(a.Steps); n > 0 {
+		return a.Steps[n-1].Name
+	}
+	return ""
+}
+
+func orNowhere(address string) string {
+	if address == "" {
+		return "an address that was not recorded"
+	}
+	return address
+}

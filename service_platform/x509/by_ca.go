@@ -1,0 +1,129 @@
+package x509
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/naru-platform/naru/bus"
+)
+
+// casShown is how many CAs are told apart: strangers come with as many as they like. The rest is one line.
+const casShown = 100
+
+// CAAttempts is what came of a CA's certificates at the doors, of a day at most: the answer of GET /api/v1/admissions/by-ca
+// is a list of them, those that are known here first, then by how many were refused.
+type CAAttempts struct {
+	CA         string         `json:"ca"` // its key identifier, hexadecimal; empty for attempts without a certificate
+	Name       string         `json:"name"`
+	Known      bool           `json:"known"`            // the platform's own, or a registered one
+	Others     int            `json:"others,omitempty"` // this line is of so many CAs together
+	Admitted   int            `json:"admitted"`
+	Refused    int            `json:"refused"`
+	Reasons    map[string]int `json:"reasons,omitempty"`
+	Devices    int            `json:"devices"`               // names that came with it
+	Last       time.Time      `json:"last"`                  // somebody came
+	LastReason string         `json:"last_reason,omitempty"` // of the newest refusal
+	LastDetail string         `json:"last_detail,omitempty"`
+	LastDevice string         `json:"last_device,omitempty"`
+
+	refusedAt time.Time
+	names     map[string]struct{}
+}
+
+func (c *CAAttempts) add(a *Attempt) {
+	if a.Admitted {
+		c.Admitted += a.Count
+	} else {
+		c.Refused += a.Count
+		c.Reasons[a.Reason] += a.Count
+		if a.Last.After(c.refusedAt) {
+			c.refusedAt, c.LastReason, c.LastDetail, c.LastDevice = a.Last, a.Reason, a.Detail, a.Device
+		}
+	}
+	if a.Last.After(c.Last) {
+		c.Last = a.Last
+	}
+	c.names[a.Device] = struct{}{}
+}
+
+// attemptsByCA sums what every node recorded up by the CA whose certificate was shown. known says of a key identifier
+// whether its CA may let anybody in.
+func attemptsByCA(ctx context.Context, b bus.Bus, known func(ca string) bool) ([]CAAttempts, error) {
+	all := map[[2]string]*CAAttempts{} // a stranger's key identifier may be another's, so the name counts too
+	err := eachAttempt(ctx, b, func(a *Attempt) {
+		key := [2]string{a.CA, a.Issuer}
+		c := all[key]
+		if c == nil {
+			c = &CAAttempts{CA: a.CA, Name: a.Issuer, Known: known(a.CA), Reasons: map[string]int{}, names: map[string]struct{}{}}
+			all[key] = c
+		}
+		c.add(a)
+	})
+	if err != nil {
+		return nil, err
+	}
+	list := make([]CAAttempts, 0, len(all))
+	for _, c := range all {
+		c.Devices = len(c.names)
+		list = append(list, *c)
+	}
+	slices.SortFunc(list, func(a, b CAAttempts) int {
+		if a.Known != b.Known {
+			return map[bool]int{true: -1, false: 1}[a.Known]
+		}
+		return cmp.Or(cmp.Compare(b.Refused, a.Refused), cmp.Compare(a.Name, b.Name), cmp.Compare(a.CA, b.CA))
+	})
+	if len(list) <= casShown {
+		return list, nil
+	}
+	rest := CAAttempts{Name: "others", Reasons: map[string]int{}}
+	for _, c := range list[casShown-1:] {
+		rest.Others++
+		rest.Admitted, rest.Refused, rest.Devices = rest.Admitted+c.Admitted, rest.Refused+c.Refused, rest.Devices+c.Devices
+		for r, n := range c.Reasons {
+			rest.Reasons[r] += n
+		}
+		if c.Last.After(rest.Last) {
+			rest.Last = c.Last
+		}
+	}
+	return append(list[:casShown-1], rest), nil
+}
+
+func (s *service) admissionsByCA(o *opened, w http.ResponseWriter, r *http.Request) error {
+	known, err := o.knownCAs(r.Context())
+	if err != nil {
+		return err
+	}
+	list, err := attemptsByCA(r.Context(), s.env.Bus, func(ca string) bool { return known[ca] })
+	if err != nil {
+		return err
+	}
+	return answer(w, http.StatusOK, map[string]any{"cas": list})
+}
+
+// knownCAs are the key identifiers of the CAs that may let somebody in: the platform's issuing ones, and those registered.
+func (o *opened) knownCAs(ctx context.Context) (map[string]bool, error) {
+	known := map[string]bool{}
+	all, err := o.trusted(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range append(all.Issuing, all.Roots...) {
+		known[hex.EncodeToString(c.SubjectKeyId)] = true
+	}
+	registered, err := o.cas.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range registered {
+		if certs, err := parseCerts([]byte(r.Certificate)); err == nil && !r.Disabled && len(certs) > 0 && len(certs[0].SubjectKeyId) > 0 {
+			known[hex.EncodeToString(certs[0].SubjectKeyId)] = true
+		}
+	}
+	return known, nil
+}
