@@ -129,8 +129,10 @@ func TestAttemptsWaitForABusThatIsAway(t *testing.T) {
 	}
 	table.gone.Store(true)
 	note(1, 3*attemptsPerChunk)
-	if flush() == nil || flush() == nil {
-		t.Fatal("it says that it has written what it has not")
+	for range 2 {
+		if flush() == nil {
+			t.Fatal("it says that it has written what it has not")
+		}
 	}
 	note(1+3*attemptsPerChunk, 1)
 	table.gone.Store(false)
