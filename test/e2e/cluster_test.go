@@ -34,8 +34,10 @@ func init() {
 	if err := json.Unmarshal([]byte(raw), &n); err != nil {
 		panic(err)
 	}
-	o := &server.Options{ServerName: n.Name, Host: "127.0.0.1", Port: n.Port, JetStream: true, StoreDir: n.Dir, SyncAlways: true, MaxPayload: 8 << 20,
-		NoSigs: true, Cluster: server.ClusterOpts{Name: "e2e", Host: "127.0.0.1", Port: n.Cluster}}
+	o := &server.Options{ServerName: n.Name, Host: "127.0.0.1", Port: n.Port, JetStream: true, StoreDir: n.Dir, SyncAlways: true, MaxPayload: 8 << 20, NoSigs: true}
+	if n.Cluster != 0 {
+		o.Cluster = server.ClusterOpts{Name: "e2e", Host: "127.0.0.1", Port: n.Cluster}
+	}
 	for _, r := range n.Routes {
 		o.Routes = append(o.Routes, server.RoutesFromStr(r)...)
 	}
@@ -51,10 +53,12 @@ func init() {
 // node is a NATS server in a process of its own.
 type node struct {
 	Name, Dir     string
-	Port, Cluster int
+	Port, Cluster int // Cluster is 0 where it is alone
 	Routes        []string
 	cmd           *exec.Cmd
 }
+
+func (n *node) url() string { return fmt.Sprintf("nats://127.0.0.1:%d", n.Port) }
 
 func (n *node) start(t *testing.T) {
 	t.Helper()
@@ -92,7 +96,7 @@ func startCluster(t *testing.T) (nodes []*node, url string) {
 	for i := range 3 {
 		n := &node{Name: fmt.Sprintf("bus-%d", i), Dir: t.TempDir(), Port: port(t), Cluster: port(t)}
 		routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", n.Cluster))
-		urls = append(urls, fmt.Sprintf("nats://127.0.0.1:%d", n.Port))
+		urls = append(urls, n.url())
 		nodes = append(nodes, n)
 	}
 	for _, n := range nodes {
@@ -153,6 +157,7 @@ func TestSplitPlatformSurvivesTheDeathOfEachOfItsParts(t *testing.T) {
 	door.start()
 	index.start()
 	proof.start()
+	door.echo() // there before the first message
 
 	stop := make(chan struct{})
 	var group sync.WaitGroup

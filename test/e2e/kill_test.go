@@ -17,9 +17,13 @@ import (
 	"github.com/naru-platform/naru/message"
 )
 
-// TestNothingAcknowledgedIsLostToSIGKILL kills the platform ten times under load.
+// TestNothingAcknowledgedIsLostToSIGKILL kills the platform ten times under load. Then all that was acknowledged is in the
+// log, and each message of the log has had its effect once, by what the log itself says.
 func TestNothingAcknowledgedIsLostToSIGKILL(t *testing.T) {
 	p := newPlatform(t)
+	p.start()
+	p.echo() // there before the first message
+	p.stop()
 	senders := killed(p, 10)
 	acked := 0
 	for _, s := range senders {
@@ -103,11 +107,56 @@ func checkStored(t *testing.T, data string, senders []*sender) {
 	checkLog(t, b, senders)
 }
 
+// echo has a rule say, of each reading of a device, that it was seen: an effect that can be held against the log.
+func (p *platform) echo() {
+	p.t.Helper()
+	file := filepath.Join(p.t.TempDir(), "echo.yaml")
+	const rule = "name: echo\nsql: SELECT topic(2) AS device FROM 'device/+/telemetry'\nactions:\n  - republish: {topic: \"device/${topic(2)}/seen\"}\n"
+	if err := os.WriteFile(file, []byte(rule), 0o600); err != nil {
+		p.t.Fatal(err)
+	}
+	if out, code := p.naru("rule", "add", file); code != 0 {
+		p.t.Fatalf("naru rule add: %d %s", code, out)
+	}
+}
+
+// checkLog holds the log against what the senders know, and against itself: each reading was seen once.
 func checkLog(t *testing.T, b bus.Bus, senders []*sender) {
 	t.Helper()
-	for _, fault := range logFaults(t, b, senders) {
+	for _, fault := range append(logFaults(t, b, senders), effectFaults(t, b)...) {
 		t.Error(fault)
 	}
+}
+
+// effectFaults lists the readings in the log of which the rule made nothing, or more than one message, and what it made
+// of none.
+func effectFaults(t *testing.T, b bus.Bus) (faults []string) {
+	t.Helper()
+	readings, seen := map[message.ID]bool{}, map[message.ID]int{}
+	eachStored(t, b, message.Device, func(m *message.Message) {
+		switch m.Subject.Token(2) {
+		case "telemetry":
+			readings[m.ID] = true
+		case "seen":
+			seen[m.Cause]++
+		}
+	})
+	if len(readings) == 0 {
+		faults = append(faults, "there are no readings")
+	}
+	for id := range readings {
+		if n := seen[id]; n != 1 {
+			faults = append(faults, fmt.Sprintf("%s has taken effect %d times", id, n))
+		}
+		delete(seen, id)
+	}
+	for id := range seen {
+		faults = append(faults, fmt.Sprintf("an effect follows from %s, which is not in the log", id))
+	}
+	if len(faults) > 20 {
+		faults = append(faults[:20], fmt.Sprintf("and %d more", len(faults)-20))
+	}
+	return faults
 }
 
 // logFaults lists what is lost or doubled.
