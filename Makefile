@@ -3,8 +3,7 @@
 SHELL := /bin/bash
 TOOL := go tool -modfile=tools/go.mod
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-FOREIGN := $(if $(wildcard test/foreign/node_modules),foreign) # clients for Node, where .ci/run or npm ci has installed them
-.PHONY: help run build test quick race long fuzz bench lint clean
+.PHONY: help run build test race long fuzz bench lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -15,16 +14,18 @@ run: build ## start everything, with 20 simulated devices, in ./naru-data
 build: # build bin/naru
 	go build -ldflags "-X main.version=$(VERSION)" -o bin/naru ./cmd/naru
 
-test: lint race long ## everything that must pass: lint, the suites under the race detector, the long suites
-
-quick: # the usual loop: go test ./... without the long suites
-	go test ./...
+test: ## everything that must pass: lint, the suites under the race detector, the long suites
+	@tools/needs.sh
+	@$(MAKE) --no-print-directory lint race long
 
 race: ## the suites under the race detector
 	go test -race -timeout 20m $$(go list ./... | grep -v /test/)
 
-long: ## SIGKILL, clusters, full disks: the suites behind the build tag `long`
-	go test -tags "long $(FOREIGN)" -count=1 -timeout 35m -p 1 ./bus/nats ./service_platform/twin ./test/... # the cache does not see that the binary has changed
+long: ## SIGKILL, clusters, full disks, clients of others: the suites behind the build tags `long` and `foreign`
+	@tools/needs.sh
+	go test -race -tags long -count=1 -timeout 35m ./bus/nats
+	go test -tags "long foreign" -count=1 -timeout 35m -p 1 ./service_platform/twin ./test/... # the cache does not see that the binary has changed
+	go test -race -tags long -count=1 -timeout 15m -run 'NothingAcknowledged|Alone' ./test/e2e # of the binary too
 
 fuzz: ## each fuzz target for 20 s (FUZZTIME=1m for longer)
 	@set -e; grep -rl '^func Fuzz' --include=*_test.go . | while read -r f; do \

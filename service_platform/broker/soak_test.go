@@ -49,7 +49,7 @@ func dialKept(addr, id string, stop <-chan struct{}) (*link, error) {
 		}
 		c, err := net.Dial("tcp", addr)
 		if err != nil {
-			<-time.After(5 * time.Millisecond)
+			again(stop)
 			continue
 		}
 		l := &link{c, bufio.NewReader(c)}
@@ -63,7 +63,15 @@ func dialKept(addr, id string, stop <-chan struct{}) (*link, error) {
 			}
 		}
 		c.Close()
-		<-time.After(5 * time.Millisecond)
+		again(stop)
+	}
+}
+
+// again waits a moment before a client tries once more.
+func again(stop <-chan struct{}) {
+	select {
+	case <-stop:
+	case <-time.After(5 * time.Millisecond):
 	}
 }
 

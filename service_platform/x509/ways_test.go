@@ -216,7 +216,7 @@ func TestTheRecorderTellsEachStep(t *testing.T) {
 func TestESTWithCurlAndOpenSSL(t *testing.T) {
 	for _, tool := range []string{"curl", "openssl"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Fatalf("no %s on this machine; .ci/run installs it", tool)
+			t.Fatalf("no %s on this machine: tools/needs.sh installs it", tool)
 		}
 	}
 	a := newArena(t)

@@ -22,6 +22,9 @@ var (
 	buildErr  error
 )
 
+// buildFlags are those of the binary: with the race detector where the tests have it.
+var buildFlags []string
+
 // naruBinary builds the real binary once.
 func naruBinary(t testing.TB) string {
 	t.Helper()
@@ -31,7 +34,7 @@ func naruBinary(t testing.TB) string {
 			return
 		}
 		binary = filepath.Join(dir, "naru")
-		out, err := exec.Command("go", "build", "-o", binary, "../../cmd/naru").CombinedOutput()
+		out, err := exec.Command("go", append(append([]string{"build"}, buildFlags...), "-o", binary, "../../cmd/naru")...).CombinedOutput()
 		if err != nil {
 			buildErr = fmt.Errorf("build: %w\n%s", err, out)
 		}
@@ -136,6 +139,14 @@ func (p *platform) kill() {
 		_ = p.cmd.Process.Kill()
 		_ = p.cmd.Wait()
 		p.cmd = nil
+		p.raced()
+	}
+}
+
+// raced tells of what the race detector has found in the process.
+func (p *platform) raced() {
+	if said := p.out.String(); strings.Contains(said, "DATA RACE") {
+		p.t.Errorf("naru has a data race:\n%s", said)
 	}
 }
 
@@ -157,6 +168,7 @@ func (p *platform) stop() {
 		p.kill()
 	}
 	p.cmd = nil
+	p.raced()
 }
 
 // naru runs a command against the platform and gives its standard output and exit code.
