@@ -321,6 +321,28 @@ func together(t *testing.T, r *componenttest.Rig, ms []*message.Message) {
 	}
 }
 
+// A handler may do without what was refused: it takes no room from what comes after.
+func TestWhatIsRefusedTakesNoRoom(t *testing.T) {
+	r := componenttest.New(t) // its engine takes batches of 1 MiB
+	r.Start(of(func(_ context.Context, tx component.Tx, m *message.Message) error {
+		of := func(size int) *message.Message {
+			return &message.Message{Subject: "service_platform.worker.x", Data: make([]byte, size)}
+		}
+		if err := tx.Say(of(600_000)); err != nil {
+			return err
+		}
+		if err := tx.Say(of(600_000)); message.ReasonOf(err, 0) != message.MessageTooLarge {
+			return message.Rejectf(message.HandlerError, "a second large message gives %v", err)
+		}
+		return tx.Say(of(100_000))
+	}, derived))
+	r.Say(reading("d0", "0"))
+	rep := r.Settled(worker, "device")
+	if n := len(r.Said(worker)); rep.Outcomes[component.Handled].Count != 1 || n != 2 {
+		t.Errorf("%d of 2 messages were said; outcomes are %+v", n, rep.Outcomes)
+	}
+}
+
 func TestAComponentThatHearsItselfComesToRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := componenttest.New(t)

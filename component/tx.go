@@ -144,9 +144,10 @@ func (t *tx) Say(m *message.Message) error {
 	if len(s.record) > most {
 		return message.Rejectf(message.MessageTooLarge, "%s takes %d bytes, and the bus takes up to %d", m.Subject, len(s.record), most)
 	}
-	if t.bytes += len(s.record); t.bytes > most && t.w.env.Spec.State == Derived {
-		return message.Rejectf(message.MessageTooLarge, "what is said of one message takes %d bytes, and is written in one batch of up to %d", t.bytes, most)
+	if all := t.bytes + len(s.record); all > most && t.w.env.Spec.State == Derived { // what is refused takes no room
+		return message.Rejectf(message.MessageTooLarge, "what is said of one message takes %d bytes, and is written in one batch of up to %d", all, most)
 	}
+	t.bytes += len(s.record)
 	t.said = append(t.said, s)
 	return nil
 }

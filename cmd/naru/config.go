@@ -173,7 +173,8 @@ func loadConfig(s *start) (*config, error) {
 		errs = append(errs, fmt.Errorf("--sim %d: want a number of devices", s.sim))
 	}
 	if s.sim > 0 {
-		errs = append(errs, c.set("device.simulator", "devices", s.sim), c.set("device.simulator", "server", c.mqtt(nil)))
+		errs = append(errs, c.set("device.simulator", "devices", s.sim), c.set("device.simulator", "server", c.mqtt(nil)),
+			c.set("service_platform.rule", "demo", true), c.set(brokerName, "envelope", true)) // devices go on with the trace that came to them
 	}
 	if c.Bus.Replicas < 1 || c.Bus.Replicas > 5 {
 		errs = append(errs, fmt.Errorf("bus.replicas is %d; want 1 to 5", c.Bus.Replicas))

@@ -44,6 +44,8 @@ type Admission interface {
 type Config struct {
 	// Listen is the address for devices, mutual TLS; empty for none.
 	Listen string `json:"listen"`
+	// Envelope is that listener's: CloudEvents attributes and the trace are added to what its MQTT 5 clients are sent.
+	Envelope bool `json:"envelope"`
 	// Plain is an address without TLS, where the client id is taken for the device's name. It must be a loopback
 	// address; it is for benchmarks and for a local proxy that has checked who comes.
 	Plain string `json:"plain"`

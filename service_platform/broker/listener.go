@@ -87,7 +87,7 @@ type entrance struct {
 func (c *Config) entrances() (list []*entrance, err error) {
 	all := c.Listeners
 	if c.Listen != "" {
-		all = append([]Listener{{Name: "devices", Address: c.Listen, Protocol: "mqtts", Auth: byCertificate, Policy: policyDevice}}, all...)
+		all = append([]Listener{{Name: "devices", Address: c.Listen, Protocol: "mqtts", Auth: byCertificate, Policy: policyDevice, Envelope: c.Envelope}}, all...)
 	}
 	if c.Plain != "" {
 		all = append([]Listener{{Name: "plain", Address: c.Plain, Protocol: "mqtt", Auth: byNobody, Policy: policyDevice}}, all...)

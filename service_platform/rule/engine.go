@@ -33,6 +33,8 @@ type Config struct {
 	RulesDir string `json:"rules_dir"`
 	// RulesMax is how many rules there may be.
 	RulesMax int `json:"rules_max"`
+	// Demo has a rule for simulated devices run, as `naru up --sim` sets it; without it that rule is taken away.
+	Demo bool `json:"demo"`
 }
 
 // Spec declares the component.
@@ -101,6 +103,7 @@ func (e *Engine) run(ctx context.Context, ready func()) error {
 		ready()
 	case <-ctx.Done():
 	}
+	group.Go(func() { e.demo(ctx) })
 	if e.files != nil && ctx.Err() == nil {
 		group.Go(func() { e.files.follow(ctx) })
 	}

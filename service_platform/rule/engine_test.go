@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -53,13 +54,19 @@ func put(t *testing.T, r *componenttest.Rig, name, yaml string) Shown {
 func running(t *testing.T, rules ...string) *componenttest.Rig {
 	t.Helper()
 	r := componenttest.New(t)
-	r.Start(Spec)
-	// A component with State Derived is up when it holds partitions; its routes are there a moment later.
-	r.Until(func() bool { code, _ := ask(t, r, "GET", "/api/v1/rules", ""); return code == 200 }, func() string { return "no answer" })
+	start(t, r)
 	for i := 0; i < len(rules); i += 2 {
 		put(t, r, rules[i], rules[i+1])
 	}
 	return r
+}
+
+// start starts the component, and waits until it answers. With State Derived it is up when it holds partitions; its routes
+// are there a moment later.
+func start(t *testing.T, r *componenttest.Rig) {
+	t.Helper()
+	r.Start(Spec)
+	r.Until(func() bool { code, _ := ask(t, r, "GET", "/api/v1/rules", ""); return code == 200 }, func() string { return "no answer" })
 }
 
 // said gives what rules said of messages, as `topic data`, in order.
@@ -310,11 +317,41 @@ func TestFilesAreTheRules(t *testing.T) {
 			t.Errorf("%s %s of a file's rule is answered %d %s", c[0], c[1], code, body)
 		}
 	}
-	write("(") // does not compile: what ran goes on
-	m := componenttest.Message("in", "d-1", `{}`)
-	r.Say(m)
-	r.Settled(Name, "device")
-	want(t, "said", said(r, m), `out {"v":2}`)
+	// Files are looked at by name: when the next one's rule runs, the one before was read. What is in it does not compile,
+	// so what ran goes on.
+	write("(")
+	next := filepath.Join(dir, "next.yaml")
+	if err := os.WriteFile(next, []byte("sql: SELECT 1 AS v FROM 'nowhere'\nactions: [{republish: {topic: out}}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	there := func(rule string, want int) {
+		t.Helper()
+		r.Until(func() bool { code, _ := ask(t, r, "GET", "/api/v1/rules/"+rule, ""); return code == want }, func() string { return fmt.Sprintf("rule %s: no answer %d", rule, want) })
+	}
+	there("next", 200)
+	says := func(v string) {
+		t.Helper()
+		m := componenttest.Message("in", "d-1", `{}`)
+		r.Say(m)
+		r.Settled(Name, "device")
+		want(t, "said", said(r, m), `out {"v":`+v+`}`)
+	}
+	runs(2)
+	says("2")
+	// While a file cannot be read, no rule goes for want of its file: it may be in that one.
+	if err := os.WriteFile(file, []byte("sql: ["), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Remove(next), os.WriteFile(filepath.Join(dir, "over.yaml"), []byte("sql: SELECT 1 AS v FROM 'nowhere'\nactions: [{republish: {topic: out}}]\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	there("over", 200)
+	there("next", 200)
+	says("2")
+	write("3") // it is well again: read, and the rule without a file goes
+	runs(3)
+	there("next", 404)
+	says("3")
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}

@@ -279,6 +279,9 @@ func (b *book) change(ctx context.Context, name string, a act) (*kept, error) {
 				Detail: fmt.Sprintf("rule %s was changed in the meantime: it has revision %d, not %d; look at it again with `naru rule show %s`", name, k.revision, a.revision, name)}
 		}
 		if k.File != a.file && !k.Deleted {
+			if k.File == demoFile {
+				return nil, answer.Conflict("rule %s is naru's own, and runs while devices are simulated; give yours another name", name)
+			}
 			if a.file == "" {
 				return nil, answer.Conflict("rule %s is from the file %s: change it there; removed from there, it is free", name, k.File)
 			}
