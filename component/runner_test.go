@@ -87,7 +87,7 @@ func (r *rig) await(consumer, log string, f func(Report) bool) Report {
 	r.t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(time.Minute)
 	var last Report
 	for {
 		for _, rep := range r.host.Peers().Reports() {

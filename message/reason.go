@@ -61,6 +61,7 @@ const (
 	SessionLimit     Reason = 408
 	NotDecodable     Reason = 409
 	RuleError        Reason = 410
+	ReceiverRefused  Reason = 411
 )
 
 // ReasonInfo is what a person is told about a reason.
@@ -206,4 +207,5 @@ var reasons = []ReasonInfo{
 	{SessionLimit, "", "session_limit", "More was waiting for a client than its session may hold; the oldest went.", "Why the client was away, and the session's limits."},
 	{NotDecodable, "", "not_decodable", "The message's data is not what its type says.", "The sender's encoding."},
 	{RuleError, "", "rule_error", "A rule took the message, and its SQL or one of its actions could not be done with it.", "`naru rule show <rule>`, and the error in the rule's `failed` message in `naru trace <id>`; `naru rule test` shows each step."},
+	{ReceiverRefused, "", "receiver_refused", "What was called from here, a worker or a destination, will not have the message.", "Its answer in the particulars, and what it logs; when it is mended, `naru dead retry`."},
 }

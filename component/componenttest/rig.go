@@ -22,7 +22,7 @@ import (
 )
 
 // patience is how long anything is waited for before the test fails.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // Rig runs components as one process does, again and again on the same data.
 type Rig struct {
