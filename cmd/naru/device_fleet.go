@@ -15,10 +15,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/term"
 
 	"github.com/naru-platform/naru/service_platform/x509"
 )
@@ -55,14 +53,18 @@ func deviceExport(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			bar := progress(c, "exporting", -1)
+			total, err := fleetSize(c.Context(), cl)
+			if err != nil {
+				return err
+			}
+			bar := newProgress(c, "exported", total)
 			n := 0
 			err = eachDevice(c.Context(), cl, url.Values{}, func(d x509.Device) error {
 				n++
-				_ = bar.Add(1) // a picture
+				bar.add()
 				return write(d)
 			})
-			_ = bar.Finish()
+			bar.end()
 			if err = errors.Join(err, flush()); err == nil {
 				fmt.Fprintf(c.ErrOrStderr(), "%d devices exported\n", n)
 			}
@@ -109,21 +111,13 @@ where they are there. A device that is registered already is brought up to date,
 run again. With --issue each device also gets a certificate and key, in a directory of its own below the one named;
 those that have one already are left alone.
 
-A line that is refused is told with its number, the others go on, and the command ends with 1.`,
+A line that is refused is told with its number, the others go on, and the command ends with 1. How far it is stands on
+standard error: a bar in a terminal, else a line now and then; of all lines where FILE is a file.`,
 		Example: "  naru device import fleet.csv --issue keys\n  naru device export | naru --server https://other.example:8780 device import -",
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
 			if err != nil {
 				return err
-			}
-			in := c.InOrStdin()
-			if args[0] != "-" {
-				f, err := os.Open(args[0])
-				if err != nil {
-					return err
-				}
-				defer f.Close()
-				in = f
 			}
 			if format == "" {
 				format = "jsonl"
@@ -131,7 +125,19 @@ A line that is refused is told with its number, the others go on, and the comman
 					format = "csv"
 				}
 			}
-			return importFleet(c, cl, in, format, issue)
+			if args[0] == "-" {
+				return importFleet(c, cl, c.InOrStdin(), format, issue, -1)
+			}
+			f, err := os.Open(args[0])
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			total, err := countLines(f, format)
+			if err != nil {
+				return err
+			}
+			return importFleet(c, cl, f, format, issue, total)
 		},
 	}
 	c.Flags().StringVar(&format, "format", "", "jsonl or csv (default: by the file's name)")
@@ -139,15 +145,38 @@ A line that is refused is told with its number, the others go on, and the comman
 	return c
 }
 
-// importFleet goes on after a refused line, and stops where the platform does not answer.
-func importFleet(c *cobra.Command, cl *client, in io.Reader, format, issue string) error {
-	bar := progress(c, "importing", -1)
+// fleetSize is how many devices are registered.
+func fleetSize(ctx context.Context, cl *client) (int, error) {
+	var page struct {
+		Total int `json:"total"`
+	}
+	err := cl.get(ctx, "/api/v1/devices", url.Values{"limit": {"1"}}, &page)
+	return page.Total, err
+}
+
+// countLines says how many devices a file has, the refused ones among them, and goes back to its beginning; -1 where there
+// is no going back.
+func countLines(f *os.File, format string) (n int, err error) {
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return -1, err
+	}
+	if err := eachLine(f, format, func(int, x509.Import, error) error { n++; return nil }); err != nil {
+		return 0, err
+	}
+	_, err = f.Seek(0, io.SeekStart)
+	return n, err
+}
+
+// importFleet goes on after a refused line, and stops where the platform does not answer. total is how many lines there
+// are; -1 where nobody knows.
+func importFleet(c *cobra.Command, cl *client, in io.Reader, format, issue string, total int) error {
+	bar := newProgress(c, "imported", total)
 	var mu sync.Mutex
 	done, refused := 0, 0
 	note := func(line int, err error) {
 		mu.Lock()
 		defer mu.Unlock()
-		_ = bar.Add(1) // a picture
+		bar.add()
 		if err == nil {
 			done++
 			return
@@ -175,7 +204,7 @@ func importFleet(c *cobra.Command, cl *client, in io.Reader, format, issue strin
 		return nil
 	})
 	err = errors.Join(err, group.Wait())
-	_ = bar.Finish()
+	bar.end()
 	fmt.Fprintf(c.ErrOrStderr(), "%d devices imported, %d refused\n", done, refused)
 	if err == nil && refused > 0 {
 		err = fmt.Errorf("%d lines were refused; mend them and import the file again", refused)
@@ -294,14 +323,4 @@ func deviceOf(cell func(name string) string) (d x509.Import, err error) {
 		}
 	}
 	return d, nil
-}
-
-// progress shows how far a command is, where somebody looks.
-func progress(c *cobra.Command, what string, n int64) *progressbar.ProgressBar {
-	o := []progressbar.Option{progressbar.OptionSetDescription(what), progressbar.OptionSetWriter(c.ErrOrStderr()),
-		progressbar.OptionClearOnFinish(), progressbar.OptionShowCount(), progressbar.OptionThrottle(100 * time.Millisecond)}
-	if !term.IsTerminal(int(os.Stderr.Fd())) {
-		o = append(o, progressbar.OptionSetVisibility(false))
-	}
-	return progressbar.NewOptions64(n, o...)
 }

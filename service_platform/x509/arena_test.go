@@ -154,7 +154,7 @@ func (a *arena) ask(c Client, topic string, in, into any) Answer {
 // attempts gives what is recorded, newest first.
 func (a *arena) attempts(f attemptFilter) []Attempt {
 	a.Helper()
-	t, err := a.bus.Table(a.Context(), admissionsTable, busVolatile)
+	t, err := a.bus.Table(a.Context(), admissionsTable, admissionsOptions)
 	if err != nil {
 		a.Fatal(err)
 	}

@@ -56,14 +56,15 @@ func TestRevocationReachesEveryNodeWithinASecond(t *testing.T) {
 			}
 		}
 	})
-	for name, end := range map[string]string{"revoked": "/revoke", "disabled": "/disable", "deleted": ""} {
+	withdraw := func(id, end string) (slowest time.Duration) {
+		t.Helper()
 		var e Enrolled
-		if got := a.do("POST", "/api/v1/devices", Enrolment{ID: "d-" + name}, &e); got != 201 {
-			t.Fatal(name, got)
+		if got := a.do("POST", "/api/v1/devices", Enrolment{ID: id}, &e); got != 201 {
+			t.Fatal(id, got)
 		}
 		for _, n := range nodes {
-			if got, err := n.Admit(t.Context(), certOf(t, e), nil); got != "d-"+name {
-				t.Fatal(name, err)
+			if got, err := n.Admit(t.Context(), certOf(t, e), nil); got != id {
+				t.Fatal(id, err)
 			}
 		}
 		began := time.Now()
@@ -71,19 +72,31 @@ func TestRevocationReachesEveryNodeWithinASecond(t *testing.T) {
 		if end == "" {
 			method = "DELETE"
 		}
-		a.do(method, "/api/v1/devices/d-"+name+end, nil, nil)
+		a.do(method, "/api/v1/devices/"+id+end, nil, nil)
 		for range nodes {
 			c := <-told
-			took := c.at.Sub(began)
-			if took > time.Second || c.device != "d-"+name {
-				t.Errorf("%s: a node was told of %s after %s", name, c.device, took)
+			if c.device != id {
+				t.Errorf("a node was told of %s, not of %s", c.device, id)
 			}
-			t.Logf("%s: told after %s", name, took)
+			slowest = max(slowest, c.at.Sub(began))
 		}
 		for _, n := range nodes {
 			if _, err := n.Admit(t.Context(), certOf(t, e), nil); err == nil {
-				t.Errorf("%s: %v", name, err)
+				t.Errorf("%s: admitted all the same", id)
 			}
+		}
+		return slowest
+	}
+	// On a machine that does something else for a second, one try says nothing: one of five must make it, and one that asks
+	// now and then never would.
+	for name, end := range map[string]string{"revoked": "/revoke", "disabled": "/disable", "deleted": ""} {
+		var took []time.Duration
+		for try := 0; try < 5 && (try == 0 || took[try-1] > time.Second); try++ {
+			took = append(took, withdraw(fmt.Sprint("d-", name, try), end))
+		}
+		t.Logf("%s: both nodes were told after %s", name, took)
+		if took[len(took)-1] > time.Second {
+			t.Errorf("%s: the slower node was told after %s", name, took)
 		}
 	}
 }
@@ -117,5 +130,35 @@ func TestWaysInOnTheEngineThatShips(t *testing.T) {
 	refused := a.attempts(attemptFilter{refused: true})
 	if len(refused) != 2 {
 		t.Errorf("%d attempts are recorded as refused: %+v", len(refused), refused)
+	}
+}
+
+// What the flight recorder holds outlives the engine.
+func TestAttemptsOutliveTheEngine(t *testing.T) {
+	dir := t.TempDir()
+	open := func() *nats.Bus {
+		b, err := nats.Open(t.Context(), nats.Options{Dir: dir, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for i := range 3 {
+		b := open()
+		table, err := b.Table(t.Context(), admissionsTable, admissionsOptions)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &recorder{node: "n-1"}
+		r.record(Attempt{Device: fmt.Sprint("d-", i), Known: true, At: time.Now()})
+		if err := r.flush(t.Context(), table); err != nil {
+			t.Fatal(err)
+		}
+		if got := recorded(t, b, attemptFilter{}); len(got) != i+1 || got[0].Device != fmt.Sprint("d-", i) {
+			t.Errorf("at start %d there are %+v", i+1, got)
+		}
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

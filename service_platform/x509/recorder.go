@@ -31,6 +31,9 @@ const (
 	stepsMax         = 16
 )
 
+// admissionsOptions: on disk, since who looks for the reason of a failure may have started the platform anew before.
+var admissionsOptions = bus.TableOptions{TTL: attemptsTTL}
+
 // Attempt is what happened when somebody wanted in, step by step. Repeats of the same are one attempt with a count.
 type Attempt struct {
 	At          time.Time `json:"at"`   // the first time
@@ -272,20 +275,29 @@ func (r *recorder) resume(ctx context.Context, t bus.Table) error {
 // run flushes until ctx is done, and once more then.
 func (r *recorder) run(ctx context.Context, b bus.Bus, warn func(error, int)) {
 	var table bus.Table
+	failing := false
 	flush := func(ctx context.Context) {
 		var err error
 		if table == nil {
-			table, err = b.Table(ctx, admissionsTable, bus.TableOptions{Volatile: true, TTL: attemptsTTL})
+			table, err = b.Table(ctx, admissionsTable, admissionsOptions)
 		}
 		if err == nil {
 			err = r.flush(ctx, table)
 		}
+		if err != nil {
+			if !failing && ctx.Err() == nil { // once, and not four times a second
+				failing = true
+				warn(err, 0)
+			}
+			return
+		}
+		failing = false
 		r.mu.Lock()
 		dropped := r.dropped
 		r.dropped = 0
 		r.mu.Unlock()
-		if err != nil && ctx.Err() == nil || dropped > 0 {
-			warn(err, dropped)
+		if dropped > 0 {
+			warn(nil, dropped)
 		}
 	}
 	tick := time.NewTicker(flushEvery)
@@ -333,7 +345,7 @@ func attempts(ctx context.Context, b bus.Bus, f attemptFilter, limit int) ([]Att
 
 // eachAttempt reads what every node recorded, in no order.
 func eachAttempt(ctx context.Context, b bus.Bus, f func(*Attempt)) error {
-	t, err := b.Table(ctx, admissionsTable, bus.TableOptions{Volatile: true, TTL: attemptsTTL})
+	t, err := b.Table(ctx, admissionsTable, admissionsOptions)
 	if err != nil {
 		return fmt.Errorf("open table %s: %w", admissionsTable, err)
 	}

@@ -19,7 +19,7 @@ import (
 
 func admissionsIn(t *testing.T, b bus.Bus) bus.Table {
 	t.Helper()
-	table, err := b.Table(t.Context(), admissionsTable, busVolatile)
+	table, err := b.Table(t.Context(), admissionsTable, admissionsOptions)
 	if err != nil {
 		t.Fatal(err)
 	}

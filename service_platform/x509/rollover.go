@@ -178,6 +178,9 @@ func (a *Authority) RemoveRoot(fingerprint string) error {
 // RestoreRoot puts the root's key back: what ExportRoot gave, and its passphrase.
 func (a *Authority) RestoreRoot(key []byte, passphrase string) error {
 	k, err := unsealKey(key, []byte(passphrase))
+	if errors.Is(err, errSecret) {
+		return fmt.Errorf("%w: the root's key does not open with this passphrase; it is the one that it was exported with", ErrRefused)
+	}
 	if err != nil {
 		return fmt.Errorf("%w: the root's key: %w", ErrRefused, err)
 	}

@@ -22,8 +22,6 @@ import (
 	"github.com/naru-platform/naru/message"
 )
 
-var busVolatile = bus.TableOptions{Volatile: true, TTL: attemptsTTL}
-
 func TestClaimCertificateBecomesADevice(t *testing.T) {
 	a := newArena(t)
 	who, err := a.gate.AdmitClient(t.Context(), a.claimClient())
