@@ -379,6 +379,9 @@ func (r *run) supervise(ctx context.Context) {
 		r.mu.Lock()
 		r.health.Restarts++
 		r.mu.Unlock()
+		if errors.Is(err, errLeaseLost) {
+			wait = restartMin // it is not to blame; who waits is the next owner, and perhaps that is this process
+		}
 		if pause(ctx, wait) != nil {
 			break
 		}
@@ -395,6 +398,8 @@ func (r *run) isStuck() bool {
 	defer r.mu.Unlock()
 	return r.stuck
 }
+
+var errLeaseLost = errors.New("its lease was lost; another process may own it now")
 
 func firstLine(err error) string {
 	s, _, _ := strings.Cut(err.Error(), "\n")
@@ -529,7 +534,7 @@ func (r *run) start(ctx context.Context) (err error) {
 		go func() {
 			select {
 			case <-lease.Lost():
-				cancel(errors.New("its lease was lost; another process may own it now"))
+				cancel(errLeaseLost)
 			case <-ctx.Done():
 			}
 		}()

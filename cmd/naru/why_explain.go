@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/naru-platform/naru/message"
@@ -47,6 +48,9 @@ func (b *because) decide(d x509.Device, known bool, attempts []x509.Attempt, now
 	switch {
 	case b.State == "disabled":
 		b.say("device_disabled", fmt.Sprintf("It is disabled since %s, by %s: %s.", d.DisabledAt.Format(time.RFC3339), d.DisabledBy, d.DisabledReason), "naru device enable "+id)
+	case fought(attempts, now) != nil:
+		b.say("taken_over", "It is connected, and thrown out again: two clients have its certificate and client id. "+capital(fought(attempts, now).Detail)+".",
+			"Is one device's key on two devices, or do two programs on it connect? `naru device rotate "+id+"` gives it a new one")
 	case refused:
 		b.explainRefusal(last)
 	case !known:
@@ -119,6 +123,26 @@ func (b *because) explainRefusal(a *x509.Attempt) {
 			b.Remedy = r.Info().Look
 		}
 	}
+}
+
+// foughtLately is for how long a fight for a client id is what there is to say of a device.
+const foughtLately = 5 * time.Minute
+
+// fought is an attempt that had to wait, since two clients take the device's client id from each other; nil where none did.
+func fought(attempts []x509.Attempt, now time.Time) *x509.Attempt {
+	for i := range attempts {
+		if step(&attempts[i]) == "turns" && now.Sub(attempts[i].Last) < foughtLately {
+			return &attempts[i]
+		}
+	}
+	return nil
+}
+
+func capital(s string) string {
+	if s == "" {
+		return s
+	}
+	return strings.ToUpper(s[:1]) + s[1:]
 }
 
 // step is where an attempt ended.

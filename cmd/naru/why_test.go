@@ -60,6 +60,10 @@ func TestWhyDeviceNamesTheCauseAndTheRemedy(t *testing.T) {
 			true, []string{"last got in", "refused another certificate", "naru device token d-1"}},
 		"expired, and no renewal": {with(func(d *x509.Device) { d.Certs[0].NotAfter = now.Add(-time.Hour) }), true, refused("token_invalid", "token", func(a *x509.Attempt) { a.Door = "est" }),
 			false, []string{"enrolment token"}},
+		"fought for": {good, true, append([]x509.Attempt{{Admitted: true, Last: now}}, refused("taken_over", "turns", nil)...), false,
+			[]string{"two clients have its certificate", "Particulars", "device rotate d-1"}},
+		"fought for once": {good, true, append([]x509.Attempt{{Admitted: true, Last: now}}, refused("taken_over", "turns", func(a *x509.Attempt) { a.Last = now.Add(-time.Hour) })...), true,
+			[]string{"Nothing keeps it out"}},
 		"handshake": {good, true, refused("handshake_failed", "handshake", nil), false, []string{"particulars", "TLS version"}},
 	} {
 		b := explain("d-1", c.device, c.known, c.attempts, now)

@@ -62,6 +62,8 @@ type Yield struct {
 	Client
 	// Received are messages of QoS 2 that are in the log, and whose PUBREL has not come, by packet identifier.
 	Received map[uint16]message.ID `json:"received,omitempty"`
+	// Taken says that the client was connected: another connection took its place.
+	Taken bool `json:"taken,omitempty"`
 }
 
 // Adopted is a start of a node that is gone: all that was its own is the speaker's, and nothing more of it counts.

@@ -138,6 +138,7 @@ type Broker struct {
 	allowances   allowances
 	gate         *turnstile
 	paced        *rate.Limiter
+	turns        *turns
 
 	doors         sync.Map // log name -> bus.Appender
 	stop          atomic.Bool
@@ -227,7 +228,7 @@ func build(env component.Env, c Config, a Admission) (*Broker, error) {
 		clients: map[string]*conn{}, all: map[*conn]struct{}{}, callers: map[*caller]struct{}{}, devices: map[string]map[*conn]struct{}{}, metrics: newMetrics(env.Metrics)}
 	b.pacePublish, b.tcpTimeout = publish, patience
 	b.sys = &sys{b: b, every: every, told: map[string]string{}}
-	b.gate, b.paced = newTurnstile(c.ConnectsWaitingMax, wait), newPace(c.ConnectRate)
+	b.gate, b.paced, b.turns = newTurnstile(c.ConnectsWaitingMax, wait), newPace(c.ConnectRate), newTurns()
 	b.metrics.watch(env.Metrics, b.gate)
 	if err := b.setPolicies(); err != nil {
 		return nil, err
@@ -238,6 +239,7 @@ func build(env component.Env, c Config, a Admission) (*Broker, error) {
 	b.expiry = &expiry{b: b}
 	b.store = session.New(env, session.Limits{Expiry: expires, Messages: c.SessionMessagesMax, Bytes: c.SessionBytesMax,
 		Subscriptions: c.SubscriptionsMax, Sessions: c.SessionsMax, Retained: c.RetainedMax}, b.lost)
+	b.store.WhenTaken(func(key string) { b.turns.note(key, time.Now()) })
 	if c.Cluster == "on" {
 		b.store.Join(b.keepQuiet, func(left session.Left) { b.tellLeft(context.Background(), left) })
 		b.clustered = true

@@ -76,6 +76,7 @@ type rig struct {
 	b     *Broker
 	node  string
 	lease time.Duration // of the next start; the usual where zero
+	turns *turns        // of the next start; nil where clients may take over as often as they like
 	stop  func()        // ends the broker, and returns when it has gone
 }
 
@@ -93,7 +94,18 @@ func newRigOn(t *testing.T, contracts *message.Catalog, change func(*Config)) *r
 // newNode is a rig on a bus that others may be on.
 func newNode(t *testing.T, on *mem.Bus, node string, contracts *message.Catalog, change func(*Config)) *rig {
 	t.Helper()
-	r := &rig{t: t, bus: on, node: node, gate: &gate{pair: certificate(t, "localhost")}}
+	return newNodeWith(t, &rig{}, on, node, contracts, change)
+}
+
+// newRigWith is newRig with what the rig has been given.
+func newRigWith(t *testing.T, r *rig, change func(*Config)) *rig {
+	t.Helper()
+	return newNodeWith(t, r, mem.New(mem.Options{}), "n1", catalog.Default(), change)
+}
+
+func newNodeWith(t *testing.T, r *rig, on *mem.Bus, node string, contracts *message.Catalog, change func(*Config)) *rig {
+	t.Helper()
+	r.t, r.bus, r.node, r.gate = t, on, node, &gate{pair: certificate(t, "localhost")}
 	addr := func() string {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -127,6 +139,9 @@ func (r *rig) start(contracts *message.Catalog) {
 			return nil, err
 		}
 		r.b = b
+		if b.turns.free = 1 << 20; r.turns != nil {
+			b.turns = r.turns
+		}
 		part := b.part()
 		part.Lease = cmp.Or(r.lease, part.Lease)
 		return part, nil
@@ -138,7 +153,7 @@ func (r *rig) start(contracts *message.Catalog) {
 	host := r.host
 	go func() { done <- host.Run(ctx) }()
 	r.stop = sync.OnceFunc(func() { cancel(); <-done })
-	for until := time.Now().Add(10 * time.Second); ; {
+	for until := time.Now().Add(45 * time.Second); ; {
 		if h := r.host.Health(); h[0].State == "running" {
 			return
 		}
@@ -151,6 +166,12 @@ func (r *rig) start(contracts *message.Catalog) {
 // refused waits for a refusal with the reason, as the operator's log has it.
 func (r *rig) refused(want message.Reason) operator.Refusal {
 	r.t.Helper()
+	return r.refusedAs(want, "")
+}
+
+// refusedAs does so for one whose detail has a word.
+func (r *rig) refusedAs(want message.Reason, word string) operator.Refusal {
+	r.t.Helper()
 	l, err := r.bus.Log(r.t.Context(), message.Operator, bus.LogOptions{})
 	if err != nil {
 		r.t.Fatal(err)
@@ -160,7 +181,7 @@ func (r *rig) refused(want message.Reason) operator.Refusal {
 		r.t.Fatal(err)
 	}
 	defer reader.Close()
-	ctx, cancel := context.WithTimeout(r.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(r.t.Context(), 45*time.Second)
 	defer cancel()
 	var seen []string
 	for {
@@ -174,7 +195,7 @@ func (r *rig) refused(want message.Reason) operator.Refusal {
 			if err := json.Unmarshal(m.Data, &x); err != nil {
 				r.t.Fatal(err)
 			}
-			if x.Reason == want {
+			if x.Reason == want && strings.Contains(x.Detail, word) {
 				return x
 			}
 			seen = append(seen, x.Reason.String()+" "+x.Detail)
@@ -194,7 +215,7 @@ func (r *rig) stored(n int) (list []*message.Message) {
 		r.t.Fatal(err)
 	}
 	defer reader.Close()
-	ctx, cancel := context.WithTimeout(r.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(r.t.Context(), 45*time.Second)
 	defer cancel()
 	for len(list) < n {
 		s, err := reader.Next(ctx)
@@ -261,7 +282,7 @@ func (p *peer) write(b []byte) {
 // next reads a packet.
 func (p *peer) next() (packet.Header, []byte) {
 	p.t.Helper()
-	h, body, err := p.try(10 * time.Second)
+	h, body, err := p.try(30 * time.Second)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -290,7 +311,7 @@ func (p *peer) try(d time.Duration) (h packet.Header, body []byte, err error) {
 // ended wants the connection closed, and gives what came before.
 func (p *peer) ended() []byte {
 	p.t.Helper()
-	_ = p.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = p.SetReadDeadline(time.Now().Add(30 * time.Second))
 	b, err := io.ReadAll(p.r)
 	if err != nil && !strings.Contains(err.Error(), "reset") {
 		p.t.Fatalf("the connection was not closed: %v", err)

@@ -106,6 +106,7 @@ type outbound struct {
 	ended        bool
 	endWhy       message.Reason
 	endErr       error
+	parting      chan struct{} // made with ended by who is outside; closed when the client has been told why
 	outID        uint16
 	inflight     map[uint16]flight
 	asking       int             // requests for certificates under way
@@ -504,6 +505,9 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 			return refuse(code, err)
 		}
 	}
+	if err := c.waitTurn(who); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithDeadline(context.Background(), c.by)
 	defer cancel()
 	kept, epoch, present, err := c.b.store.Connect(ctx, who, c.in.caps, p.CleanStart, c.expiry, c)
@@ -621,11 +625,12 @@ func (c *conn) end(why message.Reason, err error) {
 		c.mu.Unlock()
 		return
 	}
-	c.ended, c.endWhy, c.endErr = true, why, err
+	c.ended, c.endWhy, c.endErr, c.parting = true, why, err, make(chan struct{})
 	c.cutOff()
 	joined := c.joined
 	c.free.Broadcast()
 	c.mu.Unlock()
+	defer close(c.parting)
 	if joined && c.version == packet.V5 {
 		d := packet.Disconnect{Code: disconnectCode(why)}
 		_ = c.send(d.Append(nil, c.version)) // it may be gone already
@@ -662,8 +667,11 @@ func (c *conn) leave(err error) {
 	byOthers, why, detail := c.ended, c.endWhy, c.endErr
 	c.ended = true
 	c.free.Broadcast()
+	parting := c.parting
 	c.mu.Unlock()
-	if !byOthers {
+	if byOthers {
+		<-parting // the reader may see the end before the client is told of it, and nothing can be said once this is closed
+	} else {
 		why, detail = c.judge(err)
 	}
 	c.b.metrics.left(why)

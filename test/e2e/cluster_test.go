@@ -135,9 +135,15 @@ func leader(t *testing.T, url string, nodes []*node) *node {
 // part runs some components of a platform that is split over processes.
 func part(t *testing.T, url string, components ...string) *platform {
 	t.Helper()
+	return partWith(t, url, "", components...)
+}
+
+// partWith is part with more of a configuration.
+func partWith(t *testing.T, url, more string, components ...string) *platform {
+	t.Helper()
 	p := &platform{t: t, data: t.TempDir(), mqtt: freeAddr(t), plain: freeAddr(t)}
 	conf := filepath.Join(p.data, "naru.yaml")
-	if err := os.WriteFile(conf, []byte("bus:\n  replicas: 3\n"), 0o600); err != nil {
+	if err := os.WriteFile(conf, []byte("bus:\n  replicas: 3\n"+more), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p.run = append([]string{"run"}, components...)
@@ -151,7 +157,7 @@ func part(t *testing.T, url string, components ...string) *platform {
 // that slept past its lease.
 func TestSplitPlatformSurvivesTheDeathOfEachOfItsParts(t *testing.T) {
 	nodes, url := startCluster(t)
-	door := part(t, url, "service_platform")
+	door := partWith(t, url, "service_platform.broker:\n  cluster: auto\n", "service_platform")
 	index := part(t, url, "operator.journal", "operator.topic", "operator.status")
 	proof := part(t, url, "operator.ledger", "operator.retention")
 	door.start()
@@ -163,7 +169,7 @@ func TestSplitPlatformSurvivesTheDeathOfEachOfItsParts(t *testing.T) {
 	var group sync.WaitGroup
 	senders := make([]*sender, 10)
 	for i := range senders {
-		s := &sender{id: fmt.Sprintf("d-%d", i), addr: door.plain, sent: map[int]int{}, acked: map[int]bool{}}
+		s := newSender(fmt.Sprintf("d-%d", i), door.plain)
 		senders[i] = s
 		group.Go(func() { s.run(stop) })
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ type sender struct {
 	open  []int // sent and not acknowledged, in order
 	sent  map[int]int
 	acked map[int]bool
+	count atomic.Int64 // of acked
 
 	topic   string             // below device/<id>/; telemetry where empty
 	payload func(n int) []byte // the number itself where nil
@@ -123,6 +125,7 @@ func (s *sender) session(stop <-chan struct{}) {
 			panic(fmt.Sprintf("%s: acknowledged %d, and %d was due", s.id, id, uint16(n%65535)+1))
 		}
 		s.acked[n] = true
+		s.count.Add(1)
 		s.open = s.open[1:]
 	}
 }

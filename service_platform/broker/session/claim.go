@@ -171,6 +171,7 @@ func (s *Store) yield(key string) {
 	}
 	s.mu.RUnlock()
 	if client != nil {
+		s.taken(key)
 		client.TakenOver()
 	}
 	if x != nil && !x.calm(yieldMost) {
@@ -185,7 +186,7 @@ func (s *Store) yield(key string) {
 		if of == nil || of.Owner != c.node || of.Next == "" || c.giving[key] || c.start.IsZero() {
 			return nil
 		}
-		y := serviceplatform.Yield{Client: clientOf(key)}
+		y := serviceplatform.Yield{Client: clientOf(key), Taken: client != nil}
 		if x := s.sessions[key]; x != nil {
 			if x.Kept() {
 				if x.rec.Gone.IsZero() {

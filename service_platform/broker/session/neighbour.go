@@ -250,6 +250,8 @@ func (s *Store) yielded(ctx context.Context, w *writing, by string, y servicepla
 	}
 	if by == c.node {
 		delete(c.giving, key)
+	} else if y.Taken {
+		w.After(func() { s.taken(key) })
 	}
 	id := x.Session
 	if id.IsZero() {

@@ -148,6 +148,7 @@ type Store struct {
 	env    component.Env
 	limits Limits
 	tell   func(Who, message.Reason, error)
+	taken  func(key string)
 	cache  *cache
 	clock  atomic.Uint64 // of presence
 
@@ -170,8 +171,12 @@ type Store struct {
 
 // New makes a store. tell is told of what died before it could be delivered; it must not block.
 func New(env component.Env, l Limits, tell func(Who, message.Reason, error)) *Store {
-	return &Store{env: env, limits: l, tell: tell, cache: newCache(64 << 20), sessions: map[string]*Session{}, groups: map[string]*group{}, heard: map[part]uint64{}, awaited: map[part]uint64{}}
+	return &Store{env: env, limits: l, tell: tell, taken: func(string) {}, cache: newCache(64 << 20), sessions: map[string]*Session{}, groups: map[string]*group{}, heard: map[part]uint64{}, awaited: map[part]uint64{}}
 }
+
+// WhenTaken has f told of each connection whose place another one has taken, here or between any two nodes, by the session's
+// key. It comes before everything else; f must not block.
+func (s *Store) WhenTaken(f func(key string)) { s.taken = f }
 
 // The keys of the store.
 const (
@@ -493,6 +498,7 @@ func (s *Store) connect(ctx context.Context, who Who, caps Caps, clean bool, exp
 			epoch = s.attach(x, c)
 			if client != nil {
 				former = client.TakenOver
+				s.taken(k)
 			}
 			return x.save(tx) // with expiry 0 it lives as long as this connection, and its debts with it
 		}
@@ -553,6 +559,7 @@ func (s *Store) replace(old, x *Session) (former func()) {
 	if old != nil {
 		if old.client != nil {
 			former = old.client.TakenOver
+			s.taken(x.rec.Who.Key())
 		}
 		s.forget(old)
 	}
