@@ -13,7 +13,8 @@ import (
 
 func ruleCommand(o *options) *cobra.Command {
 	c := &cobra.Command{Use: "rule", Short: "Rules: the SQL that selects and shapes messages"}
-	c.AddCommand(ruleTest(o), ruleList(o), ruleShow(o), ruleAdd(o), ruleImport(o), ruleChange(o, "enable", "Have a rule run"), ruleChange(o, "disable", "Have a rule rest"), ruleRollback(o), ruleHistory(o), ruleDelete(o))
+	c.AddCommand(ruleTest(o), ruleList(o), ruleShow(o), ruleAdd(o), ruleImport(o), ruleChange(o, "enable", "Have a rule run"), ruleChange(o, "disable", "Have a rule rest"), ruleRollback(o), ruleHistory(o), ruleDelete(o),
+		ruleExplain(o), ruleBacktest(o), ruleShadow(o))
 	return c
 }
 

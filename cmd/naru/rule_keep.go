@@ -96,6 +96,9 @@ func showRule(o *options, c *cobra.Command, s *engine.Shown) error {
 			p.line("%s", indented(raw))
 		}
 		p.line("matched %d, passed %d, failed %d", s.Counts.Matched, s.Counts.Passed, s.Counts.Failed)
+		if s.Trial != nil {
+			showTrial(p, s.Trial)
+		}
 		for _, w := range s.Warnings {
 			p.line("warning: %s", w)
 		}

@@ -56,7 +56,7 @@ func Contracts() []message.Contract {
 		},
 		{
 			Subjects: "device.*.twin.>", Type: "device.twin.v1", Owner: "service_platform", Route: message.ByLog,
-			Doc:   "A request to a device's twin (get, update, delete) and the twin's answers (accepted, rejected, delta, documents), in the documents of AWS IoT's Device Shadow. No answer: service_platform.twin is behind or away.",
+			Doc:   "A request to a device's twin (get, update, delete) and the twin's answers (accepted, rejected, delta, documents; read, to those inside who wished for it), in the documents of AWS IoT's Device Shadow. No answer: service_platform.twin is behind or away.",
 			Says:  []string{"device", "service_platform.gateway", "service_platform.rule", "service_platform.worker", "service_platform.twin"},
 			Hears: []string{"service_platform.twin", "device"},
 		},

@@ -31,6 +31,55 @@ func TwinChangedSubject(device string) message.Subject {
 	return message.NewSubject(message.Device, device, "twin", "changed")
 }
 
+// TwinRef names a twin; an empty shadow is the device's unnamed one.
+type TwinRef struct {
+	Device string `json:"device"`
+	Shadow string `json:"shadow,omitempty"`
+}
+
+// String names it for people.
+func (r TwinRef) String() string {
+	if r.Shadow == "" {
+		return "of " + r.Device
+	}
+	return r.Shadow + " of " + r.Device
+}
+
+// TwinRead is a twin as it was when somebody inside had wished for it: state, metadata, version and timestamp. Document is
+// missing where there is no such twin.
+type TwinRead struct {
+	Shadow   string          `json:"shadow,omitempty"`
+	Document json.RawMessage `json:"document,omitempty"`
+}
+
+// TwinReadWord ends the subject where it is said.
+const TwinReadWord = "read"
+
+// TwinReadSubject is where a twin is told to those inside who wished for it.
+func TwinReadSubject(device string) message.Subject {
+	return message.NewSubject(message.Device, device, "twin", TwinReadWord)
+}
+
+// TwinTold reads the subject of what a twin says that tells how it is: `documents` of an update, `changed` or `read`. Of the
+// last two the data says which of the device's twins it is about, and the shadow is empty.
+func TwinTold(s message.Subject) (ref TwinRef, what string, ok bool) {
+	tokens := strings.Split(string(s), ".")
+	if len(tokens) < 4 || tokens[0] != message.Device || tokens[2] != "twin" {
+		return ref, "", false
+	}
+	ref.Device = s.Token(1)
+	switch words := tokens[3:]; {
+	case len(words) == 1 && (words[0] == "changed" || words[0] == TwinReadWord):
+		return ref, words[0], true
+	case len(words) == 2 && words[0] == "update" && words[1] == "documents":
+		return ref, words[1], true
+	case len(words) == 4 && words[0] == "name" && words[2] == "update" && words[3] == "documents":
+		ref.Shadow = s.Token(4)
+		return ref, words[3], true
+	}
+	return ref, "", false
+}
+
 // TwinSubject is where something about a device's twin is said: a request such as update, or with a second word its
 // answer. An empty shadow is the unnamed one.
 func TwinSubject(device, shadow string, words ...string) message.Subject {

@@ -27,6 +27,9 @@ func RuleFailedSubject(rule string) message.Subject {
 	return message.NewSubject(message.ServicePlatform, "rule", rule, "failed")
 }
 
+// TwinWanted is where a twin is wished for by those inside who want to read it; the data is a device.TwinRef.
+const TwinWanted = "service_platform.twin.wanted"
+
 // WorkSubject is where a worker is given work.
 func WorkSubject(worker string) message.Subject {
 	return message.NewSubject(message.ServicePlatform, "worker", worker, "invoke")
@@ -47,6 +50,15 @@ func ruleContracts() []message.Contract {
 "properties":{"action":{"type":"integer"},"kind":{"type":"string"},"error":{"type":"string"}}}}}}`),
 			Example: json.RawMessage(`{"rule":"hot","version":7,"reason":"rule_error",
 "failures":[{"action":0,"kind":"twin","error":"device: \"${deviceId}\" is Undefined for this message"}]}`),
+		},
+		{
+			Subjects: TwinWanted, Type: "service_platform.twin_wanted.v1", Owner: "service_platform", Route: message.ByLog,
+			Doc:  "A rule asks for a twin with get_thing_shadow(), and its process does not know it yet. The twin is told on device.<id>.twin.read; after that the process follows what the twin says of its changes.",
+			Says: []string{"service_platform.rule"}, Hears: []string{"service_platform.twin"},
+			ContentType: "application/json",
+			Schema: json.RawMessage(`{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object",
+"required":["device"],"properties":{"device":{"type":"string","minLength":1},"shadow":{"type":"string"}}}`),
+			Example: json.RawMessage(`{"device":"d-17","shadow":"config"}`),
 		},
 		{
 			Subjects: "service_platform.worker.*.invoke", Type: "service_platform.work.v1", Owner: "service_platform", Route: message.ByLog,

@@ -34,9 +34,6 @@ func Compile(d *Document, version int, node string) (*Rule, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.Looks() {
-		return nil, fmt.Errorf("sql: get_thing_shadow is not there in rules that run yet; let the rule hear the twin's documents instead, FROM '$aws/things/+/shadow/update/documents'")
-	}
 	r := &Rule{Name: d.Name, Version: version, Document: d, statement: s}
 	if err := r.hears(s.Filter()); err != nil {
 		return nil, err

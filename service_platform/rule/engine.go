@@ -35,6 +35,8 @@ type Config struct {
 	RulesMax int `json:"rules_max"`
 	// Demo has a rule for simulated devices run, as `naru up --sim` sets it; without it that rule is taken away.
 	Demo bool `json:"demo"`
+	// BacktestRate is how many messages of the logs a backtest reads in a second.
+	BacktestRate int `json:"backtest_rate"`
 }
 
 // Spec declares the component.
@@ -47,7 +49,7 @@ var Spec = component.Define(component.Spec{
 	State:    component.Derived,
 	Into:     message.Device,
 	Required: true, // a message that no rule saw would leave twins and commands wrong for good
-}, Config{RulesMax: 5000}, New)
+}, Config{RulesMax: 5000, BacktestRate: 20_000}, New)
 
 // Engine is the running component.
 type Engine struct {
@@ -58,6 +60,10 @@ type Engine struct {
 	book   *book
 	files  *files
 	counts *registry
+	twins  *twins
+
+	testing chan struct{} // has one in it while a backtest runs
+	over    chan struct{} // closed when the component stops
 }
 
 // New builds the component.
@@ -73,8 +79,11 @@ func build(env component.Env, c Config) (*Engine, error) {
 	if c.RulesMax < 1 {
 		return nil, fmt.Errorf("rules_max is %d; want at least 1", c.RulesMax)
 	}
-	e := &Engine{env: env, conf: c, loaded: make(chan struct{}), counts: newRegistry(env.Metrics)}
-	e.book = newBook(e)
+	if c.BacktestRate < 1 {
+		return nil, fmt.Errorf("backtest_rate is %d; want at least 1 message a second", c.BacktestRate)
+	}
+	e := &Engine{env: env, conf: c, loaded: make(chan struct{}), counts: newRegistry(env.Metrics), testing: make(chan struct{}, 1), over: make(chan struct{})}
+	e.book, e.twins = newBook(e), newTwins(e)
 	if c.RulesDir != "" {
 		dir, err := filepath.Abs(c.RulesDir)
 		if err != nil {
@@ -87,6 +96,7 @@ func build(env component.Env, c Config) (*Engine, error) {
 
 // run follows the table of rules, and the files where there are some.
 func (e *Engine) run(ctx context.Context, ready func()) error {
+	defer close(e.over)
 	if err := e.book.open(ctx); err != nil {
 		return err
 	}
@@ -107,6 +117,8 @@ func (e *Engine) run(ctx context.Context, ready func()) error {
 	if e.files != nil && ctx.Err() == nil {
 		group.Go(func() { e.files.follow(ctx) })
 	}
+	group.Go(func() { e.twins.run(ctx) })
+	group.Go(func() { e.book.keepTallies(ctx) })
 	<-ctx.Done()
 	group.Wait()
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
@@ -138,6 +150,10 @@ func (e *Engine) Handle(ctx context.Context, tx component.Tx, m *message.Message
 	}
 	var room [8]*live
 	hits, straight := s.concerned(m.Subject, room[:0])
+	if err := e.lookable(hits, m); err != nil {
+		return err
+	}
+	e.compare(s, tx, m, hits)
 	if len(hits) == 0 {
 		if straight != "" {
 			return message.Rejectf(message.RuleError, "topic %s: there is no rule %q that runs; `naru rule list` shows those there are", m.Subject.Topic(), straight)
@@ -146,6 +162,7 @@ func (e *Engine) Handle(ctx context.Context, tx component.Tx, m *message.Message
 	}
 	v := evaluate(m)
 	defer v.release()
+	v.in.Lookup = e.twins
 	taken := false
 	for _, r := range hits {
 		matched, err := e.one(tx, r, v, m)
@@ -156,6 +173,28 @@ func (e *Engine) Handle(ctx context.Context, tx component.Tx, m *message.Message
 	}
 	if !taken {
 		return component.ErrNotMatched
+	}
+	return nil
+}
+
+// lookable gives an error where a rule asks for a twin that is not known yet: the message is then tried again a little later,
+// before anything was done with it.
+func (e *Engine) lookable(hits []*live, m *message.Message) error {
+	for _, r := range hits {
+		if !r.statement.Looks() {
+			continue
+		}
+		v := evaluate(m)
+		v.in.Lookup = e.twins
+		in, ok := v.of(r.Rule, m)
+		var err error
+		if ok {
+			_, _, err = r.eval(in)
+		}
+		v.release()
+		if e.twins.await(m, err) {
+			return fmt.Errorf("rule %s: %w", r.Label(), err)
+		}
 	}
 	return nil
 }

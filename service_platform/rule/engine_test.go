@@ -272,7 +272,6 @@ func TestRuleThatDoesNotCompileIsRefusedWithItsPlace(t *testing.T) {
 		`{"sql": "SELECT a FROM 'x'", "actions": []}`:                                                          "1 to 10",
 		`{"sql": "SELECT a FROM 'x'", "actions": [{}]}`:                                                        "exactly one of",
 		`{"sql": "SELECT a FROM 'x'", "actions": [{"s3": {}}]}`:                                                "s3",
-		`{"sql": "SELECT get_thing_shadow('d') AS a FROM 'x'", "actions": [{"worker": {"name": "w"}}]}`:        "get_thing_shadow",
 		`{"sql": "SELECT a FROM 'x'", "actions": [{"worker": {"name": "${get_thing_shadow('d').x}"}}]}`:        "cannot be used in templates",
 		`{"sql": "SELECT a FROM 'x'", "actions": [{"command": {"device": "d", "name": "n", "ttl": "soon"}}]}`:  "ttl",
 		`{"name": "other", "sql": "SELECT a FROM 'x'", "actions": [{"worker": {"name": "w"}}]}`:                "calls itself",

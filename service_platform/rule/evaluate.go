@@ -104,11 +104,3 @@ func clientOf(source string) string {
 	}
 	return client
 }
-
-// Explain tells, step by step, what the rule makes of a message.
-func (r *Rule) Explain(m *message.Message) sql.Explanation {
-	v := evaluate(m)
-	defer v.release()
-	in, _ := v.of(r, m)
-	return r.statement.Explain(in)
-}

@@ -25,6 +25,11 @@ func (e *Engine) routes() []component.Route {
 			return rollBack(n), err
 		})},
 		{Pattern: "GET /api/v1/rules/{name}/history", Handler: answer.Func(e.serveHistory)},
+		{Pattern: "GET /api/v1/rules/{name}/explain", Handler: answer.Func(e.serveExplain)},
+		{Pattern: "POST /api/v1/rules/{name}/backtest", Handler: answer.Func(e.serveBacktest)},
+		{Pattern: "PUT /api/v1/rules/{name}/shadow", Handler: answer.Func(e.serveTry)},
+		{Pattern: "DELETE /api/v1/rules/{name}/shadow", Handler: e.serveBeside(stopTrial)},
+		{Pattern: "POST /api/v1/rules/{name}/shadow/promote", Handler: e.serveChange(func(*http.Request) (changing, error) { return promote, nil })},
 	}
 }
 
@@ -46,6 +51,8 @@ type Shown struct {
 	Extensions []string `json:"extensions,omitempty"`
 	// Counts are of the process that answers, since it started.
 	Counts Counts `json:"counts"`
+	// Trial is the version in shadow mode, with how it does beside the one that runs.
+	Trial *ShownTrial `json:"shadow_mode,omitempty"`
 }
 
 // list gives the rules by name.
@@ -65,6 +72,9 @@ func (e *Engine) show(k *kept, number int, whole bool) (Shown, error) {
 	s := Shown{Name: k.Name, Version: k.Current, Revision: k.revision, Enabled: k.Enabled, Deleted: k.Deleted, File: k.File, Fault: k.fault, Counts: e.counts.of(k.Name).shown()}
 	if number > 0 {
 		s.Version = number
+	}
+	if whole {
+		s.Trial = e.book.showTrial(k)
 	}
 	v := k.version(s.Version)
 	if v == nil {
@@ -178,7 +188,50 @@ func wants(r *http.Request) (a act, err error) {
 	return a, nil
 }
 
-func (e *Engine) servePut(w http.ResponseWriter, r *http.Request) (any, error) {
+// serveTry puts a version into shadow mode: the one in the request, or the one that is named.
+func (e *Engine) serveTry(w http.ResponseWriter, r *http.Request) (any, error) {
+	number, err := versionOf(r)
+	if err != nil {
+		return nil, err
+	}
+	a, err := wants(r)
+	if err != nil {
+		return nil, err
+	}
+	var k *kept
+	if a.beside = true; number > 0 {
+		a.do = startTrial(number, "", false)
+		k, err = e.book.change(r.Context(), r.PathValue("name"), a)
+	} else {
+		var d *Document
+		if d, err = given(w, r); err == nil {
+			k, err = e.book.tryDocument(r.Context(), d, a)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return e.show(k, 0, true)
+}
+
+// serveBeside answers a change that does not concern what runs.
+func (e *Engine) serveBeside(do changing) http.Handler {
+	return answer.Func(func(_ http.ResponseWriter, r *http.Request) (any, error) {
+		a, err := wants(r)
+		if err != nil {
+			return nil, err
+		}
+		a.do, a.beside = do, true
+		k, err := e.book.change(r.Context(), r.PathValue("name"), a)
+		if err != nil {
+			return nil, err
+		}
+		return e.show(k, 0, true)
+	})
+}
+
+// given reads the rule in a request.
+func given(w http.ResponseWriter, r *http.Request) (*Document, error) {
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, documentMax))
 	if err != nil {
 		return nil, answer.Bad(fmt.Errorf("read the rule: %w; it may have %d bytes", err, documentMax))
@@ -193,6 +246,14 @@ func (e *Engine) servePut(w http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	if d.Name != name {
 		return nil, answer.Bad(fmt.Errorf("the rule calls itself %q, and was put as %q", d.Name, name))
+	}
+	return d, nil
+}
+
+func (e *Engine) servePut(w http.ResponseWriter, r *http.Request) (any, error) {
+	d, err := given(w, r)
+	if err != nil {
+		return nil, err
 	}
 	a, err := wants(r)
 	if err != nil {

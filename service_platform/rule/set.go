@@ -2,6 +2,7 @@ package rule
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 
@@ -13,6 +14,9 @@ import (
 type set struct {
 	byName map[string]*live
 	tree   trie.Trie[*live]
+
+	trials    map[string]*trial // versions in shadow mode, by rule
+	trialTree trie.Trie[*trial]
 }
 
 // live is a rule in force with its counts, which outlive its versions.
@@ -21,8 +25,13 @@ type live struct {
 	counts *counts
 }
 
-func newSet(rules []*live) *set {
-	s := &set{byName: map[string]*live{}}
+func newSet(rules []*live, trials map[string]*trial) *set {
+	s := &set{byName: map[string]*live{}, trials: maps.Clone(trials)}
+	for _, t := range trials {
+		for _, p := range t.now.from {
+			s.trialTree.Add(p, t)
+		}
+	}
 	for _, r := range rules {
 		s.byName[r.Name] = r
 		for _, p := range r.from {

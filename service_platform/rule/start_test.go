@@ -38,7 +38,7 @@ func TestMessageWaitsForTheFirstSet(t *testing.T) {
 		if err := <-ended; !errors.Is(err, context.Canceled) {
 			t.Errorf("stopped while it waits, a message gets %v", err)
 		}
-		e.now.Store(newSet(nil))
+		e.now.Store(newSet(nil, nil))
 		close(e.loaded)
 		if err := <-ended; !errors.Is(err, component.ErrNotMatched) {
 			t.Errorf("with a set that has no rule, a message gets %v", err)

@@ -36,6 +36,8 @@ type Head struct {
 	File     string    `json:"file,omitempty"`
 	Versions []Version `json:"versions"` // those kept, oldest first
 	Changes  []Change  `json:"changes"`  // oldest first
+	// Trial is the version in shadow mode, where there is one.
+	Trial *Trial `json:"shadow_mode,omitempty"`
 }
 
 // Version is one of a rule's.
@@ -51,7 +53,7 @@ type Change struct {
 	At      time.Time `json:"at"`
 	By      string    `json:"by"`
 	Why     string    `json:"why,omitempty"`
-	Change  string    `json:"change"` // created, updated, enabled, disabled, rolled_back, deleted
+	Change  string    `json:"change"` // created, updated, enabled, disabled, rolled_back, promoted, deleted, shadow_started, shadow_stopped
 	Version int       `json:"version"`
 }
 
@@ -78,6 +80,8 @@ type kept struct {
 	Head
 	revision uint64
 	fault    string // why it does not run as it should
+
+	trialFault string // why its version in shadow mode does not run
 }
 
 // book is the table of rules as this process knows it.
@@ -90,13 +94,16 @@ type book struct {
 	parts    map[string][]byte // documents, by their keys
 	compiled map[string]*Rule  // by the same
 	running  map[string]*live
+	trials   map[string]*trial
+	tallies  map[string]*tally // of this process, by rule
+	others   map[string]Tally  // of others, by key
 	synced   bool
 	seen     uint64        // the highest revision told
 	news     chan struct{} // closed and made anew with each change
 }
 
 func newBook(e *Engine) *book {
-	return &book{e: e, heads: map[string]*kept{}, parts: map[string][]byte{}, compiled: map[string]*Rule{}, running: map[string]*live{}, news: make(chan struct{})}
+	return &book{e: e, heads: map[string]*kept{}, parts: map[string][]byte{}, compiled: map[string]*Rule{}, running: map[string]*live{}, trials: map[string]*trial{}, tallies: map[string]*tally{}, others: map[string]Tally{}, news: make(chan struct{})}
 }
 
 func (b *book) open(ctx context.Context) (err error) {
@@ -158,12 +165,19 @@ func (b *book) told(e bus.Entry) {
 		if b.synced && b.refresh(name) {
 			b.swap()
 		}
+	case strings.HasPrefix(e.Key, tallyPrefix):
+		b.toldTally(e.Key, e.Value, e.Deleted)
 	}
 }
 
-// refresh makes what runs of a rule what its head says, and says whether that changed. Where the version cannot run, the
-// one before goes on, and the fault is told. mu is held.
+// refresh makes what runs of a rule what its head says, in shadow mode too, and says whether that changed. mu is held.
 func (b *book) refresh(name string) (changed bool) {
+	runs := b.refreshRunning(name)
+	return b.refreshTrial(name) || runs
+}
+
+// refreshRunning is for what runs. Where the version cannot run, the one before goes on, and the fault is told. mu is held.
+func (b *book) refreshRunning(name string) (changed bool) {
 	h := b.heads[name]
 	was := b.running[name]
 	if h == nil || !h.Runs() {
@@ -185,10 +199,27 @@ func (b *book) refresh(name string) (changed bool) {
 }
 
 // rule gives a head's current version, compiled. mu is held.
-func (b *book) rule(h *kept) (*Rule, error) {
-	v := h.version(h.Current)
+func (b *book) rule(h *kept) (*Rule, error) { return b.version(h, h.Current) }
+
+// compiledVersion gives a version of a rule to who asks for it by number.
+func (b *book) compiledVersion(h *kept, number int) (*Rule, error) {
+	if h.version(number) == nil {
+		return nil, answer.Missing("version %d of rule %s is not kept; `naru rule history %s` shows those that are", number, h.Name, h.Name)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r, err := b.version(h, number)
+	if err != nil {
+		err = answer.Conflict("version %d of rule %s cannot run here: %s", number, h.Name, err)
+	}
+	return r, err
+}
+
+// version gives a version of a rule, compiled. mu is held.
+func (b *book) version(h *kept, number int) (*Rule, error) {
+	v := h.version(number)
 	if v == nil {
-		return nil, fmt.Errorf("version %d is not kept", h.Current)
+		return nil, fmt.Errorf("version %d is not kept", number)
 	}
 	key := partKey(h.Name, v)
 	if r := b.compiled[key]; r != nil {
@@ -216,7 +247,7 @@ func (b *book) swap() {
 	for i, n := range names {
 		list[i] = b.running[n]
 	}
-	b.e.now.Store(newSet(list))
+	b.e.now.Store(newSet(list, b.trials))
 }
 
 // settled waits until this process has heard of a revision.
@@ -247,6 +278,7 @@ type act struct {
 	do            func(h *Head, v *Version) (change string, err error)
 	document      []byte // of a new version, whose number and hash v has
 	hash          string
+	beside        bool // it does not concern what runs, and so is for rules from files too
 }
 
 // errSame says that nothing is to be changed.
@@ -278,7 +310,7 @@ func (b *book) change(ctx context.Context, name string, a act) (*kept, error) {
 			return nil, &answer.Problem{Status: 412, Title: "Precondition Failed",
 				Detail: fmt.Sprintf("rule %s was changed in the meantime: it has revision %d, not %d; look at it again with `naru rule show %s`", name, k.revision, a.revision, name)}
 		}
-		if k.File != a.file && !k.Deleted {
+		if k.File != a.file && !k.Deleted && !a.beside {
 			if k.File == demoFile {
 				return nil, answer.Conflict("rule %s is naru's own, and runs while devices are simulated; give yours another name", name)
 			}
@@ -308,8 +340,16 @@ func (b *book) change(ctx context.Context, name string, a act) (*kept, error) {
 				return nil, err
 			}
 		}
-		k.File = a.file
-		k.Changes = append(slices.Clone(k.Changes), Change{At: v.At, By: a.by, Why: a.why, Change: what, Version: k.Current})
+		if !a.beside || before.Deleted {
+			k.File = a.file
+		}
+		change := Change{At: v.At, By: a.by, Why: a.why, Change: what, Version: k.Current}
+		if k.Trial != nil && what == trialStarted {
+			change.Version, k.Trial.Why = k.Trial.Version, a.why
+		} else if before.Trial != nil && what == trialStopped {
+			change.Version = before.Trial.Version
+		}
+		k.Changes = append(slices.Clone(k.Changes), change)
 		k.Changes = k.Changes[max(0, len(k.Changes)-changesMax):]
 		gone := trim(&k.Head)
 		raw, err := json.Marshal(k.Head)
@@ -322,6 +362,9 @@ func (b *book) change(ctx context.Context, name string, a act) (*kept, error) {
 		}
 		if err != nil {
 			return nil, err
+		}
+		if before.Trial != nil && (k.Trial == nil || k.Trial.Version != before.Trial.Version) {
+			b.dropTallies(ctx, name)
 		}
 		for i := range gone {
 			_ = t.Delete(ctx, partKey(name, &gone[i]), 0) // what stays is never read again
@@ -350,10 +393,25 @@ func (b *book) count() (n int) {
 	return n
 }
 
+// dropTallies forgets how a trial that is over went.
+func (b *book) dropTallies(ctx context.Context, rule string) {
+	b.mu.Lock()
+	keys := []string{tallyKey(rule, b.e.env.Node)}
+	for key := range b.others {
+		if strings.HasPrefix(key, tallyPrefix+rule+"/") {
+			keys = append(keys, key)
+		}
+	}
+	b.mu.Unlock()
+	for _, key := range keys {
+		_ = b.table.Delete(ctx, key, 0) // what stays is of another pair of versions, and counts for nothing
+	}
+}
+
 // trim forgets the oldest versions beyond those kept, never the current one.
 func trim(h *Head) (gone []Version) {
 	for i := 0; len(h.Versions) > versionsMax && i < len(h.Versions); {
-		if h.Versions[i].Number == h.Current {
+		if n := h.Versions[i].Number; n == h.Current || h.Trial != nil && n == h.Trial.Version {
 			i++
 			continue
 		}
@@ -436,6 +494,9 @@ func rollBack(to int) func(h *Head, _ *Version) (string, error) {
 			return "", errSame
 		}
 		h.Current, h.Deleted = number, false
+		if h.Trial != nil && h.Trial.Version == number {
+			h.Trial = nil
+		}
 		return "rolled_back", nil
 	}
 }
@@ -444,7 +505,7 @@ func remove(h *Head, _ *Version) (string, error) {
 	if h.Deleted {
 		return "", missing(h.Name)
 	}
-	h.Deleted = true
+	h.Deleted, h.Trial = true, nil
 	return "deleted", nil
 }
 

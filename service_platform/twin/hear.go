@@ -37,7 +37,10 @@ func (t *Twins) hear(_ context.Context, tx component.Tx, m *message.Message) err
 }
 
 func (t *Twins) handle(tx component.Tx, m *message.Message) error {
-	if m.Subject.Namespace() == message.ServicePlatform {
+	switch {
+	case m.Subject == serviceplatform.TwinWanted:
+		return t.wanted(tx, m)
+	case m.Subject.Namespace() == message.ServicePlatform:
 		return t.fact(tx, m)
 	}
 	id, name, request, ok := device.TwinRequest(m.Subject)
@@ -66,6 +69,24 @@ func (t *Twins) handle(tx component.Tx, m *message.Message) error {
 		return a.remove(was)
 	}
 	return a.update(was)
+}
+
+// wanted tells a twin to those inside who wish to read it, in the log of its device, so that it has its place among the
+// twin's changes.
+func (t *Twins) wanted(tx component.Tx, m *message.Message) error {
+	var r device.TwinRef
+	if err := json.Unmarshal(m.Data, &r); err != nil {
+		return message.Reject(message.NotDecodable, fmt.Errorf("%s: %w", m.Subject, err))
+	}
+	d, err := t.load(tx, ref{r.Device, r.Shadow})
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(device.TwinRead{Shadow: r.Shadow, Document: d.Document(t.env.Now())})
+	if err != nil {
+		return err
+	}
+	return tx.Say(&message.Message{Subject: device.TwinReadSubject(r.Device), Device: r.Device, QoS: 1, ContentType: "application/json", Data: data})
 }
 
 // act is a request being answered.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/message"
+	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 	"github.com/naru-platform/naru/service_platform/twin/shadow"
 )
 
@@ -52,10 +53,10 @@ var Spec = component.Define(component.Spec{
 	Hears: []message.Pattern{
 		"device.*.twin.update", "device.*.twin.get", "device.*.twin.delete",
 		"device.*.twin.name.*.update", "device.*.twin.name.*.get", "device.*.twin.name.*.delete",
-		"service_platform.x509.device.*",
+		"service_platform.x509.device.*", serviceplatform.TwinWanted,
 	},
 	Says: []message.Pattern{
-		"device.*.twin.*.accepted", "device.*.twin.update.documents", "device.*.twin.changed", "device.*.twin.update.delta", "device.*.twin.*.rejected",
+		"device.*.twin.*.accepted", "device.*.twin.update.documents", "device.*.twin.changed", "device.*.twin.update.delta", "device.*.twin.*.rejected", "device.*.twin.read",
 		"device.*.twin.name.*.*.accepted", "device.*.twin.name.*.update.documents", "device.*.twin.name.*.update.delta", "device.*.twin.name.*.*.rejected",
 		// What operators ask for over HTTP goes the way of all requests.
 		"device.*.twin.update", "device.*.twin.delete", "device.*.twin.name.*.update", "device.*.twin.name.*.delete",

@@ -88,6 +88,17 @@ func (d *Doc) Get(request []byte, name string, now time.Time) ([]byte, *Error) {
 	return append(appendToken(b, token), '}'), nil
 }
 
+// Document is the whole document without the delta, as documents of an update have it, and when it was asked for; nil
+// where there is no shadow.
+func (d *Doc) Document(now time.Time) []byte {
+	if !d.Exists() {
+		return nil
+	}
+	b := d.appendDocument(make([]byte, 0, 256+8*d.stateSize()))
+	b = strconv.AppendInt(append(b[:len(b)-1], `,"timestamp":`...), now.Unix(), 10)
+	return append(b, '}')
+}
+
 // Delete gives the document of a deleted shadow, and the answer. Of the request only the client token is read.
 func (d *Doc) Delete(request []byte, name string, now time.Time) (*Doc, []byte, *Error) {
 	token, refused := tokenOf(request)
