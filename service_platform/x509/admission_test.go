@@ -22,7 +22,7 @@ import (
 
 // house is a CA, its registry and a door, on one bus.
 type house struct {
-	*testing.T
+	testing.TB
 	clock *clock
 	bus   bus.Bus
 	dir   string
@@ -34,7 +34,7 @@ type house struct {
 
 func newHouse(t *testing.T) *house {
 	t.Helper()
-	h := &house{T: t, clock: newClock(), bus: newTables(), dir: t.TempDir(), told: make(chan string, 64)}
+	h := &house{TB: t, clock: newClock(), bus: newTables(), dir: t.TempDir(), told: make(chan string, 64)}
 	h.ca = openCA(t, h.dir, h.clock)
 	trust, _ := h.bus.Table(t.Context(), trustTable, bus.TableOptions{})
 	if err := publishTrust(t.Context(), trust, h.ca.Bundle(), false); err != nil {
@@ -68,7 +68,7 @@ func (h *house) openDoor() *Admission {
 
 func (h *house) enrol(id string) *stdx509.Certificate {
 	h.Helper()
-	i := issue(h.T, h.ca, Request{Device: id})
+	i := issue(h.TB, h.ca, Request{Device: id})
 	if _, _, err := h.reg.Add(h.Context(), Registration{ID: id, Certificate: i.record(h.clock.Now())}); err != nil {
 		h.Fatal(err)
 	}
@@ -348,7 +348,7 @@ func TestTooManyValidCertificatesAreRefused(t *testing.T) {
 // handshake connects to a listener with the door's configuration and gives the server's certificate.
 func (h *house) handshake(conf *tls.Config) *stdx509.Certificate {
 	h.Helper()
-	device := issue(h.T, h.ca, Request{Device: "d-17"})
+	device := issue(h.TB, h.ca, Request{Device: "d-17"})
 	pair, err := tls.X509KeyPair(device.Chain, device.Key)
 	if err != nil {
 		h.Fatal(err)

@@ -36,7 +36,7 @@ func newClock() *clock {
 func (c *clock) Now() time.Time       { return time.Unix(0, c.ns.Load()).UTC() }
 func (c *clock) move(d time.Duration) { c.ns.Add(int64(d)) }
 
-func openCA(t *testing.T, dir string, c *clock) *Authority {
+func openCA(t testing.TB, dir string, c *clock) *Authority {
 	t.Helper()
 	a, err := OpenAuthority(dir, AuthorityOptions{Now: c.Now})
 	if err != nil {
@@ -45,7 +45,7 @@ func openCA(t *testing.T, dir string, c *clock) *Authority {
 	return a
 }
 
-func issue(t *testing.T, a *Authority, r Request) *Issued {
+func issue(t testing.TB, a *Authority, r Request) *Issued {
 	t.Helper()
 	i, err := a.Issue(r)
 	if err != nil {
@@ -277,7 +277,7 @@ func TestConcurrentIssuingGivesDistinctSerials(t *testing.T) {
 	all.Wait()
 }
 
-func csr(t *testing.T, key crypto.Signer, cn string) []byte {
+func csr(t testing.TB, key crypto.Signer, cn string) []byte {
 	t.Helper()
 	der, err := stdx509.CreateCertificateRequest(rand.Reader, &stdx509.CertificateRequest{Subject: pkix.Name{CommonName: cn}}, key)
 	if err != nil {
@@ -286,7 +286,7 @@ func csr(t *testing.T, key crypto.Signer, cn string) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
 }
 
-func ecKey(t *testing.T, c elliptic.Curve) crypto.Signer {
+func ecKey(t testing.TB, c elliptic.Curve) crypto.Signer {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(c, rand.Reader)
 	if err != nil {

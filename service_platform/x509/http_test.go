@@ -26,7 +26,7 @@ import (
 
 // api is the running component behind its routes.
 type api struct {
-	*testing.T
+	testing.TB
 	mux   *http.ServeMux
 	logs  *bytes.Buffer
 	clock *clock
@@ -43,9 +43,9 @@ type api struct {
 	said []*message.Message
 }
 
-func newAPI(t *testing.T) *api {
+func newAPI(t testing.TB) *api {
 	t.Helper()
-	return &api{T: t, logs: &bytes.Buffer{}, clock: newClock(), bus: newTables(), dir: t.TempDir(), conf: Spec.Defaults().(Config), heard: make(chan string, 1024)}
+	return &api{TB: t, logs: &bytes.Buffer{}, clock: newClock(), bus: newTables(), dir: t.TempDir(), conf: Spec.Defaults().(Config), heard: make(chan string, 1024)}
 }
 
 func startAPI(t *testing.T) *api {

@@ -155,7 +155,7 @@ func TestAttemptsWaitForABusThatIsAway(t *testing.T) {
 // hooked registers another CA, whose devices a hook approves.
 func (a *arena) hooked() (ca pair, id string) {
 	a.Helper()
-	ca = foreignCA(a.T, a.clock, func(c *stdx509.Certificate) { c.Subject.CommonName = "Hooked CA" })
+	ca = foreignCA(a.TB, a.clock, func(c *stdx509.Certificate) { c.Subject.CommonName = "Hooked CA" })
 	return ca, a.register(ca, "hooked").Fingerprint
 }
 
@@ -164,7 +164,7 @@ func (a *arena) register(ca pair, template string) (r RegisteredCA) {
 	var code struct{ Code string }
 	a.must(a.do("POST", "/api/v1/ca/registration-code", struct{}{}, &code), 201)
 	a.must(a.do("POST", "/api/v1/ca/registered", CARegistration{Certificate: string(certPEM(ca.cert)),
-		Proof: string(certPEM(leafBy(a.T, a.clock, ca, code.Code, nil))), Template: template}, &r), 201)
+		Proof: string(certPEM(leafBy(a.TB, a.clock, ca, code.Code, nil))), Template: template}, &r), 201)
 	a.settle()
 	return r
 }

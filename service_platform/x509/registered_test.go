@@ -15,7 +15,7 @@ import (
 
 const time5 = backdate
 
-func serial(t *testing.T) *big.Int {
+func serial(t testing.TB) *big.Int {
 	t.Helper()
 	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
@@ -36,7 +36,7 @@ func (h *house) register(ca pair, template string) RegisteredCA {
 	if err != nil {
 		h.Fatal(err)
 	}
-	r, err := h.cas().Register(h.Context(), certPEM(ca.cert), certPEM(leafBy(h.T, h.clock, ca, code, nil)), template, "mina")
+	r, err := h.cas().Register(h.Context(), certPEM(ca.cert), certPEM(leafBy(h.TB, h.clock, ca, code, nil)), template, "mina")
 	if err != nil {
 		h.Fatal(err)
 	}

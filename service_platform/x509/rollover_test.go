@@ -125,7 +125,7 @@ func TestRolloverCutOffAnywhere(t *testing.T) {
 }
 
 // foreignCA is somebody else's CA: what it signs, and with which key.
-func foreignCA(t *testing.T, c *clock, change func(*stdx509.Certificate)) pair {
+func foreignCA(t testing.TB, c *clock, change func(*stdx509.Certificate)) pair {
 	t.Helper()
 	key, err := newKey()
 	if err != nil {
@@ -145,7 +145,7 @@ func foreignCA(t *testing.T, c *clock, change func(*stdx509.Certificate)) pair {
 }
 
 // leafBy signs a client's certificate with somebody's CA.
-func leafBy(t *testing.T, c *clock, by pair, cn string, change func(*stdx509.Certificate)) *stdx509.Certificate {
+func leafBy(t testing.TB, c *clock, by pair, cn string, change func(*stdx509.Certificate)) *stdx509.Certificate {
 	t.Helper()
 	key, err := newKey()
 	if err != nil {
@@ -154,7 +154,7 @@ func leafBy(t *testing.T, c *clock, by pair, cn string, change func(*stdx509.Cer
 	return leafFor(t, c, by, cn, key.Public(), change)
 }
 
-func leafFor(t *testing.T, c *clock, by pair, cn string, key any, change func(*stdx509.Certificate)) *stdx509.Certificate {
+func leafFor(t testing.TB, c *clock, by pair, cn string, key any, change func(*stdx509.Certificate)) *stdx509.Certificate {
 	t.Helper()
 	tmpl := &stdx509.Certificate{SerialNumber: serial(t), NotBefore: c.Now().Add(-time5), NotAfter: c.Now().Add(90 * day),
 		KeyUsage: stdx509.KeyUsageDigitalSignature, ExtKeyUsage: []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true}

@@ -16,9 +16,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -385,81 +383,3 @@ func TestClaimsMayUseTheirTopicsOnly(t *testing.T) {
 		}
 	}
 }
-
-// benchmarkHandshake measures a whole admission over TCP: TLS 1.3 with ECDSA P-256 on both sides, and the door's verdict.
-func benchmarkHandshake(b *testing.B, cache tls.ClientSessionCache) {
-	dir := b.TempDir()
-	ca, err := OpenAuthority(dir, AuthorityOptions{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	tables := newTables()
-	trust, _ := tables.Table(b.Context(), trustTable, bus.TableOptions{})
-	if err := publishTrust(b.Context(), trust, ca.Bundle(), false); err != nil {
-		b.Fatal(err)
-	}
-	reg, err := OpenRegistry(b.Context(), tables, time.Now)
-	if err != nil {
-		b.Fatal(err)
-	}
-	issued, err := ca.Issue(Request{Device: "d-1"})
-	if err != nil {
-		b.Fatal(err)
-	}
-	if _, _, err := reg.Add(b.Context(), Registration{ID: "d-1", Certificate: issued.record(time.Now())}); err != nil {
-		b.Fatal(err)
-	}
-	door := NewAdmission(tables, AdmissionOptions{ServerCert: filepath.Join(dir, "server.crt"), ServerKey: filepath.Join(dir, "server.key")})
-	ready := make(chan struct{})
-	go func() { _ = door.Run(b.Context(), func() { close(ready) }) }()
-	<-ready
-	conf, err := door.ServerTLS()
-	if err != nil {
-		b.Fatal(err)
-	}
-	l, err := tls.Listen("tcp", "127.0.0.1:0", conf)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		for {
-			nc, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer nc.Close()
-				c := nc.(*tls.Conn)
-				if c.Handshake() != nil {
-					return
-				}
-				if _, err := door.AdmitClient(b.Context(), ClientOf(c.RemoteAddr().String(), c.ConnectionState())); err == nil {
-					_, _ = c.Write([]byte("x"))
-				}
-			}()
-		}
-	}()
-	pair, err := tls.X509KeyPair(issued.Chain, issued.Key)
-	if err != nil {
-		b.Fatal(err)
-	}
-	roots, _ := pools(ca.Bundle())
-	client := &tls.Config{RootCAs: roots, ServerName: "localhost", Certificates: []tls.Certificate{pair}, ClientSessionCache: cache}
-	b.RunParallel(func(p *testing.PB) {
-		for p.Next() {
-			c, err := tls.Dial("tcp", l.Addr().String(), client)
-			if err != nil {
-				b.Error(err)
-				return
-			}
-			if n, err := c.Read(make([]byte, 1)); n != 1 {
-				b.Error(err)
-			}
-			_ = c.Close()
-		}
-	})
-}
-
-func BenchmarkHandshakeFull(b *testing.B)    { benchmarkHandshake(b, nil) }
-func BenchmarkHandshakeResumed(b *testing.B) { benchmarkHandshake(b, tls.NewLRUClientSessionCache(64)) }
