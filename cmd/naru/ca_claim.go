@@ -40,6 +40,7 @@ func claimAdd(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			defer own.close()
 			in["csr"] = own.csr
 			var e enrolled
 			if err := cl.post(c.Context(), "/api/v1/claims", in, &e); err != nil {

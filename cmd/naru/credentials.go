@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/naru-platform/naru/internal/whole"
@@ -34,37 +35,72 @@ type enrolled struct {
 	NotAfter    time.Time `json:"not_after"`
 }
 
+// errHasCertificate says that a directory is done already.
+var errHasCertificate = errors.New("has a certificate already; choose another directory with --out")
+
 // credentials are a key and the directory where its certificate will be. The key is made here and is on disk before
 // anybody is asked for a certificate; device.crt comes last and says that all is there. So a directory with a key and
 // without a certificate is a command that was cut off, and the same command finishes it: whatever certificate was made
-// meanwhile, its key is there.
+// meanwhile, its key is there. Two commands for one directory take turns, so that its key and its certificate belong together.
 type credentials struct {
 	dir  string
-	csr  string // PEM
-	owns bool   // the key is in dir
+	csr  string   // PEM
+	owns bool     // the key is in dir
+	lock *os.File // nil where it does not
+}
+
+// close lets the next command have the directory.
+func (c *credentials) close() {
+	if c.lock != nil {
+		_ = c.lock.Close() // and with it the lock goes
+	}
 }
 
 // openCredentials makes ready to ask for a certificate by the name; with a csr the key is elsewhere.
 func openCredentials(dir, name, csrFile string) (*credentials, error) {
-	if _, err := os.Stat(filepath.Join(dir, certFile)); err == nil {
-		return nil, fmt.Errorf("%s has a certificate already; choose another directory with --out", dir)
+	c := &credentials{dir: dir}
+	has := func() error {
+		if _, err := os.Stat(filepath.Join(dir, certFile)); err == nil {
+			return fmt.Errorf("%s %w", dir, errHasCertificate)
+		}
+		return nil
+	}
+	if err := has(); err != nil {
+		return nil, err
 	}
 	if csrFile != "" {
 		raw, err := os.ReadFile(csrFile)
 		if err != nil {
 			return nil, fmt.Errorf("--csr: %w", err)
 		}
-		return &credentials{dir: dir, csr: string(raw)}, nil
+		c.csr = string(raw)
+		return c, nil
 	}
-	key, err := keyIn(dir)
+	if err := whole.Directory(dir, 0o700); err != nil {
+		return nil, err
+	}
+	var err error
+	if c.lock, err = os.Open(dir); err != nil {
+		return nil, err
+	}
+	if err = syscall.Flock(int(c.lock.Fd()), syscall.LOCK_EX); err == nil {
+		err = has() // by the command that was waited for
+	}
+	var key crypto.Signer
+	if err == nil {
+		key, err = keyIn(dir)
+	}
 	if err != nil {
+		c.close()
 		return nil, err
 	}
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: name}}, key)
 	if err != nil {
+		c.close()
 		return nil, fmt.Errorf("sign a request with %s: %w; move it away, and another is made", filepath.Join(dir, keyFile), err)
 	}
-	return &credentials{dir, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), true}, nil
+	c.csr, c.owns = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), true
+	return c, nil
 }
 
 // keyIn gives the key of a directory, made where there is none.
@@ -93,9 +129,6 @@ func keyIn(dir string) (crypto.Signer, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return nil, fmt.Errorf("encode a key: %w", err)
-	}
-	if err := whole.Directory(dir, 0o700); err != nil {
-		return nil, err
 	}
 	return key, whole.Write(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 }

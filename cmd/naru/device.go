@@ -73,6 +73,7 @@ A command that was cut off is given again: it goes on with the key that is there
 			if err != nil {
 				return err
 			}
+			defer own.close()
 			in["csr"] = own.csr
 			var e enrolled
 			if err := cl.post(c.Context(), "/api/v1/devices", in, &e); err != nil {

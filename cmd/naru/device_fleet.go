@@ -222,9 +222,13 @@ func importDevice(ctx context.Context, cl *client, d x509.Import, issue string) 
 		return nil
 	}
 	own, err := openCredentials(dir, d.ID, "")
+	if errors.Is(err, errHasCertificate) { // from another line of the same device
+		return nil
+	}
 	if err != nil {
 		return err
 	}
+	defer own.close()
 	var e enrolled
 	if err := cl.post(ctx, "/api/v1/devices", map[string]string{"id": d.ID, "by": "operator", "csr": own.csr}, &e); err != nil {
 		return err

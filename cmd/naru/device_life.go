@@ -36,6 +36,7 @@ goes on with the key that is there.`,
 			if err != nil {
 				return err
 			}
+			defer own.close()
 			in["csr"] = own.csr
 			var e enrolled
 			if err := cl.post(c.Context(), "/api/v1/devices/"+url.PathEscape(args[0])+"/rotate", in, &e); err != nil {

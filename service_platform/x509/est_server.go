@@ -22,6 +22,10 @@ type ESTConfig struct {
 	Listen string `json:"listen"`
 }
 
+// estAtOnce is how many connections EST has at once: those that come then wait in the kernel's queue, so that nobody takes the
+// descriptors away from the devices' listeners. Enrolling is done once in a while, and each connection lasts for estPatience.
+const estAtOnce = 512
+
 // estPatience bounds every phase of a request: a handshake, a header, a body, an answer.
 const estPatience = 15 * time.Second
 
@@ -57,7 +61,7 @@ func (s *service) serveEST(ctx context.Context, o *opened) (stop func(), err err
 	}
 	o.estAddr, o.estDoor = l.Addr().String(), door
 	all.Go(func() {
-		if err := server.Serve(tls.NewListener(l, conf)); !errors.Is(err, http.ErrServerClosed) {
+		if err := server.Serve(tls.NewListener(few(l, estAtOnce), conf)); !errors.Is(err, http.ErrServerClosed) {
 			s.env.Log.Error("EST is not served any more", "address", l.Addr().String(), "error", err)
 		}
 	})
@@ -82,4 +86,48 @@ func (h handshakes) Write(line []byte) (int, error) {
 		h.door.Refused(Client{Address: address, Door: DoorEST}, "handshake", message.Rejectf(message.HandshakeFailed, "%s", why))
 	}
 	return len(line), nil
+}
+
+// few has a listener take so many connections at once, and the next when one of them is closed.
+func few(l net.Listener, most int) net.Listener {
+	return &fewAtOnce{Listener: l, places: make(chan struct{}, most), closed: make(chan struct{})}
+}
+
+type fewAtOnce struct {
+	net.Listener
+	places chan struct{}
+	closed chan struct{}
+	once   sync.Once
+}
+
+// Accept waits for a place, then for a connection.
+func (f *fewAtOnce) Accept() (net.Conn, error) {
+	select {
+	case f.places <- struct{}{}:
+	case <-f.closed:
+		return nil, net.ErrClosed
+	}
+	c, err := f.Listener.Accept()
+	if err != nil {
+		<-f.places
+		return nil, err
+	}
+	return &placed{Conn: c, leave: sync.OnceFunc(func() { <-f.places })}, nil
+}
+
+// Close ends those that wait, too.
+func (f *fewAtOnce) Close() error {
+	f.once.Do(func() { close(f.closed) })
+	return f.Listener.Close()
+}
+
+type placed struct {
+	net.Conn
+	leave func()
+}
+
+// Close gives the place back.
+func (p *placed) Close() error {
+	defer p.leave()
+	return p.Conn.Close()
 }
