@@ -36,6 +36,7 @@ type store struct {
 	batch *pebble.Batch // what the next commit holds
 	birth message.ID    // tells this store from one that was here before and was lost
 	crash crash
+	size  int // of the last commit, in bytes: the next one begins with as much room
 }
 
 // crash is called at each boundary that a crash may fall on; where it gives an error, nothing more is done. It is for
@@ -114,6 +115,9 @@ func (s *store) intact(ctx context.Context) error {
 // errClosed is what a disk is broken by when all is well.
 var errClosed = errors.New("the store is closed")
 
+// batchRoomMax is the most room that a commit begins with: growing by doubling copies what is there again and again.
+const batchRoomMax = 4 << 20
+
 // commit makes all that was set since the last one durable, or none of it.
 func (s *store) commit(ctx context.Context) error {
 	if s.batch.Empty() {
@@ -125,8 +129,9 @@ func (s *store) commit(ctx context.Context) error {
 	if err := s.disk.do(ctx, func() error { return s.batch.Commit(pebble.Sync) }); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
+	s.size = s.batch.Len()
 	err := s.batch.Close()
-	s.batch = s.db.NewIndexedBatch()
+	s.batch = s.db.NewIndexedBatchWithSize(min(s.size, batchRoomMax))
 	return errors.Join(err, s.crash.at("after the commit"))
 }
 
