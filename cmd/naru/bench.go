@@ -26,7 +26,7 @@ import (
 
 func benchCommand(o *options) *cobra.Command {
 	c := &cobra.Command{Use: "bench", Short: "Measure: ingest, idle connections"}
-	c.AddCommand(benchIngest(o), benchIdle(o))
+	c.AddCommand(benchIngest(o), benchIdle(o), benchPeer())
 	return c
 }
 
@@ -48,30 +48,44 @@ type ingest struct {
 	CPU        float64       `json:"server_cpu_us_per_message,omitempty"`
 	Batches    float64       `json:"fsyncs_per_second,omitempty"`
 	BatchMean  float64       `json:"messages_per_batch,omitempty"`
+	FirstAck   time.Duration `json:"start_to_first_puback_ns,omitempty"` // from the start of the process
 }
 
 func benchIngest(o *options) *cobra.Command {
 	b := ingest{Publishers: 50, Window: 100, Payload: 200, TLS: true, Tracing: true}
 	var seconds time.Duration
 	var plain, noTrace bool
+	var beside string
+	var rounds int
 	c := &cobra.Command{
 		Use: "ingest", Short: "Messages a second from publisher to acknowledgement on disk", Args: cobra.NoArgs,
 		Long: `Starts a naru of its own in a temporary directory, publishes with QoS 1 in a closed loop, and reports throughput,
 latency, the server's CPU time per message and its writes to disk. The load runs on the same machine and competes for its
-cores. With --target it measures another broker by the same load, without TLS, and starts nothing.`,
-		Example: "  naru bench ingest\n  naru bench ingest --plain --publishers 1000 --window 1\n  naru bench ingest --target 127.0.0.1:1883",
+cores. With --target it measures another broker by the same load, without TLS, and starts nothing.
+With --peers naru runs with mutual TLS, without, and without tracing, and other brokers beside it: each in a process of its
+own that starts anew for each run, one after the other, so many rounds; what is told are medians.`,
+		Example: "  naru bench ingest\n  naru bench ingest --plain --publishers 1000 --window 1\n  naru bench ingest --target 127.0.0.1:1883\n  naru bench ingest --peers --rounds 5 -o json\n  naru bench ingest --peers=mosquitto",
 		RunE: func(c *cobra.Command, _ []string) error {
 			b.TLS, b.Tracing = !plain && b.Target == "", !noTrace
 			if b.Publishers < 1 || b.Window < 1 || b.Window > 65535 || b.Payload < 8 {
 				return errors.New("want at least 1 publisher, a window of 1 to 65535 and a payload of 8 bytes")
 			}
-			if err := b.measure(c.Context(), c, seconds); err != nil {
+			if beside != "" {
+				if b.Target != "" || plain || noTrace {
+					return errors.New("--peers runs naru in all its ways: leave --target, --plain and --no-trace out")
+				}
+				return b.compare(c, o, strings.Split(beside, ","), rounds, seconds)
+			}
+			if err := b.alone(c.Context(), c.ErrOrStderr(), seconds); err != nil {
 				return err
 			}
 			return o.show(c.OutOrStdout(), b, func(p *printer) {
 				p.line("%d publishers × window %d, %d bytes, TLS %v, tracing %v, %s", b.Publishers, b.Window, b.Payload, b.TLS, b.Tracing, b.Target)
 				p.row("throughput", fmt.Sprintf("%.0f msg/s", b.PerSecond))
 				p.row("latency", fmt.Sprintf("p50 %s  p99 %s  p99.9 %s", fine(b.P50), fine(b.P99), fine(b.P999)))
+				if b.FirstAck > 0 {
+					p.row("start to first PUBACK", fine(b.FirstAck))
+				}
 				if b.CPU > 0 {
 					p.row("server CPU", fmt.Sprintf("%.2f µs/msg", b.CPU))
 					p.row("writes", fmt.Sprintf("%.0f fsync/s, %.0f messages each", b.Batches, b.BatchMean))
@@ -87,25 +101,38 @@ cores. With --target it measures another broker by the same load, without TLS, a
 	f.BoolVar(&plain, "plain", false, "without TLS")
 	f.BoolVar(&noTrace, "no-trace", false, "without journal, ledger and topic statistics")
 	f.StringVar(&b.Target, "target", "", "address of another MQTT broker")
+	f.StringVar(&beside, "peers", "", "run other brokers beside it: "+strings.Join(peerNames, ", "))
+	f.Lookup("peers").NoOptDefVal = strings.Join(peerNames, ",")
+	f.IntVar(&rounds, "rounds", 3, "how often each runs, with --peers")
 	return c
 }
 
 func fine(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d)/1e6) }
 
-func (b *ingest) measure(ctx context.Context, c *cobra.Command, d time.Duration) error {
-	dial := func(context.Context, string) (net.Conn, error) { return net.Dial("tcp", b.Target) }
-	var server *child
-	if b.Target == "" {
-		fmt.Fprintln(c.ErrOrStderr(), "starting a platform in a temporary directory …")
-		var err error
-		if server, err = startChild(ctx, b); err != nil {
-			return err
-		}
-		defer server.stop()
-		b.Target = "naru " + buildVersion()
-		dial = server.dial(b.TLS)
+// alone measures one broker: a naru that is started for it, or another one that runs.
+func (b *ingest) alone(ctx context.Context, say io.Writer, d time.Duration) error {
+	if b.Target != "" {
+		return b.measure(ctx, say, d, func(context.Context, string) (net.Conn, error) { return net.Dial("tcp", b.Target) }, nil)
 	}
-	fmt.Fprintf(c.ErrOrStderr(), "connecting %d publishers …\n", b.Publishers)
+	b.Target = "naru " + buildVersion()
+	return b.measureChild(ctx, say, d)
+}
+
+// measureChild measures a naru of its own.
+func (b *ingest) measureChild(ctx context.Context, say io.Writer, d time.Duration) error {
+	fmt.Fprintln(say, "starting a platform in a temporary directory …")
+	server, err := startChild(ctx, b)
+	if err != nil {
+		return err
+	}
+	defer server.stop()
+	b.FirstAck = server.firstAck
+	return b.measure(ctx, say, d, server.dial(b.TLS), server.usage)
+}
+
+// measure runs the load against what dial connects to; use tells what the server has used, where that can be known.
+func (b *ingest) measure(ctx context.Context, say io.Writer, d time.Duration, dial func(context.Context, string) (net.Conn, error), use func() usage) error {
+	fmt.Fprintf(say, "connecting %d publishers …\n", b.Publishers)
 	all := make([]*publisher, b.Publishers)
 	for i := range all {
 		p, err := newPublisher(ctx, fmt.Sprintf("bench-%d", i), b, dial)
@@ -115,18 +142,20 @@ func (b *ingest) measure(ctx context.Context, c *cobra.Command, d time.Duration)
 		defer p.conn.Close()
 		all[i] = p
 	}
-	fmt.Fprintf(c.ErrOrStderr(), "measuring for %s …\n", d)
+	fmt.Fprintf(say, "measuring for %s …\n", d)
 	var group sync.WaitGroup
 	start := time.Now().Add(time.Second)
 	end := start.Add(d)
 	errs := make([]error, len(all))
 	var before, after usage
-	group.Go(func() {
-		time.Sleep(time.Until(start))
-		before = server.usage()
-		time.Sleep(time.Until(end))
-		after = server.usage()
-	})
+	if use != nil {
+		group.Go(func() {
+			time.Sleep(time.Until(start))
+			before = use()
+			time.Sleep(time.Until(end))
+			after = use()
+		})
+	}
 	for i, p := range all {
 		group.Go(func() { errs[i] = p.run(b, start, end) })
 	}
@@ -147,7 +176,7 @@ func (b *ingest) measure(ctx context.Context, c *cobra.Command, d time.Duration)
 	b.Seconds = d.Seconds()
 	b.PerSecond = float64(b.Messages) / b.Seconds
 	b.P50, b.P99, b.P999 = at(.5), at(.99), at(.999)
-	if server != nil {
+	if use != nil {
 		b.CPU = float64((after.cpu - before.cpu).Microseconds()) / float64(b.Messages)
 		b.Batches = float64(after.batches-before.batches) / b.Seconds
 		if b.Batches > 0 {
@@ -244,6 +273,8 @@ type child struct {
 	cl   *client
 	addr struct{ tls, plain string }
 	pool *x509.CertPool
+
+	firstAck time.Duration // from its start
 }
 
 func startChild(ctx context.Context, b *ingest) (*child, error) {
@@ -276,18 +307,21 @@ func startChild(ctx context.Context, b *ingest) (*child, error) {
 	defer log.Close()
 	k.cmd.Stdout, k.cmd.Stderr = log, log
 	k.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us, and we stop it
+	began := time.Now()
 	if err := k.cmd.Start(); err != nil {
 		return nil, err
+	}
+	if k.firstAck, err = firstAck(ctx, began, k.dial(false)); err != nil {
+		raw, _ := os.ReadFile(filepath.Join(dir, "log"))
+		k.stop()
+		return nil, fmt.Errorf("the platform did not start: %w\n%s", err, raw)
 	}
 	until := time.Now().Add(30 * time.Second)
 	for {
 		if k.cl, err = k.o.client(); err == nil {
 			var s status.Status
 			if err = k.cl.get(ctx, "/api/v1/status", nil, &s); err == nil {
-				if c, derr := net.Dial("tcp", k.addr.plain); derr == nil {
-					c.Close()
-					break
-				}
+				break
 			}
 		}
 		if time.Now().After(until) || ctx.Err() != nil {
@@ -338,19 +372,9 @@ type usage struct {
 	batches uint64
 }
 
-// usage reads the child's CPU time from the kernel, and how many batches it has written.
-func (k *child) usage() (u usage) {
-	if k == nil {
-		return u
-	}
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", k.cmd.Process.Pid))
-	if err == nil {
-		if f := strings.Fields(string(raw[strings.LastIndexByte(string(raw), ')')+1:])); len(f) > 13 {
-			user, _ := strconv.ParseUint(f[11], 10, 64)
-			system, _ := strconv.ParseUint(f[12], 10, 64)
-			u.cpu = time.Duration(user+system) * 10 * time.Millisecond // USER_HZ is 100 wherever Go runs
-		}
-	}
+// usage reads the child's CPU time, and how many batches it has written.
+func (k *child) usage() usage {
+	u := usage{cpu: cpuOf(k.cmd.Process.Pid)}
 	var s status.Status
 	if k.cl.get(context.Background(), "/api/v1/status", nil, &s) == nil {
 		for _, l := range s.Logs {
@@ -358,4 +382,19 @@ func (k *child) usage() (u usage) {
 		}
 	}
 	return u
+}
+
+// cpuOf reads a process's CPU time from the kernel.
+func cpuOf(pid int) time.Duration {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	f := strings.Fields(string(raw[strings.LastIndexByte(string(raw), ')')+1:]))
+	if len(f) <= 13 {
+		return 0
+	}
+	user, _ := strconv.ParseUint(f[11], 10, 64)
+	system, _ := strconv.ParseUint(f[12], 10, 64)
+	return time.Duration(user+system) * 10 * time.Millisecond // USER_HZ is 100 wherever Go runs
 }

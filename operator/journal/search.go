@@ -148,6 +148,22 @@ func (j *Journal) walk(ctx context.Context, q Query, hash uint64, hashed bool, r
 func (j *Journal) nextMinute(q Query, from, to uint32, hash uint64, hashed bool, r *Result) (at uint32, list []entry, err error) {
 	err = j.env.View(func(v component.View) error {
 		for from < to {
+			at = to - 1
+			if q.OldestFirst {
+				at = from
+			}
+			if hashed { // what is ruled out here needs no look for its minutes
+				l := j.levels[len(j.levels)-1]
+				if worth, err := j.mayHold(v, l, at/l.unit, hash); err != nil {
+					return err
+				} else if !worth && q.OldestFirst {
+					from = (at/l.unit + 1) * l.unit
+					continue
+				} else if !worth {
+					to = at / l.unit * l.unit
+					continue
+				}
+			}
 			at = 0
 			if err := v.Range(minutePrefix(from), minutePrefix(to), !q.OldestFirst, func(k, _ []byte) bool {
 				at = minuteOfKey(k)
