@@ -91,8 +91,8 @@ type Retry struct {
 	First    time.Duration // 100 ms where zero
 	Most     time.Duration // 1 min where zero
 	Attempts int           // 8 where zero
-	// ParkedMax is how many messages may wait in all, or with State Derived in each partition; beyond it the partition
-	// stands still. Where zero it is 10,000, and 2,000 with State Derived, which writes with each position what waits.
+	// ParkedMax is how many messages of a partition may wait; beyond it the partition stands still, and the others go on.
+	// Where zero it is 10,000, and 2,000 with State Derived, which writes with each position what waits.
 	// Of a component with Call it is how many may be in its hands: waiting for their call, called for, or to be tried
 	// again; beyond it the rest waits in the log.
 	ParkedMax int
@@ -156,7 +156,8 @@ type Part struct {
 	// Handle decides the fate of one message: nil is handled, a *message.Rejection is dead now, ErrNotMatched counts
 	// it as seen and not concerned; any other error is tried again, and a panic is such an error.
 	Handle func(ctx context.Context, tx Tx, m *message.Message) error
-	// HandleBatch handles a whole batch in its place, all or nothing, heard or not; an error is tried again.
+	// HandleBatch handles a whole batch in its place, all or nothing, heard or not; an error is tried again, and holds the
+	// batch's partition back meanwhile, but no other.
 	HandleBatch func(ctx context.Context, tx Tx, log string, s bus.Stored) error
 	// Call handles a message outside, and may take its time: Spec.Calls of them run at once, those of one key one after
 	// the other, those that came in first before others; it wants State Local. Its error is a fate, as Handle's; a

@@ -179,8 +179,11 @@ func (w *worker) pump(ctx context.Context, at place, reader bus.Reader, read uin
 	}
 }
 
-// tell hands an event to the worker, unless ctx ends first.
+// tell hands an event to the worker once its partition may go on, unless ctx ends first.
 func (w *worker) tell(ctx context.Context, e event) bool {
+	if !w.free(ctx, e.at) {
+		return false
+	}
 	select {
 	case w.events <- e:
 		return true

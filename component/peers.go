@@ -3,6 +3,7 @@ package component
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"maps"
 	"strings"
 	"sync"
@@ -153,6 +154,50 @@ func (p *Peers) drop(ctx context.Context, b bus.Bus, consumer string, now time.T
 	p.mu.Unlock()
 	p.Add(last)
 	t, err := b.Table(ctx, reportTable, bus.TableOptions{Volatile: true, TTL: reportTTL})
+	for _, k := range keys {
+		if err == nil {
+			err = t.Delete(ctx, k, 0)
+		}
+	}
+	return err
+}
+
+// RequiredTable has, under `<log>/<generation>/<partition>/<consumer>`, how far each required consumer has come, whether
+// it runs or not: what it has not finished is not trimmed. operator.retention keeps it.
+const RequiredTable = "naru_required"
+
+// Marks lists the keys of RequiredTable that keep messages for a consumer.
+func Marks(ctx context.Context, b bus.Bus, consumer string) (keys []string, err error) {
+	t, err := b.Table(ctx, RequiredTable, bus.TableOptions{})
+	if err != nil {
+		return nil, err
+	}
+	watch, cancel := context.WithCancel(ctx)
+	defer cancel()
+	err = t.Watch(watch, "", func(e bus.Entry) {
+		if part := strings.SplitN(e.Key, "/", 4); !e.Deleted && len(part) == 4 && part[3] == consumer {
+			keys = append(keys, e.Key)
+		}
+	}, cancel)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return keys, err
+}
+
+// Forget tells all operators on the bus that a consumer is no more, and releases what the logs keep for it.
+func (p *Peers) Forget(ctx context.Context, b bus.Bus, consumer string, now time.Time) error {
+	if err := p.drop(ctx, b, consumer, now); err != nil {
+		return err
+	}
+	keys, err := Marks(ctx, b, consumer)
+	if err != nil {
+		return err
+	}
+	t, err := b.Table(ctx, RequiredTable, bus.TableOptions{})
 	for _, k := range keys {
 		if err == nil {
 			err = t.Delete(ctx, k, 0)

@@ -37,7 +37,7 @@ type worker struct {
 	calls      chan call
 	over       chan struct{}   // closed when run has ended
 	stopping   <-chan struct{} // nothing new is begun
-	full       string          // why no more batches are taken: too much is parked
+	holds      map[place]*hold // partitions that are kept back
 	swept      time.Time
 	tx         *tx
 	shards     *shards       // nil where all is handled in one goroutine
@@ -58,7 +58,8 @@ type worker struct {
 	mu      sync.Mutex // guards what follows
 	reports map[place]Report
 	faults  map[place]string
-	from    map[place]bus.Position // where partitions are to be read from
+	from    map[place]bus.Position  // where partitions are to be read from
+	gates   map[place]chan struct{} // of the partitions in holds
 }
 
 // event is what a reader tells the worker of its partition: a batch, or one of the things below it.
@@ -78,7 +79,7 @@ func newWorker(ctx context.Context, env Env, part *Part, keep keeper, m *metrics
 	w := &worker{env: env, part: part, retry: env.Spec.Retry.withDefaults(env.Spec.State), keep: keep, metrics: m,
 		events: make(chan event), deliveries: make(chan bus.Delivery), calls: make(chan call), over: make(chan struct{}), stopping: make(chan struct{}), done: make(chan struct{}), swept: env.Now(),
 		points: map[place]*Checkpoint{}, parked: parking{keyOf: keyInLog, rows: map[parkKey][]*parked{}, sums: map[place]Sum{}}, dirty: map[place]bool{}, torn: map[place]bool{},
-		reports: map[place]Report{}, faults: map[place]string{}, from: map[place]bus.Position{}}
+		reports: map[place]Report{}, faults: map[place]string{}, from: map[place]bus.Position{}, holds: map[place]*hold{}, gates: map[place]chan struct{}{}}
 	w.tx = &tx{w: w, ops: map[string][]byte{}}
 	if n := env.Spec.Parallel; n > 1 && part.Handle != nil {
 		w.shards = newShards(w, n)
@@ -124,7 +125,7 @@ func (w *worker) run(stop, ctx context.Context) error {
 	}
 	for {
 		w.dispatch(calling)
-		timer.Reset(min(w.untilDue(), w.untilCommit(), sweepEvery))
+		timer.Reset(min(w.untilDue(), w.untilHeld(), w.untilCommit(), sweepEvery))
 		var err error
 		select {
 		case <-w.stopping:
@@ -144,7 +145,10 @@ func (w *worker) run(stop, ctx context.Context) error {
 			err = w.caller.settle(ctx, s, calling.Err() != nil)
 		case <-opened:
 		case <-timer.C:
-			if err = w.retryDue(ctx); err == nil && w.env.Now().Sub(w.swept) >= sweepEvery {
+			if err = w.retryDue(ctx); err == nil {
+				err = w.goOn(ctx)
+			}
+			if err == nil && w.env.Now().Sub(w.swept) >= sweepEvery {
 				err = w.sweep()
 			}
 		}
@@ -181,28 +185,9 @@ func (w *worker) untilCommit() time.Duration {
 	return sweepEvery
 }
 
-// intake is where batches come from: from nowhere while too many messages are parked. The limit may be passed by what
-// is in one batch, since a batch and its position are one.
+// intake is where batches come from: from nowhere while as many calls are in hand as may be.
 func (w *worker) intake() <-chan event {
-	if w.caller != nil { // which is behind, as its lag tells, and does not stand still
-		if w.caller.full() {
-			return nil
-		}
-		return w.events
-	}
-	why := ""
-	if w.parked.n >= w.retry.ParkedMax {
-		why = fmt.Sprintf("%d messages are parked and the limit is %d; `naru messages --outcome dead` and the exceptions below tell why", w.parked.n, w.retry.ParkedMax)
-	}
-	if (why == "") != (w.full == "") {
-		for at := range w.points {
-			if w.fault(at) == w.full {
-				w.stand(at, why)
-			}
-		}
-		w.full = why
-	}
-	if why != "" {
+	if w.caller != nil && w.caller.full() { // it is behind, as its lag tells, and does not stand still
 		return nil
 	}
 	return w.events
@@ -307,9 +292,20 @@ func (w *worker) change(ctx context.Context, f func(Tx) error) error {
 
 func (w *worker) handle(ctx context.Context, e event) error {
 	w.begun()
+	if h := w.holds[e.at]; h != nil { // its reader had it in hand
+		h.queue = append(h.queue, e)
+		return nil
+	}
+	_, err := w.deal(ctx, e, 0)
+	return err
+}
+
+// deal deals with an event that was tried so often before; done is false where it has to wait and its partition is held
+// back.
+func (w *worker) deal(ctx context.Context, e event, attempts int) (done bool, err error) {
 	if e.alarm != 0 {
 		if err := w.alarm(e.alarm, e.detail); err != nil {
-			return err
+			return false, err
 		}
 	}
 	switch {
@@ -335,9 +331,9 @@ func (w *worker) handle(ctx context.Context, e event) error {
 			w.dirty[e.at] = true
 		}
 	case e.stored.Position.Sequence > 0:
-		return w.batch(ctx, e.at, e.stored)
+		return w.batch(ctx, e, attempts)
 	}
-	return nil
+	return true, nil
 }
 
 // point is the checkpoint of a partition, made where there is none.
@@ -355,31 +351,36 @@ func (w *worker) point(at place) *Checkpoint {
 }
 
 // batch decides the fates of a batch's messages and moves the position behind it.
-func (w *worker) batch(ctx context.Context, at place, s bus.Stored) error {
+func (w *worker) batch(ctx context.Context, e event, attempts int) (done bool, err error) {
+	at, s := e.at, e.stored
 	c := w.point(at)
 	if w.torn[at] || s.Position.Sequence <= c.Position.Sequence {
-		return nil // a reader that was opened again behind the last commit gives again what is under way
+		return true, nil // a reader that was opened again behind the last commit gives again what is under way
 	}
 	if what := regrown(c, &s); what != "" {
 		w.torn[at] = true
 		w.stand(at, message.LogTruncated.String()+": "+what)
-		return w.alarm(message.LogTruncated, w.env.Spec.Name+" stands still: "+what)
+		return true, w.alarm(message.LogTruncated, w.env.Spec.Name+" stands still: "+what)
 	}
 	if w.times(-1) == 0 {
 		c.Position = s.Position
 		w.dirty[at] = true
 		w.pendingMessages++
-		return nil
+		return true, nil
 	}
 	if w.keep.idle(&s) && len(w.dirty) == 0 {
 		c.Position = s.Position // nothing is in it: where it is read again, nothing is lost
 		w.account(c, &s)
-		return nil
+		return true, nil
 	}
-	var err error
+	if !w.ready(e) {
+		return false, nil
+	}
 	switch {
 	case w.part.HandleBatch != nil:
-		err = w.wholeBatch(ctx, c, at, s)
+		if done, err = w.wholeBatch(ctx, c, at, s, attempts+1); err == nil && !done {
+			return false, nil
+		}
 	case s.Err == nil:
 		err = w.eachMessage(ctx, c, at, s)
 	}
@@ -389,7 +390,7 @@ func (w *worker) batch(ctx context.Context, at place, s bus.Stored) error {
 		err = w.alarm(message.CorruptBatch, detail)
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	// From here on nothing fails: a checkpoint that is reported never has half a batch.
 	c.Within = nil
@@ -403,7 +404,7 @@ func (w *worker) batch(ctx context.Context, at place, s bus.Stored) error {
 	w.dirty[at] = true
 	w.pendingMessages += int(s.Batch.Count) + 1
 	w.pendingBytes += len(s.Batch.Bytes())
-	return nil
+	return true, nil
 }
 
 // regrown says whether a log has lost what was read of it, and has grown past that place since: then its messages of now
@@ -450,31 +451,22 @@ func (w *worker) count(c *Checkpoint, outcome string, id message.ID) {
 	c.Outcomes[outcome] = s
 }
 
-// wholeBatch hands a batch to HandleBatch until it succeeds.
-func (w *worker) wholeBatch(ctx context.Context, c *Checkpoint, at place, s bus.Stored) error {
-	for attempt := 1; ; attempt++ {
-		w.tx.reset(nil)
-		err := w.guard(func() error { return w.part.HandleBatch(ctx, w.tx, at.log, s) })
-		if err == nil {
-			if err = w.keepEffects(ctx, w.tx, nil); err != nil {
-				return err
-			}
-			break
+// wholeBatch hands a batch to HandleBatch; done is false where that failed and is to be tried again.
+func (w *worker) wholeBatch(ctx context.Context, c *Checkpoint, at place, s bus.Stored, attempt int) (done bool, err error) {
+	w.tx.reset(nil)
+	if err := w.guard(func() error { return w.part.HandleBatch(ctx, w.tx, at.log, s) }); err != nil {
+		if ctx.Err() != nil {
+			return false, ctx.Err()
 		}
-		w.stand(at, fmt.Sprintf("batch %d, attempt %d: %v", s.Position.Sequence, attempt, err))
-		if attempt == 1 || attempt%10 == 0 {
-			w.env.Log.Warn("handle a batch", "log", at.log, "sequence", s.Position.Sequence, "attempt", attempt, "error", err)
-		}
-		if err := w.commit(ctx); err != nil { // what came before need not wait for it
-			return err
-		}
-		if err := w.pause(ctx, w.retry.delay(attempt)); err != nil {
-			return err
-		}
+		w.failed(at, s, attempt, err)
+		return false, nil
+	}
+	if err := w.keepEffects(ctx, w.tx, nil); err != nil {
+		return false, err
 	}
 	w.stand(at, "")
 	if s.Err != nil {
-		return nil
+		return true, nil
 	}
 	// Counted by a walk of its own, not from the header, which the ledger holds it against.
 	cursor := s.Batch.Cursor()
@@ -488,10 +480,10 @@ func (w *worker) wholeBatch(ctx context.Context, c *Checkpoint, at place, s bus.
 		}
 	}
 	if err := cursor.Err(); err != nil {
-		return fmt.Errorf("count batch %d of %s: %w", s.Position.Sequence, at.log, err)
+		return false, fmt.Errorf("count batch %d of %s: %w", s.Position.Sequence, at.log, err)
 	}
 	w.metrics.messages(at.log, Handled, uint64(s.Batch.Count))
-	return nil
+	return true, nil
 }
 
 func (w *worker) times(index int) int {

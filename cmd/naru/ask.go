@@ -59,8 +59,8 @@ do not agree, and when messages wait for a consumer that is not heard of.`,
 	c.AddCommand(&cobra.Command{
 		Use: "forget CONSUMER", Short: "Forget a consumer that went for good, with what waits for it", Args: cobra.ExactArgs(1),
 		Long: `Takes a consumer out of the ledger that has been silent for a while and will not come back: a component that was
-removed, or renamed. If it comes back after all, so does its account. What a required consumer has not finished stays in
-the log all the same.`,
+removed, or renamed, or the one of a node that is gone. What the logs keep for it, because it is required, is released and
+trimmed in its time. If it comes back after all, so does its account; what was trimmed meanwhile is dead then.`,
 		Example: "  naru ledger forget service_platform.old",
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()

@@ -81,7 +81,7 @@ func (r *rig) await(f func(Line) bool) Line {
 	h := r.host.Handler(func(*http.Request) bool { return true })
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(time.Minute)
 	var last string
 	for {
 		w := httptest.NewRecorder()
@@ -106,7 +106,7 @@ func (r *rig) awaitAccount(batches uint64) {
 	r.t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(time.Minute)
 	for {
 		for _, rep := range r.host.Peers().Reports() {
 			if rep.Consumer == Spec.Name && rep.Log == message.Device && rep.Position.Sequence >= batches {
@@ -166,7 +166,7 @@ func TestLedgerGoesRedWhenAMutantSkipsOrRepeatsOneMessage(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer reader.Close()
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			s, err := reader.Next(ctx)
 			if err != nil {

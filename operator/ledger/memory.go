@@ -222,7 +222,8 @@ type Forgotten struct {
 	Waiting  uint64 `json:"waiting"`
 }
 
-// forget drops a consumer that went for good, with what was owed to it. One that is there cannot be forgotten.
+// forget drops a consumer that went for good, with what was owed to it and what the logs keep for it. One that is there
+// cannot be forgotten.
 func (l *Ledger) forget(ctx context.Context, consumer string) (*Forgotten, error) {
 	if err := l.compare(ctx); err != nil {
 		return nil, err
@@ -241,17 +242,27 @@ func (l *Ledger) forget(ctx context.Context, consumer string) (*Forgotten, error
 		}
 		f.Waiting += line.Waiting
 	}
-	if !known {
-		l.mu.Unlock()
-		return nil, answer.Missing("the ledger knows no consumer %s", consumer)
+	l.mu.Unlock()
+	if !known { // the logs may keep messages for it all the same: of a node that is gone only that is left
+		marks, err := component.Marks(ctx, l.env.Bus, consumer)
+		if err != nil {
+			return nil, err
+		}
+		if len(marks) == 0 {
+			return nil, answer.Missing("the ledger knows no consumer %s, and the logs keep nothing for it", consumer)
+		}
 	}
+	if err := l.env.Peers.Forget(ctx, l.env.Bus, consumer, l.env.Now()); err != nil {
+		return nil, fmt.Errorf("release what is kept for %s: %w", consumer, err)
+	}
+	l.mu.Lock()
 	for at := range l.reports {
 		if at.consumer == consumer {
 			l.drop(at)
 		}
 	}
-	l.env.Log.Warn("a consumer is forgotten", "consumer", consumer, "waiting", f.Waiting)
 	l.mu.Unlock()
+	l.env.Log.Warn("a consumer is forgotten", "consumer", consumer, "waiting", f.Waiting)
 	return f, l.save(ctx)
 }
 

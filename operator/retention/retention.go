@@ -41,7 +41,8 @@ type Retention struct {
 	maxBytes uint64
 	every    time.Duration
 	trimmed  *prometheus.CounterVec
-	done     map[string]uint64 // how far each partition was trimmed; its rows' last batches stay, and are not counted again
+	told     map[string]time.Time // consumers that are away, and when that was said
+	done     map[string]uint64    // how far each partition was trimmed; its rows' last batches stay, and are not counted again
 }
 
 // New builds the component.
@@ -54,7 +55,7 @@ func New(env component.Env, c Config) (*component.Part, error) {
 	if err != nil || every < time.Second {
 		return nil, fmt.Errorf("every %q: want a duration of at least 1s", c.Every)
 	}
-	r := &Retention{env: env, maxAge: age, maxBytes: c.MaxBytes, every: every, done: map[string]uint64{},
+	r := &Retention{env: env, maxAge: age, maxBytes: c.MaxBytes, every: every, told: map[string]time.Time{}, done: map[string]uint64{},
 		trimmed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "naru_trimmed_batches_total", Help: "Batches that were trimmed from a log after everybody had finished them.",
 		}, []string{"log"})}
@@ -64,8 +65,11 @@ func New(env component.Env, c Config) (*component.Part, error) {
 	return &component.Part{Run: r.run}, nil
 }
 
+// tellEvery is how often it is said that messages are kept for a consumer that is away.
+const tellEvery = time.Hour
+
 func (r *Retention) run(ctx context.Context, ready func()) error {
-	marks, err := r.env.Bus.Table(ctx, "naru_required", bus.TableOptions{})
+	marks, err := r.env.Bus.Table(ctx, component.RequiredTable, bus.TableOptions{})
 	if err != nil {
 		return fmt.Errorf("open the table of required consumers: %w", err)
 	}
@@ -150,7 +154,7 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at 
 			}
 		}
 	}
-	var gone []string
+	var gone, away []string
 	floor, known := ^uint64(0), false
 	watch, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -165,12 +169,21 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at 
 		}
 		known = true
 		floor = min(floor, p.Sequence)
+		if consumer := strings.TrimPrefix(e.Key, prefix); !reported[consumer] {
+			away = append(away, consumer)
+		}
 	}, cancel)
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return 0, err
 	}
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
+	}
+	for _, consumer := range away {
+		if r.env.Now().Sub(r.told[consumer]) >= tellEvery {
+			r.told[consumer] = r.env.Now()
+			r.env.Log.Warn("messages are kept for a required consumer that is not heard of; if it went for good: naru ledger forget "+consumer, "consumer", consumer, "log", name)
+		}
 	}
 	for _, key := range gone { // nothing is kept for it any more
 		if err := marks.Delete(ctx, key, 0); err != nil {
