@@ -385,69 +385,72 @@ func TestAHandlerWithoutStateThatWritesIsToldSo(t *testing.T) {
 
 func TestHandlingByKeyAtTheSameTimeIsAsIfOneHadDoneItAll(t *testing.T) {
 	for _, state := range []component.State{component.Local, component.Derived} {
-		r := componenttest.New(t)
-		var at, most, blocked atomic.Int32
-		var met sync.WaitGroup
-		met.Add(2)
-		failed, next := map[string]bool{}, map[string]int{}
-		var mu sync.Mutex
-		spec := of(func(ctx context.Context, tx component.Tx, m *message.Message) error {
-			mu.Lock()
-			most.Store(max(most.Load(), at.Add(1)))
-			mu.Unlock()
-			defer at.Add(-1)
-			if blocked.Add(1) <= 2 { // two keys are handled at the same time, or this waits for ever
-				met.Done()
-				met.Wait()
-			}
-			mu.Lock()
-			if n := strconv.Itoa(next[m.Device]); n != string(m.Data) {
-				t.Errorf("%s of %s was handled where %s was next", m.Data, m.Device, n)
-			}
-			first := string(m.Data) == "5" && !failed[m.Device]
-			failed[m.Device] = failed[m.Device] || first
-			if !first {
-				next[m.Device]++
-			}
-			mu.Unlock()
-			if first {
-				return errors.New("not at first")
-			}
-			if state == component.Local {
-				v, err := tx.Get([]byte(m.Device))
-				if err != nil {
-					return err
+		synctest.Test(t, func(t *testing.T) { // where a busy machine costs nobody a lease
+			r := componenttest.New(t)
+			defer r.Close()
+			var at, most, blocked atomic.Int32
+			var met sync.WaitGroup
+			met.Add(2)
+			failed, next := map[string]bool{}, map[string]int{}
+			var mu sync.Mutex
+			spec := of(func(ctx context.Context, tx component.Tx, m *message.Message) error {
+				mu.Lock()
+				most.Store(max(most.Load(), at.Add(1)))
+				mu.Unlock()
+				defer at.Add(-1)
+				if blocked.Add(1) <= 2 { // two keys are handled at the same time, or this waits for ever
+					met.Done()
+					met.Wait()
 				}
-				n, _ := strconv.Atoi(string(v)) // nothing is zero
-				if strconv.Itoa(n) != string(m.Data) {
-					return message.Rejectf(message.HandlerError, "%s came where %d was next", m.Data, n)
+				mu.Lock()
+				if n := strconv.Itoa(next[m.Device]); n != string(m.Data) {
+					t.Errorf("%s of %s was handled where %s was next", m.Data, m.Device, n)
 				}
-				tx.Set([]byte(m.Device), strconv.AppendInt(nil, int64(n+1), 10))
+				first := string(m.Data) == "5" && !failed[m.Device]
+				failed[m.Device] = failed[m.Device] || first
+				if !first {
+					next[m.Device]++
+				}
+				mu.Unlock()
+				if first {
+					return errors.New("not at first")
+				}
+				if state == component.Local {
+					v, err := tx.Get([]byte(m.Device))
+					if err != nil {
+						return err
+					}
+					n, _ := strconv.Atoi(string(v)) // nothing is zero
+					if strconv.Itoa(n) != string(m.Data) {
+						return message.Rejectf(message.HandlerError, "%s came where %d was next", m.Data, n)
+					}
+					tx.Set([]byte(m.Device), strconv.AppendInt(nil, int64(n+1), 10))
+				}
+				return echo(ctx, tx, m)
+			}, func(s *component.Spec) {
+				s.Parallel, s.State = 4, state
+				if state == component.Derived {
+					s.Into = message.ServicePlatform
+				}
+				s.Retry = component.Retry{First: time.Millisecond}
+			})
+			var batch []*message.Message
+			for i := range 40 {
+				for d := range 15 { // of no common divisor with the shards, so that a key has no place of its own
+					batch = append(batch, reading(fmt.Sprint("d", d), strconv.Itoa(i)))
+				}
 			}
-			return echo(ctx, tx, m)
-		}, func(s *component.Spec) {
-			s.Parallel, s.State = 4, state
-			if state == component.Derived {
-				s.Into = message.ServicePlatform
+			together(t, r, batch)
+			r.Start(spec)
+			if rep := r.Settled(worker, "device"); rep.Outcomes[component.Handled].Count != 600 {
+				t.Errorf("outcomes are %+v", rep.Outcomes)
 			}
-			s.Retry = component.Retry{First: time.Millisecond}
+			r.Stop() // and what it said is said
+			inOrder(t, r, 15, 40)
+			if most.Load() < 2 {
+				t.Error("never were two handled at the same time")
+			}
 		})
-		var batch []*message.Message
-		for i := range 40 {
-			for d := range 15 { // of no common divisor with the shards, so that a key has no place of its own
-				batch = append(batch, reading(fmt.Sprint("d", d), strconv.Itoa(i)))
-			}
-		}
-		together(t, r, batch)
-		r.Start(spec)
-		if rep := r.Settled(worker, "device"); rep.Outcomes[component.Handled].Count != 600 {
-			t.Errorf("outcomes are %+v", rep.Outcomes)
-		}
-		r.Stop() // and what it said is said
-		inOrder(t, r, 15, 40)
-		if most.Load() < 2 {
-			t.Error("never were two handled at the same time")
-		}
 	}
 }
 
