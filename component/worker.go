@@ -686,13 +686,6 @@ func (w *worker) standAll(why string) {
 	}
 }
 
-// fault is why a partition stands still.
-func (w *worker) fault(at place) string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.faults[at]
-}
-
 // pause waits, unless the component stops.
 func (w *worker) pause(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
