@@ -62,6 +62,7 @@ const (
 	NotDecodable     Reason = 409
 	RuleError        Reason = 410
 	ReceiverRefused  Reason = 411
+	CommandLimit     Reason = 412
 )
 
 // ReasonInfo is what a person is told about a reason.
@@ -208,4 +209,5 @@ var reasons = []ReasonInfo{
 	{NotDecodable, "", "not_decodable", "The message's data is not what its type says.", "The sender's encoding."},
 	{RuleError, "", "rule_error", "A rule took the message, and its SQL or one of its actions could not be done with it.", "`naru rule show <rule>`, and the error in the rule's `failed` message in `naru trace <id>`; `naru rule test` shows each step."},
 	{ReceiverRefused, "", "receiver_refused", "What was called from here, a worker or a destination, will not have the message.", "Its answer in the particulars, and what it logs; when it is mended, `naru dead retry`."},
+	{CommandLimit, "", "command_limit", "More commands wait for a device, or wait for its answer, than are kept.", "`naru command list --device <id>`: is the device away, or does nothing answer there? Then who says so many."},
 }

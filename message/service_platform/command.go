@@ -2,7 +2,6 @@ package serviceplatform
 
 import (
 	"encoding/json"
-	"time"
 
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/message/device"
@@ -36,7 +35,7 @@ const (
 	CommandCancelled = "cancelled" // somebody has taken it back
 )
 
-// CommandEnded is what became of a command.
+// CommandEnded is what became of a command; its message's time is when.
 type CommandEnded struct {
 	Device  string         `json:"device"`
 	Name    string         `json:"name"`
@@ -45,7 +44,6 @@ type CommandEnded struct {
 	State   string         `json:"state"`   // replied, failed, expired or cancelled
 	Reason  message.Reason `json:"reason,omitempty"`
 	Detail  string         `json:"detail,omitempty"`
-	At      time.Time      `json:"at"`
 	Reply   message.ID     `json:"reply,omitzero"` // the device's answer
 	// Late says that the answer came when the command had ended.
 	Late bool `json:"late,omitempty"`
@@ -68,15 +66,16 @@ const (
 
 // Receipt is what a broker tells of a command on its way to a device.
 type Receipt struct {
-	Device  string     `json:"device"`
-	Release message.ID `json:"release,omitzero"` // the message that handed it over; nothing with subscribed
-	Name    string     `json:"name,omitempty"`
-	ID      string     `json:"id,omitempty"`
-	Result  string     `json:"result"`
-	Detail  string     `json:"detail,omitempty"`
-	QoS     byte       `json:"qos"`
-	Client  string     `json:"client_id,omitempty"`
-	Node    string     `json:"node"`
+	Device  string         `json:"device"`
+	Release message.ID     `json:"release,omitzero"` // the message that handed it over; nothing with subscribed
+	Name    string         `json:"name,omitempty"`
+	ID      string         `json:"id,omitempty"`
+	Result  string         `json:"result"`
+	Reason  message.Reason `json:"reason,omitempty"`
+	Detail  string         `json:"detail,omitempty"`
+	QoS     byte           `json:"qos"`
+	Client  string         `json:"client_id,omitempty"`
+	Node    string         `json:"node"`
 	// Version rises from receipt to receipt of a node, by when it was known; it is of one clock with presence.
 	Version uint64 `json:"version"`
 }
@@ -101,12 +100,12 @@ func commandContracts() []message.Contract {
 			Says: []string{"service_platform.command"}, Hears: []string{"service_platform.rule", "service_platform.worker", "service_platform.gateway"},
 			ContentType: "application/json",
 			Schema: json.RawMessage(`{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object",
-"required":["device","name","id","message","state","at"],
+"required":["device","name","id","message","state"],
 "properties":{"device":{"type":"string"},"name":{"type":"string"},"id":{"type":"string"},"message":{"type":"string"},
 "state":{"enum":["replied","failed","expired","cancelled"]},"reason":{"type":"string"},"detail":{"type":"string"},
-"at":{"type":"string","format":"date-time"},"reply":{"type":"string"},"late":{"type":"boolean"}}}`),
+"reply":{"type":"string"},"late":{"type":"boolean"}}}`),
 			Example: json.RawMessage(`{"device":"d-17","name":"reboot","id":"c1","message":"0193d5a0-7b2c-7e41-9c3f-5d2f8a6b1c4e","state":"expired",
-"reason":"expired","detail":"the device was away","at":"2026-11-23T03:00:00Z"}`),
+"reason":"expired","detail":"the device was away"}`),
 		},
 		{
 			Subjects: "service_platform.broker.receipt.*", Type: "service_platform.broker.receipt.v1", Owner: "service_platform", Route: message.ByLog,
@@ -116,7 +115,7 @@ func commandContracts() []message.Contract {
 			Schema: json.RawMessage(`{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object",
 "required":["device","result","qos","node","version"],
 "properties":{"device":{"type":"string"},"release":{"type":"string"},"name":{"type":"string"},"id":{"type":"string"},
-"result":{"enum":["delivered","sent","refused","unsubscribed","withheld","subscribed"]},"detail":{"type":"string"},
+"result":{"enum":["delivered","sent","refused","unsubscribed","withheld","subscribed"]},"reason":{"type":"string"},"detail":{"type":"string"},
 "qos":{"type":"integer","minimum":0,"maximum":2},"client_id":{"type":"string"},"node":{"type":"string"},"version":{"type":"integer","minimum":1}}}`),
 			Example: json.RawMessage(`{"device":"d-17","release":"0193d5a1-7b2c-7e41-9c3f-5d2f8a6b1c4e","name":"reboot","id":"c1","result":"delivered",
 "qos":1,"client_id":"d-17","node":"n1","version":8}`),
