@@ -40,6 +40,12 @@ func story(t *testing.T, config string, f func(r *rig)) {
 	})
 }
 
+// pass lets time pass, by the clock of the story.
+func (r *rig) pass(d time.Duration) {
+	t := time.NewTimer(d) // in a bubble, as all of a story
+	<-t.C
+}
+
 func (r *rig) command(of, id, data string, change ...func(m *message.Message)) *message.Message {
 	m := componenttest.Message(device.CommandSubject(of, "open", id), of, data)
 	m.QoS = 1
@@ -166,7 +172,7 @@ func TestCommandWaitsForItsDeviceAndGoesItsWay(t *testing.T) {
 		if !strings.Contains(s.Why, "away, and never seen") || s.Data != `{"angle":30}` || s.Trace != m.Trace.ID || !s.Expires.Equal(m.Recorded().Add(24*time.Hour)) {
 			t.Errorf("it waits as %+v", s)
 		}
-		<-time.After(time.Hour)
+		r.pass(time.Hour)
 		if n := len(r.releases()); n != 0 {
 			t.Fatalf("%d were released for a device that is away", n)
 		}
@@ -248,9 +254,9 @@ func TestTimeToLiveAloneDecides(t *testing.T) {
 		r.command("d-2", "acknowledged", "", func(m *message.Message) { m.Expires = time.Now().Add(time.Minute) })
 		r.present("d-2", true)
 		r.receipt(r.released(1), sp.ReceiptDelivered)
-		<-time.After(59 * time.Second)
+		r.pass(59 * time.Second)
 		r.is("d-1", "short", sp.CommandQueued)
-		<-time.After(2 * time.Second)
+		r.pass(2 * time.Second)
 		s := r.is("d-1", "short", sp.CommandExpired)
 		if s.Reason != message.Expired || !strings.Contains(s.Detail, "away") || s.Times.Ended.Sub(short.Recorded()) > 62*time.Second {
 			t.Errorf("it ended as %+v", s)
@@ -258,13 +264,13 @@ func TestTimeToLiveAloneDecides(t *testing.T) {
 		if s = r.is("d-2", "acknowledged", sp.CommandExpired); !strings.Contains(s.Detail, "acknowledged it, and did not answer") {
 			t.Errorf("it ended as %+v", s)
 		}
-		<-time.After(10 * time.Minute)
+		r.pass(10 * time.Minute)
 		r.is("d-1", "usual", sp.CommandExpired)
 		r.is("d-1", "day", sp.CommandQueued)
-		<-time.After(49 * time.Minute)
+		r.pass(49 * time.Minute)
 		r.is("d-1", "day", sp.CommandExpired) // no longer than ttl_max
 		r.present("d-1", true)
-		<-time.After(time.Minute)
+		r.pass(time.Minute)
 		r.released(1) // nothing more
 		list, ends := r.ends("d-1", 3)
 		for i, e := range ends {
@@ -279,7 +285,7 @@ func TestTimeToLiveAloneDecides(t *testing.T) {
 func TestLateReplyIsKeptAndMarked(t *testing.T) {
 	story(t, `{"ttl":"10s"}`, func(r *rig) {
 		r.command("d-1", "c1", "")
-		<-time.After(12 * time.Second)
+		r.pass(12 * time.Second)
 		r.is("d-1", "c1", sp.CommandExpired)
 		late := r.answer("d-1", "c1", `{"ok":true}`)
 		var s Shown
@@ -328,7 +334,7 @@ func TestDeviceThatDoesNotSubscribeKeepsItsCommandsWaiting(t *testing.T) {
 		if s := r.is("d-1", "c1", sp.CommandQueued); !strings.Contains(s.Why, "connected, and gets nothing: it has not subscribed") || !strings.Contains(s.Look, "device/d-1/command/#") {
 			t.Errorf("it waits because %q, %q", s.Why, s.Look)
 		}
-		<-time.After(time.Hour)
+		r.pass(time.Hour)
 		r.released(1)
 		r.receipt(r.releases()[0], sp.ReceiptSubscribed)
 		second := r.released(2)
@@ -357,7 +363,7 @@ func TestCommandComesAgainWhenTheDeviceDoes(t *testing.T) {
 		if s := r.is("d-1", "c1", sp.CommandQueued); !strings.Contains(s.Why, "away since") {
 			t.Errorf("it waits because %q", s.Why)
 		}
-		<-time.After(10 * time.Minute)
+		r.pass(10 * time.Minute)
 		r.released(1)
 		r.present("d-1", true)
 		if again := r.released(2); again.Subject != first.Subject || again.ID == first.ID {
@@ -376,15 +382,15 @@ func TestCommandIsReleasedOnceMoreWhenNothingIsHeardOfIt(t *testing.T) {
 		r.present("d-1", true)
 		r.command("d-1", "c1", "")
 		first := r.released(1)
-		<-time.After(58 * time.Second)
+		r.pass(58 * time.Second)
 		r.released(1)
-		<-time.After(4 * time.Second)
+		r.pass(4 * time.Second)
 		if again := r.released(2); again.Subject != first.Subject {
 			t.Errorf("released again is %s", again.Subject)
 		}
 		r.receipt(r.releases()[1], sp.ReceiptDelivered)
 		r.is("d-1", "c1", sp.CommandDelivered)
-		<-time.After(10 * time.Minute)
+		r.pass(10 * time.Minute)
 		r.released(2)
 	})
 }
@@ -399,7 +405,7 @@ func TestSameCommandIdIsTheSameCommand(t *testing.T) {
 		r.is("d-1", "c1", sp.CommandReplied)
 		r.command("d-1", "c1", "three")
 		r.Settled(Name, message.Device)
-		<-time.After(time.Minute)
+		r.pass(time.Minute)
 		r.released(1)
 		if s := r.is("d-1", "c1", sp.CommandReplied); s.Message != first.ID || s.Data != "one" {
 			t.Errorf("it is %+v", s)
@@ -466,7 +472,7 @@ func TestLimitsHold(t *testing.T) {
 			t.Errorf("it ended as %+v", s)
 		}
 		r.counted()
-		<-time.After(2 * time.Hour)
+		r.pass(2 * time.Hour)
 		if code := r.ask("GET", "/api/v1/commands/d-1/o0", "", nil); code != 404 {
 			t.Errorf("after two hours what ended is still there: %d", code)
 		}
@@ -487,7 +493,7 @@ func TestNothingIsForgottenWhenTheProcessEnds(t *testing.T) {
 		c.Stop()
 		r.receipt(first, sp.ReceiptDelivered)
 		r.command("d-2", "c1", "", func(m *message.Message) { m.Expires = time.Now().Add(30 * time.Second) })
-		<-time.After(time.Minute)
+		r.pass(time.Minute)
 		c.Start(Spec)
 		r.is("d-1", "c1", sp.CommandDelivered)
 		if second := r.released(2); second.Subject.Token(6) != "c2" {

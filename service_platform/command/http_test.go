@@ -55,7 +55,7 @@ func TestWhoWaitsIsToldTheEnd(t *testing.T) {
 			r.ask("GET", "/api/v1/commands/d-1/c1?wait=30s", "", &s)
 			done <- s
 		}()
-		<-time.After(10 * time.Second)
+		r.pass(10 * time.Second)
 		r.answer("d-1", "c1", "done")
 		if s := <-done; s.State != sp.CommandReplied {
 			t.Errorf("told is %+v", s)
@@ -112,7 +112,7 @@ func TestCommandsAreListedByPages(t *testing.T) {
 	story(t, "", func(r *rig) {
 		for i := range 7 {
 			r.command(fmt.Sprint("d-", i%2), fmt.Sprint("c", i), "")
-			<-time.After(time.Millisecond) // what is said in one moment has no order
+			r.pass(time.Millisecond) // what is said in one moment has no order
 		}
 		r.answer("d-0", "c0", "done")
 		r.is("d-0", "c0", sp.CommandReplied)
