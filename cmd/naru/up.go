@@ -37,6 +37,7 @@ import (
 	"github.com/naru-platform/naru/operator/status"
 	"github.com/naru-platform/naru/operator/topic"
 	"github.com/naru-platform/naru/service_platform/broker"
+	"github.com/naru-platform/naru/service_platform/command"
 	"github.com/naru-platform/naru/service_platform/rule"
 	"github.com/naru-platform/naru/service_platform/twin"
 	"github.com/naru-platform/naru/service_platform/x509"
@@ -50,6 +51,7 @@ func specs(admission *x509.Admission, platform simulator.Platform) []component.S
 		broker.With(admission),
 		rule.Spec,
 		twin.Spec,
+		command.Spec,
 		journal.Spec,
 		ledger.Spec,
 		deadletter.Spec,

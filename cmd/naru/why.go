@@ -16,7 +16,7 @@ import (
 
 func whyCommand(o *options) *cobra.Command {
 	c := &cobra.Command{Use: "why", Short: "Why something is as it is"}
-	c.AddCommand(whyDevice(o))
+	c.AddCommand(whyCommandOf(o), whyDevice(o))
 	return c
 }
 

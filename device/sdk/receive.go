@@ -104,8 +104,19 @@ func (c *Client) OnCommand(ctx context.Context, name string, f func(context.Cont
 	if name == "" || strings.ContainsAny(name, "/+#") {
 		return fmt.Errorf("command name %q is not one level of a topic", name)
 	}
-	return c.Subscribe(ctx, "command/"+name+"/+", func(ctx context.Context, m Message) {
-		cmd := Command{Name: name, ID: m.Topic[strings.LastIndexByte(m.Topic, '/')+1:], Message: m}
+	return c.commands(ctx, name, f)
+}
+
+// Commands carries out the commands of every name, as OnCommand does those of one. A client has the one or the other: with both,
+// a command is carried out by the one that comes first, and answered twice.
+func (c *Client) Commands(ctx context.Context, f func(context.Context, Command) (any, error)) error {
+	return c.commands(ctx, "+", f)
+}
+
+func (c *Client) commands(ctx context.Context, names string, f func(context.Context, Command) (any, error)) error {
+	return c.Subscribe(ctx, "command/"+names+"/+", func(ctx context.Context, m Message) {
+		level := strings.Split(m.Topic, "/") // device, its id, command, name, the command's id
+		cmd := Command{Name: level[3], ID: level[4], Message: m}
 		c.mu.Lock()
 		r, again := c.done[m.Topic]
 		c.mu.Unlock()
@@ -115,7 +126,7 @@ func (c *Client) OnCommand(ctx context.Context, name string, f func(context.Cont
 		}
 		suffix := strings.TrimPrefix(m.Topic, "device/"+c.o.Device+"/") + "/reply"
 		if _, err := c.Publish(ctx, suffix, r.data, PublishOptions{ContentType: "application/json", Trace: r.trace, Correlation: m.Correlation}); err != nil {
-			c.o.Log.Error("the answer to a command was not taken", "device", c.o.Device, "command", name, "id", cmd.ID, "error", err)
+			c.o.Log.Error("the answer to a command was not taken", "device", c.o.Device, "command", cmd.Name, "id", cmd.ID, "error", err)
 		}
 	})
 }

@@ -1,5 +1,6 @@
 // Package simulator is a fleet of lifelike devices, each a client of its own built on the SDK: what it takes to see a
-// platform at work before there are devices. Each follows its unnamed twin: its interval, and a thermometer its setpoint.
+// platform at work before there are devices. Each follows its unnamed twin: its interval, and a thermometer its setpoint; and answers
+// commands.
 package simulator
 
 import (
@@ -123,6 +124,12 @@ func (f *Fleet) device(ctx context.Context, o Options, n int, gate chan struct{}
 	s := newSettings(newModel(n, o.Seed), o.Rate)
 	var twin sync.WaitGroup
 	defer twin.Wait()
+	twin.Go(func() { // so are commands
+		if err := c.Commands(ctx, s.obey); err != nil && ctx.Err() == nil {
+			f.failed.Add(1)
+			o.Log.Warn("simulated device takes no commands", "device", id, "error", err)
+		}
+	})
 	twin.Go(func() { // beside the readings, which wait for nobody
 		if err := s.follow(ctx, c.Twin("")); err != nil && ctx.Err() == nil {
 			f.failed.Add(1)

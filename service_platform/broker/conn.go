@@ -120,8 +120,11 @@ type outbound struct {
 	settling     bool
 	done, recs   []uint64 // numbers that were acknowledged, and of which PUBREC came
 	releases     []uint16
-	halted       bool      // the broker stops: nothing more is read, and what was taken is acknowledged
-	held         *[]func() // keeps deliveries back, while SUBACK is on its way
+	receipts     []*message.Message // to be told of commands
+	carried      []*carried         // the last ones; see follow
+	commanded    uint64             // the one that was acknowledged last
+	halted       bool               // the broker stops: nothing more is read, and what was taken is acknowledged
+	held         *[]func()          // keeps deliveries back, while SUBACK is on its way
 }
 
 // serve is the connection's life until its client has been let in, and for WebSocket all of it. A goroutine that has gone

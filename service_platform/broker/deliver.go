@@ -23,6 +23,7 @@ type flight struct {
 	qos      byte
 	released bool // PUBREL was sent, or is to be
 	told     bool // it was sent
+	command  *carried
 }
 
 // waiting is a message that waits for the client to acknowledge others.
@@ -46,6 +47,10 @@ func (c *conn) deliver(m *message.Message, o session.Options, late bool) {
 	if c.held != nil && !late {
 		kept := lasting(m, o)
 		*c.held = append(*c.held, func() { c.deliver(kept, o, true) })
+		c.mu.Unlock()
+		return
+	}
+	if o.Command != 0 && c.carries(o.Command) {
 		c.mu.Unlock()
 		return
 	}
@@ -98,8 +103,9 @@ func (c *conn) outgoing(b []byte, m *message.Message, o session.Options) []byte 
 	}
 	n := len(b)
 	b = c.appendPublish(b, &p, m, o)
+	k := c.carry(m, o, len(b) > n)
 	if len(b) > n && o.QoS > 0 {
-		c.fly(p.ID, flight{qos: o.QoS})
+		c.fly(p.ID, flight{qos: o.QoS, command: k})
 	}
 	return b
 }
@@ -259,12 +265,13 @@ func (c *conn) owed(b []byte, o *session.Owed) []byte {
 	}
 	n := len(b)
 	b = c.appendPublish(b, &packet.Publish{QoS: o.QoS, ID: o.Packet, Dup: o.Again}, o.Message, o.Options)
+	k := c.carry(o.Message, o.Options, len(b) > n)
 	if len(b) == n { // it cannot have it, now or later
 		c.done = append(c.done, o.Number)
 		c.settleSoon()
 		return b
 	}
-	c.fly(o.Packet, flight{number: o.Number, qos: o.QoS})
+	c.fly(o.Packet, flight{number: o.Number, qos: o.QoS, command: k})
 	return b
 }
 
@@ -290,6 +297,7 @@ func (c *conn) acknowledged(a *packet.Ack) error {
 		began := f.released
 		if !began {
 			f.released = true
+			f.command = c.took(f.command, a.Code)
 			c.inflight[a.ID] = f
 		}
 		if began && f.number > 0 && !f.told {
@@ -302,6 +310,7 @@ func (c *conn) acknowledged(a *packet.Ack) error {
 			b = (&packet.Ack{Type: packet.PUBREL, ID: a.ID}).Append(nil, c.version)
 		}
 	default:
+		c.took(f.command, a.Code)
 		delete(c.inflight, a.ID)
 		if f.number > 0 {
 			c.done = append(c.done, f.number)
@@ -359,14 +368,21 @@ func (c *conn) tell(recs []uint64) {
 func (c *conn) settle() {
 	for {
 		c.mu.Lock()
-		done, recs, releases, sent := c.done, c.recs, c.releases, c.pumped
-		c.done, c.recs, c.releases = nil, nil, nil
-		if len(done)+len(recs)+len(releases) == 0 {
+		done, recs, releases, sent, receipts := c.done, c.recs, c.releases, c.pumped, c.receipts
+		c.done, c.recs, c.releases, c.receipts = nil, nil, nil, nil
+		if len(done)+len(recs)+len(releases)+len(receipts) == 0 {
 			c.settling = false
 			c.mu.Unlock()
 			return
 		}
+		commanded := c.commanded
 		c.mu.Unlock()
+		if len(receipts) > 0 {
+			c.kept.Commanded(commanded)
+		}
+		for _, m := range receipts {
+			c.append(m)
+		}
 		var b []byte
 		var err error
 		if len(done)+len(recs) > 0 {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/message/device"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
 	"github.com/naru-platform/naru/service_platform/broker/policy"
 	"github.com/naru-platform/naru/service_platform/broker/session"
@@ -22,6 +23,7 @@ type topicInfo struct {
 	subject message.Subject
 	device  string // that a message there is from or about
 	typ     string
+	reply   bool // of the device to a command
 	door    bus.Appender
 	denied  error // by policy
 	invalid error
@@ -39,6 +41,9 @@ func (c *conn) look(topic string) *topicInfo {
 		t.denied = c.mayPublish(j, t.view, t.subject)
 		if (c.in.mount == "" || unmounted(topic)) && strings.HasPrefix(string(t.subject), message.Device+".") {
 			t.device = t.subject.Token(1) // whoever says it: what concerns a device keeps its order with the rest
+		}
+		if of, _, _, reply, ok := device.Command(t.subject); ok && reply && of == c.device {
+			t.reply = true
 		}
 		if k := c.b.env.Catalog.Find(t.subject); k != nil {
 			t.typ = k.Type
@@ -193,6 +198,9 @@ func (c *conn) fill(m *message.Message, p *packet.Publish, t *topicInfo) error {
 		if err := c.fillProperties(m, &p.Properties); err != nil {
 			return err
 		}
+	}
+	if t.reply {
+		c.follow(m)
 	}
 	if m.Trace.ID.IsZero() {
 		m.Trace = message.NewTrace(c.now)

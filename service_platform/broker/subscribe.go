@@ -71,6 +71,7 @@ func (c *conn) subscribe(h packet.Header, body []byte) error {
 			answer.Properties.Reset() // MQTT-3.9.2-1
 		}
 	}
+	c.listens()
 	return c.answer(&answer)
 }
 

@@ -98,6 +98,10 @@ func (s *Store) hear(ctx context.Context, tx component.Tx, log string, b bus.Sto
 				return err
 			}
 		}
+		node, ok := toSubscribers(&m)
+		if !ok {
+			continue
+		}
 		if m.Retain {
 			if s.cluster != nil {
 				s.cluster.touch(retainedKey(m.Subject), b.Position)
@@ -107,7 +111,15 @@ func (s *Store) hear(ctx context.Context, tx component.Tx, log string, b bus.Sto
 				return err
 			}
 		}
-		for _, h := range s.matches(&s.subs, &m) {
+		list := s.matches(&s.subs, &m)
+		if node != "" {
+			var err error
+			if list, err = s.offer(tx, &m, list, node); err != nil {
+				s.mu.Unlock()
+				return err
+			}
+		}
+		for _, h := range list {
 			if h.x.skipsAt(b.Position) {
 				continue // it comes from a node that has heard this
 			}

@@ -19,10 +19,11 @@ import (
 // item is a message in a session's queue, as the store keeps it. All integers are big-endian.
 //
 //	 0  1 byte   kind: 0 a reference, 1 the record itself, 2 QoS 2 whose PUBREC came: only the identifier is owed
-//	 1  1 byte   bits 0-1 QoS, bit 2 retain, bit 3 AWS IoT's spelling
+//	 1  1 byte   bits 0-1 QoS, bit 2 retain, bit 3 AWS IoT's spelling, bit 4 a command
 //	 2  8 bytes  when it loses its worth, Unix milliseconds; 0 for never
 //	10  4 bytes  size of the data
 //	14  1 byte   count of subscription identifiers, 4 bytes each
+//	 …           of a command its mark (8 bytes)
 //	 …           a reference: generation (4), partition (4), sequence (8), index (4), name of the log; or the record
 type item struct {
 	kind    byte
@@ -40,7 +41,10 @@ const (
 	itemReleased
 )
 
-const itemFixed = 15
+const (
+	itemFixed   = 15
+	flagCommand = 16
+)
 
 func (i *item) encode() []byte {
 	be := binary.BigEndian
@@ -50,6 +54,9 @@ func (i *item) encode() []byte {
 	}
 	if i.o.AWS {
 		flags |= 8
+	}
+	if i.o.Command != 0 {
+		flags |= flagCommand
 	}
 	b := append(make([]byte, 0, itemFixed+32+len(i.record)), i.kind, flags)
 	var at uint64
@@ -65,6 +72,9 @@ func (i *item) encode() []byte {
 	b = append(b, byte(len(ids)))
 	for _, id := range ids {
 		b = be.AppendUint32(b, id)
+	}
+	if i.o.Command != 0 {
+		b = be.AppendUint64(b, i.o.Command)
 	}
 	switch i.kind {
 	case itemRef:
@@ -82,6 +92,14 @@ func itemSize(v []byte) uint32 {
 		return 0
 	}
 	return binary.BigEndian.Uint32(v[10:])
+}
+
+// itemCommand is the mark of the command that an item is; zero of another one.
+func itemCommand(v []byte) uint64 {
+	if len(v) < itemFixed || v[1]&flagCommand == 0 || len(v) < itemFixed+4*int(v[14])+8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(v[itemFixed+4*int(v[14]):])
 }
 
 func parseItem(v []byte) (i item, err error) {
@@ -102,6 +120,12 @@ func parseItem(v []byte) (i item, err error) {
 		i.o.IDs = append(i.o.IDs, be.Uint32(rest))
 		rest = rest[4:]
 	}
+	if v[1]&flagCommand != 0 {
+		if i.o.Command = itemCommand(v); i.o.Command == 0 {
+			return i, short
+		}
+		rest = rest[8:]
+	}
 	switch i.kind {
 	case itemRef:
 		if len(rest) < 20 {
@@ -121,6 +145,9 @@ func (x *Session) enqueue(tx component.Tx, i item) {
 	v := i.encode()
 	tx.Set(queueKey(x.rec.ID, x.next), v)
 	enqueued(tx, x, x.next)
+	if i.o.Command != 0 {
+		note(&x.commands, i.o.Command, x.next)
+	}
 	x.next++
 	x.count++
 	x.bytes += int64(itemSize(v))
@@ -150,6 +177,7 @@ func (x *Session) drop(tx component.Tx) bool {
 			continue
 		}
 		tx.Delete(k)
+		delete(x.commands, itemCommand(v))
 		if n == x.head {
 			x.head++
 		}
@@ -253,6 +281,7 @@ func (x *Session) fetch(ctx context.Context, i *item) (*message.Message, error) 
 	cursor := b.Batch.Cursor()
 	for n := uint32(0); cursor.Next(&m); n++ {
 		if n == i.at.Index {
+			toSubscribers(&m)
 			return &m, nil
 		}
 	}
@@ -298,7 +327,7 @@ func (x *Session) Settle(ctx context.Context, sent uint64, released, done []uint
 				continue
 			}
 			x.bytes -= int64(itemSize(v))
-			tx.Set(k, (&item{kind: itemReleased, o: Options{QoS: 2}}).encode())
+			tx.Set(k, (&item{kind: itemReleased, o: Options{QoS: 2, Command: itemCommand(v)}}).encode())
 		}
 		for _, n := range done {
 			k := queueKey(x.rec.ID, n)
@@ -310,6 +339,7 @@ func (x *Session) Settle(ctx context.Context, sent uint64, released, done []uint
 				continue
 			}
 			tx.Delete(k)
+			delete(x.commands, itemCommand(v))
 			x.count--
 			x.bytes -= int64(itemSize(v))
 		}

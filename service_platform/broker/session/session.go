@@ -70,6 +70,8 @@ type Options struct {
 	Retain bool
 	IDs    []uint32 // subscription identifiers
 	AWS    bool     // the subscription spells twins as AWS IoT does, and so is the message's topic spelled
+	// Command is the mark of a command to the device whose session it is; zero for another message.
+	Command uint64
 	// Lasting says that the message is a copy that nobody changes; else it is good for the call only.
 	Lasting bool
 }
@@ -138,9 +140,12 @@ type Session struct {
 	pending  map[uint16]bool       // of them, those that are not known to be in the log
 	released map[uint16]message.ID // whose PUBREL came before the log was heard so far
 	ended    bool
-	moved    bool          // it goes on at another node; set with ended
-	shipped  uint64        // up to which number the neighbours have its queue, where there are any
-	settled  chan struct{} // closed when nothing is pending; nil where nobody waits
+	moved    bool              // it goes on at another node; set with ended
+	shipped  uint64            // up to which number the neighbours have its queue, where there are any
+	commands map[uint64]uint64 // those in the queue, by their marks
+	// commanded is the command that was acknowledged last, as long as the process runs.
+	commanded uint64
+	settled   chan struct{} // closed when nothing is pending; nil where nobody waits
 }
 
 // Store is a broker's sessions. Hear is for the component's handlers; everything else is for any goroutine.
@@ -156,6 +161,7 @@ type Store struct {
 
 	mu       sync.RWMutex
 	loaded   bool
+	deaf     map[string]bool     // devices that were told not to want their commands
 	sessions map[string]*Session // by key
 	kept     int                 // of them, those that outlive their connections
 	subs     trie.Trie[*Subscription]

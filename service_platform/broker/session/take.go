@@ -60,6 +60,9 @@ func (x *Session) readQueue(k, v []byte) {
 	x.next = n + 1
 	x.count++
 	x.bytes += int64(itemSize(v))
+	if c := itemCommand(v); c != 0 {
+		note(&x.commands, c, n)
+	}
 }
 
 func (x *Session) readSent(v []byte) {
@@ -194,7 +197,16 @@ func (s *Store) hearFor(tx component.Tx, t *trie.Trie[*Subscription], b *bus.Sto
 		}
 		at := b.Position
 		at.Index = i
+		node, ok := toSubscribers(&m)
+		if !ok {
+			continue
+		}
 		for _, h := range s.matches(t, &m) {
+			if node != "" && h.x.device(m.Subject.Token(1)) {
+				if h.o.Command = commandOf(m.Subject); h.x.commands[h.o.Command] != 0 {
+					continue
+				}
+			}
 			if h.o.QoS > 0 && wants(h.x) && !h.x.ended && h.x.mayHear(m.Subject, h.o.AWS) {
 				h.o.Retain = m.Retain && h.publish
 				h.x.enqueueRef(tx, &m, log, at, h.o)
