@@ -181,7 +181,7 @@ func TestCommandThatIsReleasedAgainComesOnce(t *testing.T) {
 		d.subscribe(packet.Subscription{Filter: "device/d-1/#", QoS: 1})
 		r.release("d-1", "c1", "now")
 		got := d.hear()
-		again := r.release("d-1", "c1", "now")
+		r.release("d-1", "c1", "now")
 		d.quiet(r, "device/d-1/note") // it has it already
 		if kept {
 			d.Close()
@@ -192,7 +192,7 @@ func TestCommandThatIsReleasedAgainComesOnce(t *testing.T) {
 			if a := d.connect(keeping("d-1", false, 3600)); !a.SessionPresent {
 				t.Fatal("the session is gone")
 			}
-			again = r.release("d-1", "c1", "now")
+			r.release("d-1", "c1", "now")
 			if got = d.hear(); !got.Dup || got.Topic != "device/d-1/command/open/c1" {
 				t.Fatalf("it comes again as %+v", got)
 			}
@@ -200,7 +200,7 @@ func TestCommandThatIsReleasedAgainComesOnce(t *testing.T) {
 		d.write(packet.AppendPuback(nil, got.ID))
 		r.receipt(serviceplatform.ReceiptDelivered, 1)
 		if kept { // that crosses with the acknowledgement
-			again = r.release("d-1", "c1", "now")
+			again := r.release("d-1", "c1", "now")
 			if x := r.receipt(serviceplatform.ReceiptDelivered, 2); x.Release != again.ID {
 				t.Errorf("the receipt is of %s; want %s", x.Release, again.ID)
 			}

@@ -1,0 +1,294 @@
+//go:build long
+
+package e2e
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/naru-platform/naru/service_platform/broker/packet"
+	"github.com/naru-platform/naru/service_platform/command"
+)
+
+// awaitedCommand waits until a command is in one of the states.
+func (p *platform) awaitedCommand(device, id string, states ...string) (s command.Shown) {
+	p.t.Helper()
+	for until := time.Now().Add(time.Minute); ; {
+		s = command.Shown{}
+		p.json(&s, "command", "show", device, id)
+		if slices.Contains(states, s.State) {
+			return s
+		}
+		if time.Now().After(until) {
+			p.t.Fatalf("command %s of %s is not %v: %+v", id, device, states, s)
+		}
+	}
+}
+
+func (p *platform) send(device, id string, more ...string) {
+	p.t.Helper()
+	var s command.Shown
+	p.json(&s, append([]string{"command", "send", device, "open", "--id", id}, more...)...)
+}
+
+// TestDeviceOfMQTT311AnswersItsCommands has mosquitto's tools be a device that wakes up for one command at a time.
+func TestDeviceOfMQTT311AnswersItsCommands(t *testing.T) {
+	if _, err := exec.LookPath("mosquitto_sub"); err != nil {
+		t.Fatal("mosquitto_sub is wanted: install mosquitto-clients")
+	}
+	p := newPlatform(t)
+	p.start()
+	host, port, err := net.SplitHostPort(p.plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	device := func(name string, args ...string) string {
+		t.Helper()
+		out, err := exec.Command(name, append([]string{"-h", host, "-p", port, "-V", "mqttv311", "-i", "d-1", "-q", "1"}, args...)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	for i := range 3 {
+		p.send("d-1", fmt.Sprint("c", i), fmt.Sprintf(`{"n":%d}`, i))
+	}
+	if s := p.awaitedCommand("d-1", "c0", "queued"); !strings.Contains(s.Why, "away") {
+		t.Errorf("it waits because %q", s.Why)
+	}
+	for i := range 3 {
+		got := device("mosquitto_sub", "-c", "-t", "device/d-1/command/#", "-C", "1", "-W", "60", "-F", "%t %p")
+		topic, data, _ := strings.Cut(got, " ")
+		if want := fmt.Sprintf("device/d-1/command/open/c%d", i); topic != want || data != fmt.Sprintf(`{"n":%d}`, i) {
+			t.Fatalf("the device gets %q; want %s", got, want)
+		}
+		device("mosquitto_pub", "-t", topic+"/reply", "-m", fmt.Sprintf(`{"ok":%t}`, i != 1))
+		s := p.awaitedCommand("d-1", fmt.Sprint("c", i), "replied", "failed")
+		if (s.State == "failed") != (i == 1) || s.Reply == nil {
+			t.Errorf("it ended as %+v", s)
+		}
+	}
+	if out, code := p.naru("command", "show", "d-1", "c1"); code != 2 || !strings.Contains(out, "the device says no") {
+		t.Errorf("show of a failed one exits with %d: %s", code, out)
+	}
+	p.settled(0)
+	p.stop()
+}
+
+func TestCommandExpiresAndSaysWhy(t *testing.T) {
+	p := newPlatform(t)
+	p.start()
+	out, code := p.naru("command", "send", "d-9", "open", "--id", "c1", "--ttl", "1s", "--wait", "30s")
+	if code != 2 || !strings.Contains(out, "expired") || !strings.Contains(out, "the device was away, and never seen") {
+		t.Errorf("send exits with %d: %s", code, out)
+	}
+	p.send("d-9", "c2")
+	if out, code := p.naru("why", "command", "d-9", "c2"); code != 2 || !strings.Contains(out, "away") {
+		t.Errorf("why exits with %d: %s", code, out)
+	}
+	if out, code := p.naru("command", "cancel", "d-9", "c2"); code != 0 || !strings.Contains(out, "cancelled") {
+		t.Errorf("cancel exits with %d: %s", code, out)
+	}
+	if out, code := p.naru("command", "cancel", "d-9", "c2"); code != 1 {
+		t.Errorf("cancelled twice: %d %s", code, out)
+	}
+	if out, code := p.naru("command", "show", "d-9", "c3"); code != 1 || !strings.Contains(out, "naru command list") {
+		t.Errorf("show of none exits with %d: %s", code, out)
+	}
+	var l command.List
+	if p.json(&l, "command", "list", "--device", "d-9"); len(l.Commands) != 2 || l.Commands[0].ID != "c2" {
+		t.Errorf("listed are %+v", l.Commands)
+	}
+	p.stop()
+}
+
+// TestRuleCommandAndAnswerAreOneTrace: what a simulated device measures makes a rule command it, and it answers.
+func TestRuleCommandAndAnswerAreOneTrace(t *testing.T) {
+	rules := t.TempDir()
+	rule := `{"sql":"SELECT seq FROM 'device/sim-0/telemetry' WHERE seq = 5","actions":[{"command":{"device":"sim-0","name":"ping","ttl":"5m"}}]}`
+	if err := os.WriteFile(filepath.Join(rules, "ping.json"), []byte(rule), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(t.TempDir(), "naru.yaml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, "service_platform.rule:\n  rules_dir: %s\n", rules), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := newPlatform(t, "--config", config, "--sim", "1")
+	p.start()
+	var l command.List
+	for until := time.Now().Add(time.Minute); len(l.Commands) == 0; {
+		if p.json(&l, "command", "list", "--device", "sim-0", "--state", "replied"); time.Now().After(until) {
+			p.json(&l, "command", "list")
+			t.Fatalf("no command is answered: %+v", l)
+		}
+	}
+	x := l.Commands[0]
+	if x.Name != "ping" || x.Depth != 1 || !strings.Contains(x.Source, "rule=ping") {
+		t.Errorf("the command is %+v", x)
+	}
+	topic := "device.sim-0.command.ping." + x.ID
+	var out string
+	for until := time.Now().Add(time.Minute); ; {
+		missing := ""
+		out, _ = p.naru("trace", x.Trace.String())
+		for _, subject := range []string{"device.sim-0.telemetry", topic, "service_platform.command.release.", topic + ".reply", "service_platform.command.ended.sim-0"} {
+			if !strings.Contains(out, subject) {
+				missing = subject
+			}
+		}
+		if missing == "" {
+			break
+		}
+		if time.Now().After(until) {
+			t.Fatalf("%s is not in the trace:\n%s", missing, out)
+		}
+	}
+	p.stop()
+}
+
+// wisher is a device of MQTT 3.1.1 with a session that is kept.
+type wisher struct {
+	t    *testing.T
+	addr string
+	conn net.Conn
+	r    *bufio.Reader
+	seen []string // command ids, as they came
+}
+
+// connect tries until it is let in, and subscribes where it has no session yet.
+func (w *wisher) connect() {
+	w.t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for until := time.Now().Add(time.Minute); ; <-tick.C {
+		if time.Now().After(until) {
+			w.t.Fatal("the device is not let in")
+		}
+		c, err := net.DialTimeout("tcp", w.addr, 5*time.Second)
+		if err != nil {
+			continue
+		}
+		w.conn, w.r = c, bufio.NewReader(c)
+		hello := packet.Connect{Version: packet.V311, ClientID: "d-1", KeepAlive: 60}
+		if _, err := c.Write(hello.Append(nil)); err != nil {
+			continue
+		}
+		h, body, err := w.next()
+		if err != nil || h.Type != packet.CONNACK || body[1] != 0 {
+			c.Close()
+			continue
+		}
+		if body[0]&1 == 0 {
+			sub := packet.Subscribe{ID: 1, Subscriptions: []packet.Subscription{{Filter: "device/d-1/command/#", QoS: 1}}}
+			if _, err := c.Write(sub.Append(nil, packet.V311)); err != nil {
+				continue
+			}
+		}
+		return
+	}
+}
+
+func (w *wisher) next() (h packet.Header, body []byte, err error) {
+	_ = w.conn.SetReadDeadline(time.Now().Add(time.Minute))
+	var buf []byte
+	for {
+		h, start, total, _, ferr := packet.Frame(buf, 0)
+		if ferr != nil {
+			return h, nil, ferr
+		}
+		if total > 0 {
+			return h, buf[start:total], nil
+		}
+		b, err := w.r.ReadByte()
+		if err != nil {
+			return h, nil, err
+		}
+		buf = append(buf, b)
+	}
+}
+
+// hear waits for a command, which is not acknowledged yet.
+func (w *wisher) hear() packet.Publish {
+	w.t.Helper()
+	for {
+		h, body, err := w.next()
+		if err != nil {
+			w.t.Fatalf("the device hears nothing more behind %v: %v", w.seen, err)
+		}
+		var m packet.Publish
+		if h.Type != packet.PUBLISH {
+			continue
+		}
+		if err := m.Decode(h, body, packet.V311); err != nil {
+			w.t.Fatal(err)
+		}
+		w.seen = append(w.seen, m.Topic[strings.LastIndexByte(m.Topic, '/')+1:])
+		m.Topic = strings.Clone(m.Topic)
+		return m
+	}
+}
+
+// do acknowledges a command and answers it.
+func (w *wisher) do(m packet.Publish) {
+	w.t.Helper()
+	reply := packet.Publish{QoS: 0, Topic: m.Topic + "/reply", Payload: []byte(`{"ok":true}`)}
+	if _, err := w.conn.Write(reply.Append(packet.AppendPuback(nil, m.ID), packet.V311)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// TestCommandsSurviveSIGKILLBeforeTheirAcknowledgement kills the platform twenty times while a device has a command in hand that it has
+// not acknowledged. Each comes at least once, in order, and has its answer in the end.
+func TestCommandsSurviveSIGKILLBeforeTheirAcknowledgement(t *testing.T) {
+	const rounds = 20
+	p := newPlatform(t)
+	p.start()
+	w := &wisher{t: t, addr: p.plain}
+	w.connect()
+	var want []string
+	for round := range rounds {
+		for _, id := range []string{fmt.Sprintf("%02d-a", round), fmt.Sprintf("%02d-b", round)} {
+			p.send("d-1", id)
+			want = append(want, id)
+		}
+		m := w.hear()
+		p.kill()
+		w.conn.Close()
+		p.start()
+		w.connect()
+		for _, id := range want[2*round:] {
+			for {
+				m = w.hear()
+				w.do(m)
+				if strings.HasSuffix(m.Topic, "/"+id) {
+					break
+				}
+			}
+			p.awaitedCommand("d-1", id, "replied")
+		}
+	}
+	var first []string
+	for _, id := range w.seen {
+		if !slices.Contains(first, id) {
+			first = append(first, id)
+		}
+	}
+	if !slices.Equal(first, want) {
+		t.Errorf("the device got %v; want %v", first, want)
+	}
+	t.Logf("%d commands came %d times", len(want), len(w.seen))
+	for _, l := range p.settled(0) {
+		if l.Accepted != l.Handled+l.Waiting+l.Dead || l.Dead != 0 {
+			t.Errorf("ledger: %+v", l)
+		}
+	}
+	p.stop()
+}
