@@ -143,6 +143,12 @@ func (l *lease) renew(ctx context.Context) {
 			over.Stop()
 		}
 		asked := l.b.now()
+		l.mu.Lock()
+		slept := !asked.Before(l.till)
+		l.mu.Unlock()
+		if slept { // another one may have had it in between, though it is to be had again
+			return
+		}
 		try, cancel := context.WithTimeout(ctx, min(l.ttl/3, max(left, 0)))
 		err := l.take(try)
 		cancel()
