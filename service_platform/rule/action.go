@@ -73,7 +73,10 @@ func (c *action) template(field, s string, wanted bool) error {
 		return fmt.Errorf("%s: %w", field, err)
 	}
 	if t.Looks() {
-		return fmt.Errorf("%s: get_thing_shadow cannot be used in templates", field)
+		if c.index == errorAction {
+			return fmt.Errorf("%s: get_thing_shadow cannot be used in an error action, which is there for when something cannot be had", field)
+		}
+		c.rule.looks = true
 	}
 	c.texts = append(c.texts, text{field, t})
 	return nil

@@ -18,6 +18,7 @@ type Rule struct {
 	statement *sql.Statement
 	from      []message.Pattern
 	aws       bool // FROM is in the AWS spelling, and topic() tells it
+	looks     bool // it asks for twins, in SQL or in a template
 	actions   []*action
 	onError   *action
 }
@@ -34,7 +35,7 @@ func Compile(d *Document, version int, node string) (*Rule, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Rule{Name: d.Name, Version: version, Document: d, statement: s}
+	r := &Rule{Name: d.Name, Version: version, Document: d, statement: s, looks: s.Looks()}
 	if err := r.hears(s.Filter()); err != nil {
 		return nil, err
 	}

@@ -181,7 +181,7 @@ func (e *Engine) Handle(ctx context.Context, tx component.Tx, m *message.Message
 // before anything was done with it.
 func (e *Engine) lookable(hits []*live, m *message.Message) error {
 	for _, r := range hits {
-		if !r.statement.Looks() {
+		if !r.looks {
 			continue
 		}
 		v := evaluate(m)
@@ -189,11 +189,30 @@ func (e *Engine) lookable(hits []*live, m *message.Message) error {
 		in, ok := v.of(r.Rule, m)
 		var err error
 		if ok {
-			_, _, err = r.eval(in)
+			err = r.look(in)
 		}
 		v.release()
 		if e.twins.await(m, err) {
 			return fmt.Errorf("rule %s: %w", r.Label(), err)
+		}
+	}
+	return nil
+}
+
+// look asks for all twins that the rule asks for of this message, and gives the first error.
+func (r *Rule) look(in *sql.Input) error {
+	out, matched, err := r.eval(in)
+	if err != nil || !matched {
+		return err
+	}
+	for _, a := range r.actions {
+		for _, t := range a.texts {
+			if !t.of.Looks() {
+				continue
+			}
+			if _, _, err := t.of.Eval(in, out.Variables); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/component/componenttest"
@@ -143,61 +144,74 @@ func twinStub(answers func(device.TwinRef) []byte) component.Spec {
 }
 
 func TestRuleReadsTwins(t *testing.T) {
-	r := componenttest.New(t)
-	r.Start(Spec, twinStub(func(ref device.TwinRef) []byte {
-		if ref.Device == "lamp" && ref.Shadow == "" {
-			return []byte(`{"state":{"reported":{"on":true}},"metadata":{},"version":4,"timestamp":1}`)
-		}
-		return nil
-	}))
-	r.Until(func() bool { code, _ := ask(t, r, "GET", "/api/v1/rules", ""); return code == 200 }, func() string { return "no answer" })
-	put(t, r, "look", `{"sql": "SELECT get_thing_shadow(thing).state.reported.on AS on, isUndefined(get_thing_shadow(thing)) AS none FROM 'ask'", "actions": [{"republish": {"topic": "told"}}]}`)
-	lamp, other := componenttest.Message("ask", "d-1", `{"thing":"lamp"}`), componenttest.Message("ask", "d-2", `{"thing":"other"}`)
-	r.Say(lamp, other)
-	r.Settled(Name, "device")
-	want(t, "of the lamp", said(r, lamp), `told {"on":true,"none":false}`)
-	want(t, "of what has none", said(r, other), `told {"none":true}`)
+	synctest.Test(t, func(t *testing.T) { // waiting takes none of our time
+		r := componenttest.New(t)
+		defer r.Close()
+		r.Start(Spec, twinStub(func(ref device.TwinRef) []byte {
+			if ref.Device == "lamp" && ref.Shadow == "" {
+				return []byte(`{"state":{"reported":{"on":true}},"metadata":{},"version":4,"timestamp":1}`)
+			}
+			return nil
+		}))
+		r.Until(func() bool { code, _ := ask(t, r, "GET", "/api/v1/rules", ""); return code == 200 }, func() string { return "no answer" })
+		put(t, r, "look", `{"sql": "SELECT get_thing_shadow(thing).state.reported.on AS on, isUndefined(get_thing_shadow(thing)) AS none FROM 'ask'", "actions": [{"republish": {"topic": "told"}}]}`)
+		put(t, r, "aside", `{"sql": "SELECT 1 AS one FROM 'aside'", "actions": [{"republish": {"topic": "aside/${get_thing_shadow('lamp').version}"}}]}`)
+		aside := componenttest.Message("aside", "d-3", `{}`)
+		r.Say(aside)
+		r.Settled(Name, "device")
+		want(t, "by a template", said(r, aside), `aside/4 {"one":1}`)
+		lamp, other := componenttest.Message("ask", "d-1", `{"thing":"lamp"}`), componenttest.Message("ask", "d-2", `{"thing":"other"}`)
+		r.Say(lamp, other)
+		r.Settled(Name, "device")
+		want(t, "of the lamp", said(r, lamp), `told {"on":true,"none":false}`)
+		want(t, "of what has none", said(r, other), `told {"none":true}`)
 
-	// From now on what the twin says of its changes is followed, and nothing is asked again.
-	r.Say(componenttest.Message("device.lamp.twin.update.documents", "lamp", `{"previous":{},"current":{"state":{"reported":{"on":false}},"metadata":{},"version":5},"timestamp":2}`))
-	wishes := len(r.Read("service_platform"))
-	r.Until(func() bool {
-		m := componenttest.Message("ask", "d-1", `{"thing":"lamp"}`)
-		r.Say(m)
-		r.Settled(Name, "device")
-		return said(r, m)[0] == `told {"on":false,"none":false}`
-	}, func() string { return "the change is not seen" })
-	r.Say(componenttest.Message("device.lamp.twin.changed", "lamp", `{"device":"lamp","change":"deleted","version":5,"at":"2026-11-23T03:00:00Z","source":"x","paths":[]}`))
-	r.Until(func() bool {
-		m := componenttest.Message("ask", "d-1", `{"thing":"lamp"}`)
-		r.Say(m)
-		r.Settled(Name, "device")
-		return said(r, m)[0] == `told {"none":true}`
-	}, func() string { return "the deletion is not seen" })
-	if now := len(r.Read("service_platform")); now != wishes {
-		t.Errorf("%d wishes were said, and now %d", wishes, now)
-	}
-	if s := shownRule(t, r, "look"); s.Counts.Failed != 0 {
-		t.Errorf("shown %+v", s)
-	}
+		// From now on what the twin says of its changes is followed, and nothing is asked again.
+		r.Say(componenttest.Message("device.lamp.twin.update.documents", "lamp", `{"previous":{},"current":{"state":{"reported":{"on":false}},"metadata":{},"version":5},"timestamp":2}`))
+		wishes := len(r.Read("service_platform"))
+		r.Until(func() bool {
+			m := componenttest.Message("ask", "d-1", `{"thing":"lamp"}`)
+			r.Say(m)
+			r.Settled(Name, "device")
+			return said(r, m)[0] == `told {"on":false,"none":false}`
+		}, func() string { return "the change is not seen" })
+		r.Say(componenttest.Message("device.lamp.twin.changed", "lamp", `{"device":"lamp","change":"deleted","version":5,"at":"2026-11-23T03:00:00Z","source":"x","paths":[]}`))
+		r.Until(func() bool {
+			m := componenttest.Message("ask", "d-1", `{"thing":"lamp"}`)
+			r.Say(m)
+			r.Settled(Name, "device")
+			return said(r, m)[0] == `told {"none":true}`
+		}, func() string { return "the deletion is not seen" })
+		if now := len(r.Read("service_platform")); now != wishes {
+			t.Errorf("%d wishes were said, and now %d", wishes, now)
+		}
+		if s := shownRule(t, r, "look"); s.Counts.Failed != 0 {
+			t.Errorf("shown %+v", s)
+		}
+	})
 }
 
 // TestRuleFailsWhereNobodyTellsTheTwin: the message waits a while, then the rule fails and the others have it.
 func TestRuleFailsWhereNobodyTellsTheTwin(t *testing.T) {
-	r := running(t,
-		"look", `{"sql": "SELECT get_thing_shadow('lamp').state AS s FROM 'ask'", "actions": [{"republish": {"topic": "told"}}]}`,
-		"plain", `{"sql": "SELECT 1 AS one FROM 'ask'", "actions": [{"republish": {"topic": "plain"}}]}`)
-	m := componenttest.Message("ask", "d-1", `{}`)
-	r.Say(m)
-	rep := r.Settled(Name, "device")
-	list := said(r, m)
-	if rep.Outcomes[component.Dead].Count != 0 || len(list) != 2 || list[0] != `plain {"one":1}` || !strings.Contains(list[1], "is it running?") {
-		t.Errorf("outcomes %+v, said %s", rep.Outcomes, list)
-	}
-	if s := shownRule(t, r, "look"); s.Counts.Failed != 1 || s.Counts.Matched != 0 {
-		t.Errorf("shown %+v", s)
-	}
-	if s := shownRule(t, r, "plain"); s.Counts.Matched != 1 {
-		t.Errorf("shown %+v", s)
-	}
+	synctest.Test(t, func(t *testing.T) { // waiting takes none of our time
+		r := componenttest.New(t)
+		defer r.Close()
+		r.Start(Spec)
+		r.Until(func() bool { code, _ := ask(t, r, "GET", "/api/v1/rules", ""); return code == 200 }, func() string { return "no answer" })
+		put(t, r, "look", `{"sql": "SELECT get_thing_shadow('lamp').state AS s FROM 'ask'", "actions": [{"republish": {"topic": "told"}}]}`)
+		put(t, r, "plain", `{"sql": "SELECT 1 AS one FROM 'ask'", "actions": [{"republish": {"topic": "plain"}}]}`)
+		m := componenttest.Message("ask", "d-1", `{}`)
+		r.Say(m)
+		rep := r.Settled(Name, "device")
+		list := said(r, m)
+		if rep.Outcomes[component.Dead].Count != 0 || len(list) != 2 || list[0] != `plain {"one":1}` || !strings.Contains(list[1], "is it running?") {
+			t.Errorf("outcomes %+v, said %s", rep.Outcomes, list)
+		}
+		if s := shownRule(t, r, "look"); s.Counts.Failed != 1 || s.Counts.Matched != 0 {
+			t.Errorf("shown %+v", s)
+		}
+		if s := shownRule(t, r, "plain"); s.Counts.Matched != 1 {
+			t.Errorf("shown %+v", s)
+		}
+	})
 }

@@ -82,13 +82,14 @@ func (r *Rule) verdict(m *message.Message, with trying) *Verdict {
 	v.payload = bytes.Clone(out.Payload)
 	v.Says = make([]Saying, 0, len(r.actions))
 	for _, a := range r.actions {
-		v.Says = append(v.Says, a.would(in, out, m, with.check))
+		s, pending := a.would(in, out, m, with.check)
+		v.Says, v.pending = append(v.Says, s), v.pending || pending
 	}
 	return v
 }
 
-// would is what an action would say.
-func (a *action) would(in *sql.Input, out sql.Output, m *message.Message, check func(*message.Message) error) (s Saying) {
+// would is what an action would say. pending says that a twin that it asks for is not known yet.
+func (a *action) would(in *sql.Input, out sql.Output, m *message.Message, check func(*message.Message) error) (s Saying, pending bool) {
 	s = Saying{Action: a.index, Kind: a.kind}
 	defer func() {
 		if p := recover(); p != nil {
@@ -96,7 +97,8 @@ func (a *action) would(in *sql.Input, out sql.Output, m *message.Message, check 
 		}
 	}()
 	said, err := a.say(in, out, m.Recorded())
-	if err == nil {
+	var unknown *unknownTwin
+	if pending = errors.As(err, &unknown); err == nil {
 		id := said.ID // of a command, which is in its subject too
 		s.Topic = said.Subject.Topic()
 		if !id.IsZero() {
@@ -110,7 +112,7 @@ func (a *action) would(in *sql.Input, out sql.Output, m *message.Message, check 
 	if err != nil {
 		s.Error = shown(err)
 	}
-	return s
+	return s, pending
 }
 
 // fails says whether something of it cannot be done.
