@@ -242,7 +242,8 @@ func eachLine(in io.Reader, format string, f func(line int, d x509.Import, err e
 	case "jsonl":
 		s := bufio.NewScanner(in)
 		s.Buffer(nil, lineMax)
-		for line := 1; s.Scan(); line++ {
+		line := 1
+		for ; s.Scan(); line++ {
 			if len(strings.TrimSpace(s.Text())) == 0 {
 				continue
 			}
@@ -254,6 +255,9 @@ func eachLine(in io.Reader, format string, f func(line int, d x509.Import, err e
 			if err := f(line, d, err); err != nil {
 				return err
 			}
+		}
+		if errors.Is(s.Err(), bufio.ErrTooLong) {
+			return fmt.Errorf("line %d has more than %d bytes, so this is no file of a fleet", line, lineMax)
 		}
 		return s.Err()
 	case "csv":

@@ -102,7 +102,7 @@ func TestFleetIsReadFromCSVAndJSONLines(t *testing.T) {
 			t.Errorf("%s: %v, %d wrong, %v", format, ids, bad, err)
 		}
 	}
-	for format, text := range map[string]string{"csv": "name\nd-1\n", "xml": "<d/>"} {
+	for format, text := range map[string]string{"csv": "name\nd-1\n", "xml": "<d/>", "jsonl": strings.Repeat("x", lineMax+1)} {
 		if err := eachLine(strings.NewReader(text), format, func(int, x509.Import, error) error { return nil }); err == nil {
 			t.Errorf("%s is read", format)
 		}

@@ -1,7 +1,6 @@
 package x509
 
 import (
-	"errors"
 	"net/http"
 	"time"
 )
@@ -136,7 +135,7 @@ func (s *service) registerCA(o *opened, w http.ResponseWriter, r *http.Request) 
 	if err := read(w, r, &in); err != nil {
 		return err
 	}
-	if err := errors.Join(checkText("by", in.By), checkText("template", in.Template)); err != nil {
+	if err := firstOf(checkText("by", in.By), checkText("template", in.Template)); err != nil {
 		return bad(err)
 	}
 	if err := o.checkTemplate(in.Template); err != nil {

@@ -81,15 +81,18 @@ func (s *service) addClaim(o *opened, w http.ResponseWriter, r *http.Request) er
 	if err := read(w, r, &in); err != nil {
 		return err
 	}
-	if err := errors.Join(checkPlain("claim name", in.Name), checkText("by", in.By)); err != nil {
+	if err := firstOf(checkPlain("claim name", in.Name), checkText("by", in.By)); err != nil {
 		return bad(err)
 	}
 	if len(in.Templates) == 0 || len(in.Templates) > parametersMax {
 		return bad(fmt.Errorf("a claim certificate is for one template at least, and %d at most", parametersMax))
 	}
 	for _, t := range in.Templates {
-		if err := o.checkTemplate(t); err != nil || t == "" {
-			return errors.Join(err, bad(fmt.Errorf("template %q", short(t))))
+		if t == "" {
+			return bad(errors.New("a template has no name"))
+		}
+		if err := o.checkTemplate(t); err != nil {
+			return bad(err)
 		}
 	}
 	req := Request{Device: in.Name, Kind: kindClaim, Validity: time.Duration(in.Validity)}

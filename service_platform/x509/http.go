@@ -8,7 +8,10 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/naru-platform/naru/component"
 )
@@ -101,7 +104,7 @@ func (s *service) enrol(o *opened, w http.ResponseWriter, r *http.Request) error
 
 // issue answers with a new certificate for a device. With an overlap it takes the place of those before.
 func (s *service) issue(o *opened, w http.ResponseWriter, r *http.Request, e Enrolment, overlap *time.Duration) error {
-	if err := errors.Join(CheckDevice(e.ID), checkText("by", e.By), checkText("policy", e.Policy)); err != nil {
+	if err := firstOf(CheckDevice(e.ID), checkText("by", e.By), checkText("policy", e.Policy), checkDescription(e.Groups, e.Attributes)); err != nil {
 		return bad(err)
 	}
 	req := Request{Device: e.ID, Validity: time.Duration(e.Validity)}
@@ -226,7 +229,7 @@ func readChange(w http.ResponseWriter, r *http.Request) (c Change, err error) {
 			return c, err
 		}
 	}
-	if err := errors.Join(checkText("by", c.By), checkText("reason", c.Reason)); err != nil {
+	if err := firstOf(checkText("by", c.By), checkText("reason", c.Reason)); err != nil {
 		return c, bad(err)
 	}
 	c.By = by(c.By)
@@ -306,6 +309,47 @@ func checkText(what, s string) error {
 	if len(s) > textMax {
 		return fmt.Errorf("%s has %d bytes; %d is the most", what, len(s), textMax)
 	}
+	if !printable(s) {
+		return fmt.Errorf("%s %q holds characters that cannot be printed", what, short(s))
+	}
+	return nil
+}
+
+func printable(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
+// checkDescription says what is wrong with a device's groups and attributes. A semicolon separates groups in a fleet's CSV.
+func checkDescription(groups []string, attributes map[string]string) error {
+	for _, g := range groups {
+		if err := checkText("group", g); err != nil {
+			return err
+		}
+		if g == "" || strings.TrimSpace(g) != g || strings.Contains(g, ";") {
+			return fmt.Errorf("group %q: a name is wanted, without a semicolon and without spaces around it", g)
+		}
+	}
+	for k, v := range attributes {
+		if k == "" {
+			return errors.New("an attribute has no name")
+		}
+		if err := checkText("attribute", k); err != nil {
+			return err
+		}
+		if !printable(v) {
+			return fmt.Errorf("attribute %s: it holds characters that cannot be printed", k)
+		}
+	}
+	return nil
+}
+
+// firstOf gives the first fault: one is enough to mend at a time, and an answer is a line.
+func firstOf(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -319,6 +363,9 @@ func read(w http.ResponseWriter, r *http.Request, into any) error {
 	d.DisallowUnknownFields()
 	if err := d.Decode(into); err != nil {
 		return bad(fmt.Errorf("read the request: %w", err))
+	}
+	if d.More() {
+		return bad(errors.New("read the request: there is something behind its end"))
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -70,7 +71,7 @@ func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
 	if in.ID != "" && in.ID != id {
 		return bad(fmt.Errorf("the path names device %q, the request %q", short(id), short(in.ID)))
 	}
-	if err := errors.Join(CheckDevice(id), checkText("by", in.By), checkText("policy", in.Policy)); err != nil {
+	if err := firstOf(CheckDevice(id), checkText("by", in.By), checkText("policy", in.Policy), checkDescription(in.Groups, in.Attributes)); err != nil {
 		return bad(err)
 	}
 	if len(in.Certs) > certsMax {
@@ -80,8 +81,8 @@ func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
 		if raw, err := hex.DecodeString(c.Fingerprint); err != nil || len(raw) != 32 || Fingerprint(nil) == c.Fingerprint || hex.EncodeToString(raw) != c.Fingerprint {
 			return bad(fmt.Errorf("fingerprint %q is not SHA-256 in lower-case hexadecimal digits", short(c.Fingerprint)))
 		}
-		if c.NotAfter.IsZero() {
-			return bad(fmt.Errorf("the certificate %s has no not_after, which an export writes", c.Fingerprint))
+		if err := c.check(); err != nil {
+			return bad(fmt.Errorf("the certificate %s %w", c.Fingerprint, err))
 		}
 		if of := o.index.owner(c.Fingerprint); of != "" && of != id {
 			return fmt.Errorf("%w: the certificate %s is registered for device %s", ErrRefused, c.Fingerprint, of)
@@ -101,4 +102,17 @@ func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
 	}
 	d.Unsaid = nil
 	return answer(w, status, d)
+}
+
+// check says what is wrong with what an import states of a certificate, beside its fingerprint.
+func (c Certificate) check() error {
+	switch {
+	case c.NotAfter.IsZero():
+		return errors.New("has no not_after, which an export writes")
+	case len(c.Serial) > 40 || strings.Trim(c.Serial, "0123456789abcdefABCDEF") != "":
+		return fmt.Errorf("has the serial number %q, which is not one of up to 20 bytes in hexadecimal digits", short(c.Serial))
+	case len(c.Issuer) > 128 || strings.Trim(c.Issuer, "0123456789abcdef") != "":
+		return fmt.Errorf("has the issuer %q, which is no key identifier in hexadecimal digits", short(c.Issuer))
+	}
+	return firstOf(checkText("name", c.Name), checkText("revoked_by", c.RevokedBy), checkText("reason", c.Reason))
 }

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http/httptest"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -227,4 +229,46 @@ func TestESTTakesAFewConnectionsAtOnce(t *testing.T) {
 		t.Error(err)
 	}
 	_, _ = second.Close(), third.Close()
+}
+
+// What a request says beside the names of things is looked at too, before anything is made by it.
+func TestCarelessRequestsAreRefusedWithoutEffect(t *testing.T) {
+	a := newArena(t)
+	before := a.fleet()
+	sum := strings.Repeat("ab", 32)
+	cert := func(more string) string {
+		return `{"certs":[{"fingerprint":"` + sum + `","not_after":"2030-01-01T00:00:00Z"` + more + `}]}`
+	}
+	for _, c := range []struct{ method, path, body string }{
+		{"POST", "/api/v1/devices", `{"id":"x"}{"id":"y"}`},
+		{"POST", "/api/v1/devices", `{"id":"x","groups":["a;b"]}`},
+		{"POST", "/api/v1/devices", `{"id":"x","groups":[""]}`},
+		{"POST", "/api/v1/devices", `{"id":"x","groups":["\u0000"]}`},
+		{"POST", "/api/v1/devices", `{"id":"x","groups":["` + strings.Repeat("a", textMax+1) + `"]}`},
+		{"POST", "/api/v1/devices", `{"id":"x","attributes":{"":"1"}}`},
+		{"POST", "/api/v1/devices", `{"id":"x","attributes":{"a":"\u001b[31m"}}`},
+		{"POST", "/api/v1/devices", `{"id":"x","by":"mina\n"}`},
+		{"PUT", "/api/v1/devices/x", `{"groups":["a;b"]}`},
+		{"PUT", "/api/v1/devices/x", cert(`,"serial":"zz"`)},
+		{"PUT", "/api/v1/devices/x", cert(`,"issuer":"no"`)},
+		{"PUT", "/api/v1/devices/x", cert(`,"name":"` + strings.Repeat("n", textMax+1) + `"`)},
+		{"PUT", "/api/v1/devices/x", cert(`,"reason":"\u0007"`)},
+		{"POST", "/api/v1/devices/x/token", `{"validity":"1s"}`},
+		{"POST", "/api/v1/devices/d-1/disable", `{"reason":"\u001b[2J"}`},
+		{"POST", "/api/v1/claims", `{"name":"x","templates":["nope"]}`},
+		{"POST", "/api/v1/claims", `{"name":"x","templates":[""]}`},
+	} {
+		w := httptest.NewRecorder()
+		a.mux.ServeHTTP(w, httptest.NewRequest(c.method, c.path, strings.NewReader(c.body)))
+		var said struct{ Detail string }
+		if err := json.Unmarshal(w.Body.Bytes(), &said); err != nil || w.Code != 400 || said.Detail == "" || strings.Contains(said.Detail, "\n") {
+			t.Errorf("%s %s %.60s: %d %s", c.method, c.path, c.body, w.Code, w.Body)
+		}
+	}
+	if after := a.fleet(); after != before {
+		t.Errorf("the fleet was changed:\n%s%s", before, after)
+	}
+	if p, err := (Template{Name: "x", Groups: []string{"${G}"}, Parameters: []string{"G"}}).plan(map[string]string{"G": "a;b"}, nil); err == nil {
+		t.Errorf("a device chose two groups: %+v", p)
+	}
 }

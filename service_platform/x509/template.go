@@ -183,7 +183,7 @@ func (t Template) plan(sent, cert map[string]string) (plan, error) {
 	if err != nil {
 		return plan{}, err
 	}
-	if err := CheckDevice(filled.device); err != nil {
+	if err := firstOf(CheckDevice(filled.device), checkDescription(filled.groups, filled.attributes)); err != nil {
 		return plan{}, err
 	}
 	return filled, nil

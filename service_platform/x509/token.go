@@ -52,15 +52,18 @@ func (s *service) addToken(o *opened, w http.ResponseWriter, r *http.Request) er
 		return err
 	}
 	id := r.PathValue("id")
-	if err := errors.Join(CheckDevice(id), checkText("by", in.By)); err != nil {
+	if err := firstOf(CheckDevice(id), checkText("by", in.By)); err != nil {
 		return bad(err)
 	}
 	lasts := time.Duration(in.Expires)
 	if lasts == 0 {
 		lasts = tokenValidity
 	}
-	if lasts < 0 || lasts > tokenLongest || in.Validity < 0 {
+	if lasts < 0 || lasts > tokenLongest {
 		return bad(fmt.Errorf("a token that expires in %s: up to 90d are allowed", lasts))
+	}
+	if in.Validity != 0 && time.Duration(in.Validity) < time.Minute { // said now, and not when the device has used the token
+		return bad(fmt.Errorf("a validity of %s is too short; a minute is the least", time.Duration(in.Validity)))
 	}
 	t := enrolmentToken{Device: id, Expires: s.env.Now().Add(lasts).UTC(), Validity: in.Validity, By: by(in.By)}
 	raw, err := json.Marshal(t)
