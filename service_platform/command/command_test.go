@@ -331,7 +331,7 @@ func TestDeviceThatDoesNotSubscribeKeepsItsCommandsWaiting(t *testing.T) {
 		r.command("d-1", "c1", "")
 		deaf := func(x *sp.Receipt) { x.Detail = "it has not subscribed" }
 		r.receipt(r.released(1), sp.ReceiptUnsubscribed, deaf)
-		if s := r.is("d-1", "c1", sp.CommandQueued); !strings.Contains(s.Why, "connected, and gets nothing: it has not subscribed") || !strings.Contains(s.Look, "device/d-1/command/#") {
+		if s := r.is("d-1", "c1", sp.CommandQueued); !strings.Contains(s.Why, "connected, and gets nothing: it has not subscribed") || !strings.Contains(s.Look, "device/d-1/command/+/+") {
 			t.Errorf("it waits because %q, %q", s.Why, s.Look)
 		}
 		r.pass(time.Hour)

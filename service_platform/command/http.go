@@ -247,7 +247,7 @@ func (c *Commands) why(v component.View, x *Command) (why, look string, err erro
 		return "the device is away" + since(t) + until, "naru why device " + x.Device, nil
 	}
 	if t.Deaf != "" {
-		return "the device is connected, and gets nothing: " + t.Deaf + until, "have it subscribe to device/" + x.Device + "/command/#; `naru mqtt sessions` shows what it did", nil
+		return "the device is connected, and gets nothing: " + t.Deaf + until, "have it subscribe to device/" + x.Device + "/command/+/+; `naru mqtt sessions` shows what it did", nil
 	}
 	ahead, first := 0, uint64(0)
 	if err := v.Range(deviceKey(kindWaiting, x.Device), numberKey(kindWaiting, x.Device, x.number), false, func(k, _ []byte) bool {

@@ -21,14 +21,18 @@ import (
 // awaitedCommand waits until a command is in one of the states.
 func (p *platform) awaitedCommand(device, id string, states ...string) (s command.Shown) {
 	p.t.Helper()
+	wait := "0s"
+	if !slices.Contains(states, "queued") {
+		wait = "20s" // until it has ended
+	}
 	for until := time.Now().Add(time.Minute); ; {
 		s = command.Shown{}
-		p.json(&s, "command", "show", device, id)
+		p.json(&s, "command", "show", device, id, "--wait", wait)
 		if slices.Contains(states, s.State) {
 			return s
 		}
 		if time.Now().After(until) {
-			p.t.Fatalf("command %s of %s is not %v: %+v", id, device, states, s)
+			p.t.Fatalf("command %s of %s is not %v: %+v\n%s", id, device, states, s, p.out)
 		}
 	}
 }
@@ -65,7 +69,7 @@ func TestDeviceOfMQTT311AnswersItsCommands(t *testing.T) {
 		t.Errorf("it waits because %q", s.Why)
 	}
 	for i := range 3 {
-		got := device("mosquitto_sub", "-c", "-t", "device/d-1/command/#", "-C", "1", "-W", "60", "-F", "%t %p")
+		got := device("mosquitto_sub", "-c", "-t", "device/d-1/command/+/+", "-C", "1", "-W", "60", "-F", "%t %p")
 		topic, data, _ := strings.Cut(got, " ")
 		if want := fmt.Sprintf("device/d-1/command/open/c%d", i); topic != want || data != fmt.Sprintf(`{"n":%d}`, i) {
 			t.Fatalf("the device gets %q; want %s", got, want)
@@ -187,7 +191,7 @@ func (w *wisher) connect() {
 			continue
 		}
 		if body[0]&1 == 0 {
-			sub := packet.Subscribe{ID: 1, Subscriptions: []packet.Subscription{{Filter: "device/d-1/command/#", QoS: 1}}}
+			sub := packet.Subscribe{ID: 1, Subscriptions: []packet.Subscription{{Filter: "device/d-1/command/+/+", QoS: 1}}}
 			if _, err := c.Write(sub.Append(nil, packet.V311)); err != nil {
 				continue
 			}
