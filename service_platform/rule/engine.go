@@ -72,7 +72,7 @@ func New(env component.Env, c Config) (*component.Part, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &component.Part{Handle: e.Handle, Run: e.run, Routes: e.routes()}, nil
+	return &component.Part{Handle: e.Handle, Run: e.run, Routes: e.routes(), Close: e.close}, nil
 }
 
 func build(env component.Env, c Config) (*Engine, error) {
@@ -123,6 +123,19 @@ func (e *Engine) run(ctx context.Context, ready func()) error {
 	group.Wait()
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		return err
+	}
+	return nil
+}
+
+// close keeps what was counted of versions in shadow mode to the last.
+func (e *Engine) close() error {
+	e.book.mu.Lock()
+	opened := e.book.table != nil
+	e.book.mu.Unlock()
+	if opened {
+		ctx, cancel := context.WithTimeout(context.Background(), tallyEvery)
+		defer cancel()
+		e.book.writeTallies(ctx)
 	}
 	return nil
 }

@@ -199,10 +199,7 @@ func (b *book) keepTallies(ctx context.Context) {
 		select {
 		case <-tick.C:
 			b.writeTallies(ctx)
-		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), tallyEvery)
-			defer cancel()
-			b.writeTallies(last)
+		case <-ctx.Done(): // what is counted until all are at their end is kept when the component closes
 			return
 		}
 	}
