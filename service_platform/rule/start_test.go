@@ -18,7 +18,7 @@ import (
 // Before the table was read no rule is known: a message that was taken then would be taken by none.
 func TestMessageWaitsForTheFirstSet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, err := build(component.Env{Node: "n1"}, Config{RulesMax: 1})
+		e, err := build(component.Env{Node: "n1"}, Config{RulesMax: 1, BacktestRate: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
