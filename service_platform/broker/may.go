@@ -102,10 +102,13 @@ func (e *entrance) asked(a policy.Action, topic string) (view, named []message.P
 	return []message.Pattern{message.Pattern(v)}, []message.Pattern{message.Pattern(s)}, err
 }
 
-// entranceOf finds a listener; without a name the first for devices with certificates, or the first.
+// entranceOf finds a listener; without a name the first for devices with certificates, or the first of the configuration's list.
 func (b *Broker) entranceOf(name string) (*entrance, error) {
 	if name == "" {
 		i := slices.IndexFunc(b.entrances, func(e *entrance) bool { return e.Auth == byCertificate })
+		if i < 0 && len(b.conf.Listeners) > 0 {
+			i = len(b.entrances) - len(b.conf.Listeners)
+		}
 		return b.entrances[max(i, 0)], nil
 	}
 	var names []string

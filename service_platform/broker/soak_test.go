@@ -21,7 +21,7 @@ type link struct {
 }
 
 func (l *link) next() (h packet.Header, body []byte, err error) {
-	_ = l.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = l.SetReadDeadline(time.Now().Add(60 * time.Second))
 	var buf []byte
 	for {
 		h, start, total, _, err := packet.Frame(buf, 0)

@@ -93,6 +93,7 @@ service_platform.broker:
   listen: DEVICES
   listeners:
     - {name: web, address: WEB, protocol: ws, auth: none, policy: open, mount: 3rd_party.web}
+    - {name: secure web, address: SECURE, protocol: wss}
 service_platform.x509:
   templates:
     pumps: {name: "pump-${SerialNumber}", parameters: [SerialNumber]}
@@ -101,13 +102,18 @@ service_platform.x509:
 func TestMQTTJSOverWebSocketAndTLS(t *testing.T) {
 	devices, port := free(t)
 	web, _ := free(t)
-	naru := naru(t, strings.NewReplacer("DEVICES", devices, "WEB", web).Replace(brokerConfig))
+	secure, securePort := free(t)
+	naru := naru(t, strings.NewReplacer("DEVICES", devices, "WEB", web, "SECURE", secure).Replace(brokerConfig))
 	dir := t.TempDir()
 	naru("device", "add", "js", "--out", dir)
 	tls := []string{"CA=" + filepath.Join(dir, "ca.crt"), "CERT=" + filepath.Join(dir, "device.crt"), "KEY=" + filepath.Join(dir, "device.key")}
 	for _, version := range []string{"4", "5"} {
 		node(t, nil, "mqttjs.js", "ws://"+web+"/mqtt", version, "web-"+version, "room/"+version)
 		node(t, tls, "mqttjs.js", "mqtts://127.0.0.1:"+port, version, "js", "device/js/event")
+		node(t, tls, "mqttjs.js", "wss://127.0.0.1:"+securePort+"/mqtt", version, "js", "device/js/event")
+		for _, name := range []string{"mqtt", "x-amzn-mqtt-ca"} { // as AWS IoT's devices ask, where 8883 is shut to them
+			node(t, append([]string{"ALPN=" + name}, tls...), "mqttjs.js", "mqtts://127.0.0.1:"+port, version, "js", "device/js/event")
+		}
 		naru("device", "show", "js")
 	}
 }
@@ -115,7 +121,7 @@ func TestMQTTJSOverWebSocketAndTLS(t *testing.T) {
 func TestAWSIoTDeviceSDKProvisionsByClaim(t *testing.T) {
 	devices, port := free(t)
 	web, _ := free(t)
-	naru := naru(t, strings.NewReplacer("DEVICES", devices, "WEB", web).Replace(brokerConfig))
+	naru := naru(t, strings.NewReplacer("DEVICES", devices, "WEB", web, "SECURE", "127.0.0.1:0").Replace(brokerConfig))
 	dir := t.TempDir()
 	naru("ca", "claim", "add", "lot", "--template", "pumps", "--out", dir)
 	var cert, key string
@@ -150,7 +156,7 @@ func TestAWSIoTDeviceSDKProvisionsByClaim(t *testing.T) {
 func TestAWSIoTDeviceSDKKeepsShadows(t *testing.T) {
 	devices, port := free(t)
 	web, _ := free(t)
-	naru := naru(t, strings.NewReplacer("DEVICES", devices, "WEB", web).Replace(brokerConfig))
+	naru := naru(t, strings.NewReplacer("DEVICES", devices, "WEB", web, "SECURE", "127.0.0.1:0").Replace(brokerConfig))
 	for _, version := range []string{"5", "311"} {
 		for _, shadow := range []string{"-", "config"} {
 			id := "sdk" + version + strings.Trim(shadow, "-")

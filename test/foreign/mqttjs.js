@@ -1,5 +1,6 @@
 // mqtt.js, MQTT 3.1.1 and 5, at an address such as ws://127.0.0.1:1884/mqtt or mqtts://127.0.0.1:8883: each QoS, a retained
-// message, a session that outlives its connection. mqtts takes CA, CERT and KEY; TOPIC is where it may speak.
+// message, a session that outlives its connection. mqtts and wss take CA, CERT and KEY, mqtts also ALPN, a protocol's name
+// that the server has to choose; TOPIC is where it may speak.
 const fs = require('fs');
 const mqtt = require('mqtt');
 
@@ -10,11 +11,13 @@ if (process.env.CERT) {
   options.cert = fs.readFileSync(process.env.CERT);
   options.key = fs.readFileSync(process.env.KEY);
 }
+if (process.env.ALPN) options.ALPNProtocols = [process.env.ALPN];
 if (version === '5') options.properties = { sessionExpiryInterval: 600, topicAliasMaximum: 5 };
 const late = setTimeout(() => { console.error('too late'); process.exit(1); }, 40000);
 
 async function main() {
   let client = await mqtt.connectAsync(url, options);
+  if (process.env.ALPN && client.stream.alpnProtocol !== process.env.ALPN) throw new Error(`the server has chosen ${client.stream.alpnProtocol}`);
   const heard = [];
   client.on('message', (t, payload, packet) => heard.push(`${t} ${payload} q${packet.qos} r${packet.retain}`));
   const got = async (n) => { while (heard.length < n) await new Promise((done) => setTimeout(done, 5)); return heard.splice(0, n); };
