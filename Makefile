@@ -34,6 +34,7 @@ fuzz: ## each fuzz target for 20 s (FUZZTIME=1m for longer)
 
 bench: build ## the budgets of docs/benchmarks.md
 	./bin/naru bench ingest
+	./bin/naru bench mqtt --rounds 1
 	go test -run '^$$' -bench . -benchmem ./message ./bus/... ./service_platform/... ./operator/... ./test/e2e
 
 lint: ## gofmt, vet, staticcheck, known vulnerabilities

@@ -25,8 +25,8 @@ import (
 )
 
 func benchCommand(o *options) *cobra.Command {
-	c := &cobra.Command{Use: "bench", Short: "Measure: ingest, idle connections"}
-	c.AddCommand(benchIngest(o), benchIdle(o), benchPeer())
+	c := &cobra.Command{Use: "bench", Short: "Measure: ingest, what brokers do, idle connections, a storm of devices"}
+	c.AddCommand(benchIngest(o), benchMQTT(o), benchIdle(o), benchStorm(o), benchPeer())
 	return c
 }
 
@@ -49,6 +49,8 @@ type ingest struct {
 	Batches    float64       `json:"fsyncs_per_second,omitempty"`
 	BatchMean  float64       `json:"messages_per_batch,omitempty"`
 	FirstAck   time.Duration `json:"start_to_first_puback_ns,omitempty"` // from the start of the process
+
+	config string // of the platform that is started
 }
 
 func benchIngest(o *options) *cobra.Command {
@@ -298,6 +300,13 @@ func startChild(ctx context.Context, b *ingest) (*child, error) {
 	args := []string{"up", "--data", dir, "--http", "127.0.0.1:0", "--mqtt", k.addr.tls, "--mqtt-plain", k.addr.plain}
 	if !b.Tracing {
 		args = append(args, "--without", "operator.journal,operator.ledger,operator.topic")
+	}
+	if b.config != "" {
+		file := filepath.Join(dir, "bench.yaml")
+		if err := os.WriteFile(file, []byte(b.config), 0o600); err != nil {
+			return nil, err
+		}
+		args = append(args, "--config", file)
 	}
 	k.cmd = exec.Command(self, args...)
 	log, err := os.Create(filepath.Join(dir, "log"))
