@@ -15,9 +15,9 @@ import (
 	"github.com/naru-platform/naru/service_platform/broker/packet"
 )
 
-// load is a closed loop of publishers and subscribers, all by plain MQTT 3.1.1, at whatever broker. A message is under way
+// closedLoop is a load of publishers and subscribers, all by plain MQTT 3.1.1, at whatever broker. A message is under way
 // until each subscriber has it, and no more than a window are: so nobody is measured by how much it can pile up.
-type load struct {
+type closedLoop struct {
 	publishers, subscribers int
 	stalled                 int // subscribers beside them that never read
 	qos                     byte
@@ -160,7 +160,7 @@ func (m *member) answers(heard func(payload []byte) (enough bool)) error {
 }
 
 // run drives a broker, and gives an error where a message has not come to every subscriber.
-func (l load) run(ctx context.Context, addr, word string) (r measured, err error) {
+func (l closedLoop) run(ctx context.Context, addr, word string) (r measured, err error) {
 	var open []net.Conn
 	defer func() {
 		for _, c := range open {

@@ -61,9 +61,9 @@ The rows with a stopped subscriber are the same fan-out once without and once wi
 				for _, r := range rows {
 					m := []string{"", "", "", ""}
 					if r.Mosquitto != nil {
-						m = []string{fmt.Sprintf("%.0f", r.Mosquitto.PerSecond), known(r.Mosquitto.P50), known(r.Mosquitto.P99), fmt.Sprintf("%.2f", r.Ratio)}
+						m = []string{fmt.Sprintf("%.0f", r.Mosquitto.PerSecond), latency(r.Mosquitto.P50), latency(r.Mosquitto.P99), fmt.Sprintf("%.2f", r.Ratio)}
 					}
-					p.row(r.Work, fmt.Sprintf("%.0f", r.Naru.PerSecond), known(r.Naru.P50), known(r.Naru.P99), m[0], m[1], m[2], m[3])
+					p.row(r.Work, fmt.Sprintf("%.0f", r.Naru.PerSecond), latency(r.Naru.P50), latency(r.Naru.P99), m[0], m[1], m[2], m[3])
 				}
 			})
 		},
@@ -78,8 +78,8 @@ The rows with a stopped subscriber are the same fan-out once without and once wi
 	return c
 }
 
-// known is a latency, where one was measured.
-func known(d time.Duration) string {
+// latency is one, where one was measured.
+func latency(d time.Duration) string {
 	if d == 0 {
 		return ""
 	}
@@ -87,16 +87,16 @@ func known(d time.Duration) string {
 }
 
 func works(deliveries, waiting, connections int, only []string) (list []work, err error) {
-	add := func(name string, l load) {
+	add := func(name string, l closedLoop) {
 		l.payload = cmp.Or(l.payload, 200)
 		list = append(list, work{name, l.run})
 	}
 	for _, n := range []int{1, 10, 100, 1000} {
-		add(fmt.Sprintf("fan-out to %d, QoS 1", n), load{publishers: 1, subscribers: n, qos: 1, window: 50, messages: max(deliveries/n, 50)})
+		add(fmt.Sprintf("fan-out to %d, QoS 1", n), closedLoop{publishers: 1, subscribers: n, qos: 1, window: 50, messages: max(deliveries/n, 50)})
 	}
-	add("fan-in of 100, QoS 1", load{publishers: 100, subscribers: 1, qos: 1, window: 500, messages: deliveries})
-	add("10 to 1, QoS 2", load{publishers: 10, subscribers: 1, qos: 2, window: 200, messages: deliveries / 2})
-	still := load{publishers: 4, subscribers: 10, qos: 1, window: 20, messages: deliveries / 10, payload: 1000}
+	add("fan-in of 100, QoS 1", closedLoop{publishers: 100, subscribers: 1, qos: 1, window: 500, messages: deliveries})
+	add("10 to 1, QoS 2", closedLoop{publishers: 10, subscribers: 1, qos: 2, window: 200, messages: deliveries / 2})
+	still := closedLoop{publishers: 4, subscribers: 10, qos: 1, window: 20, messages: deliveries / 10, payload: 1000}
 	add("stopped subscriber: none", still)
 	still.stalled = 1
 	add("stopped subscriber: one", still)
