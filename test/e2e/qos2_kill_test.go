@@ -121,6 +121,20 @@ func (s *hearer) take(topic, data string) {
 
 func (s *hearer) count() int { s.mu.Lock(); defer s.mu.Unlock(); return len(s.got) }
 
+// heard waits until so many messages have come.
+func heard(t *testing.T, who string, h *hearer, want int) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(2 * time.Minute); h.count() < want; {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("%s has heard %d of %d messages", who, h.count(), want)
+		}
+	}
+}
+
 // TestQoS2WillsAndBacklogsOutliveKillsOfTheNode kills the real process in the middle of handshakes, while one session's client
 // is there, another one's is away all the time, and clients with wills are connected that never come back.
 func TestQoS2WillsAndBacklogsOutliveKillsOfTheNode(t *testing.T) {
@@ -173,7 +187,7 @@ func TestQoS2WillsAndBacklogsOutliveKillsOfTheNode(t *testing.T) {
 				c.Will = &packet.Will{Topic: "wills/" + word, Payload: []byte("gone"), QoS: 2}
 			})
 		}
-		<-time.After(300*time.Millisecond + time.Duration(dice.Int64N(int64(700*time.Millisecond)))) // under load, at any moment
+		heard(t, "who is there", here, here.count()+20+dice.IntN(150)) // under load, at any moment
 		p.kill()
 		p.start()
 	}
@@ -183,19 +197,7 @@ func TestQoS2WillsAndBacklogsOutliveKillsOfTheNode(t *testing.T) {
 	for _, s := range all {
 		want += s.n
 	}
-	complete := func(who string, h *hearer) {
-		t.Helper()
-		tick := time.NewTicker(20 * time.Millisecond)
-		defer tick.Stop()
-		for late := time.After(2 * time.Minute); h.count() < want; {
-			select {
-			case <-tick.C:
-			case <-late:
-				t.Fatalf("%s has heard %d of %d messages", who, h.count(), want)
-			}
-		}
-	}
-	complete("who was there", here)
+	heard(t, "who was there", here, want)
 	// Now the one that was away.
 	late := newHearer()
 	w, present, err := dialWire(p.mqtt, "away", false)
@@ -203,7 +205,7 @@ func TestQoS2WillsAndBacklogsOutliveKillsOfTheNode(t *testing.T) {
 		t.Fatal(errors.Join(err, fmt.Errorf("session present: %v", present)))
 	}
 	hearing.Go(func() { _ = late.live(w) })
-	complete("who was away", late)
+	heard(t, "who was away", late, want)
 	close(over)
 	p.settled(0)
 	p.stop() // ends the hearers
