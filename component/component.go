@@ -359,6 +359,12 @@ type Exception struct {
 	Detail   string          `json:"detail"`
 }
 
+// Behind is how far a component is behind in a log.
+type Behind struct {
+	Messages uint64    `json:"messages"`
+	Oldest   time.Time `json:"oldest,omitzero"` // when the oldest of them was accepted
+}
+
 // Health is what a component says of itself while it runs.
 type Health struct {
 	Name     string            `json:"name"`
@@ -378,6 +384,8 @@ type Health struct {
 	Listens map[string]string `json:"listens,omitempty"`
 	// Contracts is the fingerprint of its process's catalog; all processes of a platform have the same.
 	Contracts string `json:"contracts,omitempty"`
+	// Behind is what lies before it in each log: not read, or not finished. It is measured every few seconds.
+	Behind map[string]Behind `json:"behind,omitempty"`
 	// Holds is how many partitions this process owns, with State Derived.
 	Holds int `json:"holds,omitempty"`
 }

@@ -262,7 +262,11 @@ func (r *run) tell(ctx context.Context, said map[string]time.Time) error {
 	r.mu.Unlock()
 	health.At = now
 	key := strings.NewReplacer(":", "_", " ", "_").Replace(health.Node) + "/" + health.Name
-	stamp := fmt.Sprintf("h%s %s %s %d %v", key, health.State, health.Fault, health.Holds, health.Listens)
+	waits := false
+	for _, b := range health.Behind {
+		waits = waits || b.Messages > 0
+	}
+	stamp := fmt.Sprintf("h%s %s %s %d %v %v", key, health.State, health.Fault, health.Holds, health.Listens, waits)
 	if now.Sub(said[stamp]) >= againEvery && health.State != "" {
 		if err := put(ctx, r.h.Bus, healthTable, healthTTL, key, health); err != nil {
 			return err

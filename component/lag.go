@@ -50,6 +50,7 @@ func (r *run) measureLag(ctx context.Context, workers []*worker) error {
 			l.add(rep.Waiting.Count, rep.Exceptions[0].ID.Time())
 		}
 	}
+	behind := map[string]Behind{}
 	for name, l := range lags {
 		log, err := r.h.Bus.Log(ctx, name, bus.LogOptions{})
 		if err != nil {
@@ -69,6 +70,7 @@ func (r *run) measureLag(ctx context.Context, workers []*worker) error {
 				}
 			}
 		}
+		behind[name] = Behind{l.messages, l.oldest}
 		age := time.Duration(0)
 		if !l.oldest.IsZero() {
 			age = max(0, r.h.Now().Sub(l.oldest))
@@ -76,6 +78,9 @@ func (r *run) measureLag(ctx context.Context, workers []*worker) error {
 		r.h.metrics.lagMessages.WithLabelValues(r.spec.Name, name).Set(float64(l.messages))
 		r.h.metrics.lagSeconds.WithLabelValues(r.spec.Name, name).Set(age.Seconds())
 	}
+	r.mu.Lock()
+	r.health.Behind = behind // a map that is told is not changed
+	r.mu.Unlock()
 	return nil
 }
 

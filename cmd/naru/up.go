@@ -40,6 +40,7 @@ import (
 	"github.com/naru-platform/naru/service_platform/command"
 	"github.com/naru-platform/naru/service_platform/rule"
 	"github.com/naru-platform/naru/service_platform/twin"
+	"github.com/naru-platform/naru/service_platform/worker"
 	"github.com/naru-platform/naru/service_platform/x509"
 )
 
@@ -50,6 +51,7 @@ func specs(admission *x509.Admission, platform simulator.Platform) []component.S
 		x509.With(admission),
 		broker.With(admission),
 		rule.Spec,
+		worker.Spec,
 		twin.Spec,
 		command.Spec,
 		journal.Spec,

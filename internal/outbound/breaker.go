@@ -47,6 +47,17 @@ func (b *Breaker) State(now time.Time) (state string, since time.Time) {
 	return Open, b.since
 }
 
+// Look is the breaker's state, and how long it lets nobody through.
+func (b *Breaker) Look(now time.Time) (state string, left time.Duration) {
+	state, _ = b.State(now)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if state == Open {
+		left = b.until.Sub(now)
+	}
+	return state, left
+}
+
 // outcome is a call's end as far as the breaker is concerned.
 type outcome int
 

@@ -63,7 +63,7 @@ func ruleContracts() []message.Contract {
 		{
 			Subjects: "service_platform.worker.*.invoke", Type: "service_platform.work.v1", Owner: "service_platform", Route: message.ByLog,
 			Doc:  "Work for a worker: the output of a rule. Which rule and action it comes from stands in the properties `rule` and `action`. Not said: no rule took the message.",
-			Says: []string{"service_platform.rule"}, Hears: []string{"service_platform.worker"},
+			Says: []string{"service_platform.rule", "service_platform.worker"}, Hears: []string{"service_platform.worker"},
 		},
 	}
 }
