@@ -183,7 +183,7 @@ func TestEachAnswerOfAWorkerIsAFate(t *testing.T) {
 		n := tries.add(string(data) + " " + q.Header.Get("Idempotency-Key"))
 		switch string(data) {
 		case "refuses":
-			http.Error(w, "no such sensor", 422)
+			http.Error(w, "no such sensor", http.StatusUnprocessableEntity)
 		case "garbage":
 			fmt.Fprint(w, "<html>what?</html>")
 		case "forged":
@@ -196,10 +196,10 @@ func TestEachAnswerOfAWorkerIsAFate(t *testing.T) {
 		case "later":
 			if n < 3 {
 				w.Header().Set("Retry-After", "0")
-				w.WriteHeader(503)
+				w.WriteHeader(http.StatusServiceUnavailable)
 			}
 		default:
-			w.WriteHeader(204)
+			w.WriteHeader(http.StatusNoContent)
 		}
 	})})
 	want := map[string]message.Reason{"refuses": message.ReceiverRefused, "garbage": message.NotDecodable, "forged": message.Undeclared, "hangs": message.RetriesExhausted, "crashes": message.RetriesExhausted}
@@ -246,7 +246,7 @@ func TestAWorkerThatIsDownLosesNothingAndHoldsUpNoOther(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		if !well {
-			w.WriteHeader(500)
+			w.WriteHeader(http.StatusInternalServerError)
 			return
 		}
 		down.add(q.Header.Get("Idempotency-Key"))
@@ -355,7 +355,7 @@ func TestACallIsAnsweredInTimeOrNotAtAll(t *testing.T) {
 			case <-q.Context().Done():
 			}
 		case "bad":
-			http.Error(w, "no numbers", 400)
+			http.Error(w, "no numbers", http.StatusBadRequest)
 		default:
 			w.Header().Set("Content-Type", "text/plain")
 			fmt.Fprintf(w, "sum of %s", data)
