@@ -27,8 +27,8 @@ SDK. It hears what rules and others give to it, and patterns of its own; each ha
 
 func workerPath(name, rest string) string { return "/api/v1/workers/" + url.PathEscape(name) + rest }
 
-// unwell are the states of a worker that somebody should look at.
-var unwell = []string{"failed", "breaker_open", "stuck_retrying", "no_instances"}
+// workerFaults are the states of a worker that somebody should look at.
+var workerFaults = []string{"failed", "breaker_open", "stuck_retrying", "no_instances"}
 
 func workerList(o *options) *cobra.Command {
 	return &cobra.Command{
@@ -64,7 +64,7 @@ func workerList(o *options) *cobra.Command {
 					}
 				}
 			})
-			return found(err, slices.ContainsFunc(got.Workers, func(w worker.Shown) bool { return slices.Contains(unwell, w.State) }))
+			return found(err, slices.ContainsFunc(got.Workers, func(w worker.Shown) bool { return slices.Contains(workerFaults, w.State) }))
 		},
 	}
 }
