@@ -49,8 +49,14 @@ func (c *conn) carry(m *message.Message, o session.Options, out bool) *carried {
 	return k
 }
 
-// carries says whether a command is on its way already, of a session that keeps none. c.mu is held.
-func (c *conn) carries(mark uint64) bool {
+// carries says whether a command is on its way already, of a session that keeps none, or was acknowledged just now, which
+// is told again. c.mu is held.
+func (c *conn) carries(m *message.Message, mark uint64) bool {
+	if c.commanded == mark {
+		r := session.Receipt(m, serviceplatform.ReceiptDelivered)
+		c.tells(&r, m)
+		return true
+	}
 	for _, f := range c.inflight {
 		if f.command != nil && f.command.mark == mark {
 			return true

@@ -60,15 +60,10 @@ func (r *rig) receipt(result string, nth int) (x serviceplatform.Receipt) {
 	return x
 }
 
-// quiet says something that the client hears too, so that what came before it is all there was.
-func (p *peer) quiet(r *rig, topic string) {
+// quiet releases another command, which comes behind those released before, so that what came before it is all there was.
+func (p *peer) quiet(r *rig) {
 	p.t.Helper()
-	now := time.Now()
-	s, err := message.FromTopic(topic)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	r.says(&message.Message{ID: message.NewID(now), Trace: message.NewTrace(now), Subject: s, Source: "//naru/test", QoS: 0, Data: []byte("quiet")})
+	r.release("d-1", "quiet", "quiet", func(m *message.Message) { m.QoS = 0 })
 	if m := p.hear(); string(m.Payload) != "quiet" {
 		p.t.Fatalf("it hears %s of %q; want nothing", m.Topic, m.Payload)
 	}
@@ -81,7 +76,10 @@ func TestCommandReachesItsDeviceWhenItIsReleased(t *testing.T) {
 	d.subscribe(packet.Subscription{Filter: "device/d-1/#", QoS: 1})
 	now := time.Now()
 	r.says(&message.Message{ID: message.NewID(now), Trace: message.NewTrace(now), Subject: device.CommandSubject("d-1", "open", "c1"), Device: "d-1", QoS: 1, Retain: true, Data: []byte("said")})
-	d.quiet(r, "device/d-1/note") // as it was said it reaches nobody
+	r.says(&message.Message{ID: message.NewID(now), Trace: message.NewTrace(now), Subject: "device.d-1.note", Device: "d-1", Data: []byte("behind it")})
+	if got := d.hear(); string(got.Payload) != "behind it" { // as it was said it reaches nobody
+		t.Fatalf("the device hears %+v", got)
+	}
 	m := r.release("d-1", "c1", "now")
 	got := d.hear()
 	if got.Topic != "device/d-1/command/open/c1" || string(got.Payload) != "now" || got.QoS != 1 || got.Retain {
@@ -139,12 +137,12 @@ func TestDeviceThatDoesNotWantItsCommandsIsTold(t *testing.T) {
 	d := r.join("d-1", packet.V311)
 	app := r.join("app", packet.V5) // what others hear is no receipt
 	app.subscribe(packet.Subscription{Filter: "device/app/#", QoS: 1})
+	r.release("d-1", "c2", "now", func(m *message.Message) { m.Subject = serviceplatform.CommandReleaseSubject("n2", "d-1", "open", "c2") }) // another node tells
 	m := r.release("d-1", "c1", "now")
 	first := r.receipt(serviceplatform.ReceiptUnsubscribed, 1)
 	if first.Device != "d-1" || first.Release != m.ID || first.Detail == "" {
 		t.Errorf("the receipt is %+v", first)
 	}
-	r.release("d-1", "c2", "now", func(m *message.Message) { m.Subject = serviceplatform.CommandReleaseSubject("n2", "d-1", "open", "c2") }) // another node tells
 	d.subscribe(packet.Subscription{Filter: "device/d-1/command/#", QoS: 1})
 	if x := r.receipt(serviceplatform.ReceiptSubscribed, 1); x.Device != "d-1" || x.Version <= first.Version {
 		t.Errorf("the receipt is %+v after %+v", x, first)
@@ -166,7 +164,7 @@ func TestCommandTooLargeForItsDeviceIsTold(t *testing.T) {
 	if x := r.receipt(serviceplatform.ReceiptWithheld, 1); x.Reason != message.MessageTooLarge || x.ID != "c1" {
 		t.Errorf("the receipt is %+v", x)
 	}
-	d.quiet(r, "device/d-1/note")
+	d.quiet(r)
 }
 
 func TestCommandThatIsReleasedAgainComesOnce(t *testing.T) {
@@ -182,7 +180,7 @@ func TestCommandThatIsReleasedAgainComesOnce(t *testing.T) {
 		r.release("d-1", "c1", "now")
 		got := d.hear()
 		r.release("d-1", "c1", "now")
-		d.quiet(r, "device/d-1/note") // it has it already
+		d.quiet(r) // it has it already
 		if kept {
 			d.Close()
 			r.firstOffline("d-1")
@@ -201,10 +199,10 @@ func TestCommandThatIsReleasedAgainComesOnce(t *testing.T) {
 		r.receipt(serviceplatform.ReceiptDelivered, 1)
 		if kept { // that crosses with the acknowledgement
 			again := r.release("d-1", "c1", "now")
-			if x := r.receipt(serviceplatform.ReceiptDelivered, 2); x.Release != again.ID {
-				t.Errorf("the receipt is of %s; want %s", x.Release, again.ID)
-			}
-			d.quiet(r, "device/d-1/note")
+			r.awaited(message.ServicePlatform, "its receipt", func(m *message.Message) bool {
+				return m.Subject == serviceplatform.ReceiptSubject("d-1") && m.Cause == again.ID
+			})
+			d.quiet(r)
 		}
 		r.release("d-1", "c2", "next")
 		if got := d.hear(); string(got.Payload) != "next" {
@@ -227,7 +225,7 @@ func TestCommandWithQoS2IsDeliveredWithItsPUBREC(t *testing.T) {
 	}
 	d.answer(packet.PUBREL, got.ID)
 	d.write((&packet.Ack{Type: packet.PUBCOMP, ID: got.ID}).Append(nil, packet.V5))
-	d.quiet(r, "device/d-1/note")
+	d.quiet(r)
 }
 
 func TestWatcherSeesCommandsAsTheyGo(t *testing.T) {

@@ -50,7 +50,7 @@ func (c *conn) deliver(m *message.Message, o session.Options, late bool) {
 		c.mu.Unlock()
 		return
 	}
-	if o.Command != 0 && c.carries(o.Command) {
+	if o.Command != 0 && o.QoS > 0 && c.carries(m, o.Command) {
 		c.mu.Unlock()
 		return
 	}
@@ -377,7 +377,7 @@ func (c *conn) settle() {
 		}
 		commanded := c.commanded
 		c.mu.Unlock()
-		if len(receipts) > 0 {
+		if commanded != 0 {
 			c.kept.Commanded(commanded)
 		}
 		for _, m := range receipts {
