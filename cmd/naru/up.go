@@ -40,6 +40,7 @@ import (
 	"github.com/naru-platform/naru/service_platform/command"
 	"github.com/naru-platform/naru/service_platform/rule"
 	"github.com/naru-platform/naru/service_platform/twin"
+	"github.com/naru-platform/naru/service_platform/webhook"
 	"github.com/naru-platform/naru/service_platform/worker"
 	"github.com/naru-platform/naru/service_platform/x509"
 )
@@ -52,6 +53,7 @@ func specs(admission *x509.Admission, platform simulator.Platform) []component.S
 		broker.With(admission),
 		rule.Spec,
 		worker.Spec,
+		webhook.Spec,
 		twin.Spec,
 		command.Spec,
 		journal.Spec,

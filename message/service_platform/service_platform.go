@@ -3,6 +3,7 @@ package serviceplatform
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/naru-platform/naru/message"
@@ -35,7 +36,7 @@ func DeviceChangedSubject(device string) message.Subject {
 
 // Contracts lists what the service platform says.
 func Contracts() []message.Contract {
-	return append(append(ruleContracts(), commandContracts()...), []message.Contract{
+	return append(slices.Concat(ruleContracts(), commandContracts(), webhookContracts()), []message.Contract{
 		sessionState(),
 		{
 			Subjects: "service_platform.x509.device.*", Type: "service_platform.x509.device_changed.v1", Owner: "service_platform",

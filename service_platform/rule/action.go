@@ -26,7 +26,8 @@ type action struct {
 
 	texts []text // in the order in which build takes them
 	build func(values []string, out *message.Message, now time.Time) error
-	to    []message.Pattern // where what it says goes, as far as it is known beforehand
+	tell  func(in *sql.Input, out *message.Message) // adds what the message is of; nil where nobody needs it
+	to    []message.Pattern                         // where what it says goes, as far as it is known beforehand
 }
 
 // text is a template by the name of its field.
@@ -56,6 +57,8 @@ func (r *Rule) compile(a *Action, index int, node string) (*action, error) {
 		err = c.command(a.Command)
 	case "worker":
 		err = c.worker(a.Worker)
+	case "http":
+		err = c.http(a.HTTP)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", kind, err)
@@ -321,6 +324,9 @@ func (c *action) say(in *sql.Input, out sql.Output, now time.Time) (*message.Mes
 	m := &message.Message{Source: c.source, Data: out.Payload}
 	if err := c.build(values, m, now); err != nil {
 		return nil, err
+	}
+	if c.tell != nil {
+		c.tell(in, m)
 	}
 	if m.Device == "" && strings.HasPrefix(string(m.Subject), "device.") {
 		m.Device = m.Subject.Token(1)

@@ -29,6 +29,7 @@ type Action struct {
 	Twin      *Twin      `json:"twin,omitempty"`
 	Command   *Command   `json:"command,omitempty"`
 	Worker    *Worker    `json:"worker,omitempty"`
+	HTTP      *HTTP      `json:"http,omitempty"`
 }
 
 // Republish says the output on another topic.
@@ -116,14 +117,14 @@ func (a *Action) only() (name string, err error) {
 	for _, one := range []struct {
 		name  string
 		there bool
-	}{{"republish", a.Republish != nil}, {"twin", a.Twin != nil}, {"command", a.Command != nil}, {"worker", a.Worker != nil}} {
+	}{{"republish", a.Republish != nil}, {"twin", a.Twin != nil}, {"command", a.Command != nil}, {"worker", a.Worker != nil}, {"http", a.HTTP != nil}} {
 		if one.there {
 			name = one.name
 			n++
 		}
 	}
 	if n != 1 {
-		return "", errors.New("want exactly one of republish, twin, command and worker")
+		return "", errors.New("want exactly one of republish, twin, command, worker and http")
 	}
 	return name, nil
 }

@@ -166,8 +166,12 @@ func (e *Engine) Handle(ctx context.Context, tx component.Tx, m *message.Message
 	if err := e.lookable(hits, m); err != nil {
 		return err
 	}
+	taken, err := e.afar(tx, s, m)
+	if err != nil {
+		return err
+	}
 	e.compare(s, tx, m, hits)
-	if len(hits) == 0 {
+	if len(hits) == 0 && !taken {
 		if straight != "" {
 			return message.Rejectf(message.RuleError, "topic %s: there is no rule %q that runs; `naru rule list` shows those there are", m.Subject.Topic(), straight)
 		}
@@ -176,7 +180,6 @@ func (e *Engine) Handle(ctx context.Context, tx component.Tx, m *message.Message
 	v := evaluate(m)
 	defer v.release()
 	v.in.Lookup = e.twins
-	taken := false
 	for _, r := range hits {
 		matched, err := e.one(tx, r, v, m)
 		if err != nil {
