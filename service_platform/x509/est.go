@@ -220,7 +220,7 @@ func (e *est) issue(w http.ResponseWriter, r *http.Request, c Client, again bool
 	req := Request{Device: device, Key: csr.PublicKey}
 	if token != nil {
 		req.Validity = time.Duration(token.is.Validity)
-		if err := e.o.bindToken(r.Context(), token.text, token.is, token.revision, csr); err != nil {
+		if err := e.o.bindToken(r.Context(), token, csr); err != nil {
 			return nil, &estRefusal{http.StatusUnauthorized, "token", err}
 		}
 		at.pass("token", "used up")
@@ -238,6 +238,12 @@ func (e *est) issue(w http.ResponseWriter, r *http.Request, c Client, again bool
 		return nil, estBad("issued", "%w", err)
 	}
 	g.Certificate = issued.record(e.s.env.Now())
+	if token != nil { // before it is registered: one that is withdrawn ends the token, whenever that comes
+		token.is.Issued = g.Certificate.Fingerprint
+		if err := e.o.keepToken(r.Context(), token); err != nil {
+			return nil, &estRefusal{http.StatusUnauthorized, "token", err}
+		}
+	}
 	if _, _, err := e.o.registry.Add(r.Context(), g); errors.Is(err, ErrRefused) {
 		return nil, &estRefusal{http.StatusForbidden, "registration", err}
 	} else if err != nil {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/naru-platform/naru/bus"
@@ -30,6 +31,8 @@ type enrolmentToken struct {
 	// Key is the hash of the public key that it was used with. A device whose answer was lost may come again with the
 	// same key; another key is refused.
 	Key string `json:"key,omitempty"`
+	// Issued is the fingerprint of the certificate that was issued last. Where that was withdrawn, the token is over.
+	Issued string `json:"issued,omitempty"`
 }
 
 // TokenRequest is the request of POST /api/v1/devices/{id}/token.
@@ -102,22 +105,39 @@ func (o *opened) checkToken(ctx context.Context, device, token string, now time.
 	return t, e.Revision, nil
 }
 
-// bindToken uses a token up for all keys but this one, before anything is issued by it.
-func (o *opened) bindToken(ctx context.Context, token string, t enrolmentToken, revision uint64, csr *stdx509.CertificateRequest) error {
+// bindToken uses a token up for all keys but this one, before anything is issued by it. A device that comes again is
+// refused where what it was given was withdrawn, and the device deleted perhaps.
+func (o *opened) bindToken(ctx context.Context, t *shownToken, csr *stdx509.CertificateRequest) error {
 	h := sha256.Sum256(csr.RawSubjectPublicKeyInfo)
 	key := hex.EncodeToString(h[:])
-	if t.Key == key {
+	switch {
+	case t.is.Key == "":
+		t.is.Key = key
+		return o.keepToken(ctx, t)
+	case t.is.Key != key:
+		return fmt.Errorf("%w: the token was used with another key", errToken)
+	case t.is.Issued == "":
 		return nil
 	}
-	if t.Key != "" {
-		return fmt.Errorf("%w: the token was used with another key", errToken)
+	d, err := o.registry.Get(ctx, t.is.Device)
+	if err != nil && !errors.Is(err, ErrUnknownDevice) {
+		return err
 	}
-	t.Key = key
-	raw, err := json.Marshal(t)
+	err = checkWithdrawn(ctx, o.trust, t.is.Issued)
+	if slices.ContainsFunc(d.Certs, func(c Certificate) bool { return c.Fingerprint == t.is.Issued && c.Revoked() }) || errors.Is(err, ErrRefused) {
+		return fmt.Errorf("%w: the certificate that was issued by the token was withdrawn", errToken)
+	}
+	return err
+}
+
+// keepToken writes a token as it is now.
+func (o *opened) keepToken(ctx context.Context, t *shownToken) error {
+	raw, err := json.Marshal(t.is)
 	if err != nil {
 		return err
 	}
-	if _, err = o.trust.Update(ctx, tokenKey(tokenPrefix, token), raw, revision); errors.Is(err, bus.ErrConflict) {
+	t.revision, err = o.trust.Update(ctx, tokenKey(tokenPrefix, t.text), raw, t.revision)
+	if errors.Is(err, bus.ErrConflict) {
 		return fmt.Errorf("%w: the token is being used at this moment", errToken)
 	}
 	return err

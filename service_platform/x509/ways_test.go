@@ -272,6 +272,28 @@ func TestESTTokenIsGoodAgainForTheSameKey(t *testing.T) {
 	}
 }
 
+// A token is no way back in for who was put out, nor for who is deleted.
+func TestESTTokenOfAWithdrawnDeviceIsRefused(t *testing.T) {
+	a := newArena(t)
+	for device, withdraw := range map[string]func(){
+		"d-21": func() { a.must(a.do("POST", "/api/v1/devices/d-21/revoke", nil, nil), 200) },
+		"d-22": func() { a.must(a.do("DELETE", "/api/v1/devices/d-22", nil, nil), 204) },
+	} {
+		token, key := a.token(device), ecKey(t, elliptic.P256())
+		again := estCall{path: estEnroll, user: device, token: token, body: csrText(t, key, device)}
+		for range 2 {
+			if status, text := a.est(again); status != 200 {
+				t.Fatal(status, text)
+			}
+		}
+		withdraw()
+		before := a.fleet()
+		if status, text := a.est(again); status != 401 || a.fleet() != before {
+			t.Errorf("%s: answered %d %s", device, status, text)
+		}
+	}
+}
+
 // doorway is what a listener in another component asks of an Admission, without a type of this package.
 type doorway interface {
 	ServerTLS() (*tls.Config, error)
