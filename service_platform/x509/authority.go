@@ -106,7 +106,9 @@ func OpenAuthority(dir string, o AuthorityOptions) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CA in %s: %w", dir, err)
 	}
-	if _, err := a.Renew(); err != nil {
+	// One that cannot be renewed now, since the root's key is kept elsewhere, is good until it ends; it is renewed again
+	// soon, and that says what is wrong.
+	if _, err := a.Renew(); err != nil && !a.serves() {
 		return nil, err
 	}
 	return a, nil
@@ -137,13 +139,19 @@ func (a *Authority) oldHolds(c *stdx509.Certificate) bool {
 func (a *Authority) Renew() (trust bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	var rotated error // the doors' certificate is renewed whatever comes of it
 	if a.due(a.use.cert) {
-		if err := a.rotateIssuing(); err != nil {
-			return false, err
-		}
-		trust = true
+		rotated = a.rotateIssuing()
+		trust = rotated == nil
 	}
-	return trust, a.renewServer()
+	return trust, errors.Join(rotated, a.renewServer())
+}
+
+// serves says whether the issuing CA and the server certificate are good now, even if they cannot be renewed.
+func (a *Authority) serves() bool {
+	ends, err := a.serverEnd()
+	now := a.o.Now()
+	return err == nil && now.Before(ends) && now.Before(a.Bundle().Issuing[0].NotAfter)
 }
 
 // Request is what a device's certificate is asked for with.

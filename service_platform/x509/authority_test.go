@@ -248,6 +248,14 @@ func TestRootKeyMayBeTakenAway(t *testing.T) {
 	if _, err := a.Renew(); err == nil || !strings.Contains(err.Error(), "put root.key back") {
 		t.Errorf("got %v; want to be told that root.key is wanted", err)
 	}
+	if ends, err := a.serverEnd(); err != nil || !ends.After(c.Now()) {
+		t.Errorf("the server's certificate ends %s, %v: it does not wait for the root's key", ends, err)
+	}
+	a = openCA(t, dir, c) // which goes on, as long as the issuing CA does
+	if ends, err := a.serverEnd(); err != nil || !ends.After(c.Now()) {
+		t.Error(ends, err)
+	}
+	issue(t, a, Request{Device: "d"})
 }
 
 func TestNoCertificateOutlivesItsIssuer(t *testing.T) {

@@ -1,6 +1,7 @@
 package x509
 
 import (
+	"context"
 	"net/http"
 	"time"
 )
@@ -81,7 +82,7 @@ func (s *service) restoreRoot(o *opened, w http.ResponseWriter, r *http.Request)
 		return err
 	}
 	s.env.Log.Info("the root's key was put back")
-	if err := s.renew(r.Context(), o); err != nil {
+	if err := s.renew(context.WithoutCancel(r.Context()), o); err != nil { // whoever asked may be gone; it is to be published
 		return err
 	}
 	return s.caStatus(o, w, r)
@@ -90,7 +91,7 @@ func (s *service) restoreRoot(o *opened, w http.ResponseWriter, r *http.Request)
 func (s *service) rollover(o *opened, w http.ResponseWriter, r *http.Request) error {
 	err := o.authority.Rollover()
 	if err == nil {
-		err = s.renew(r.Context(), o)
+		err = s.renew(context.WithoutCancel(r.Context()), o) // as above
 	}
 	if err != nil {
 		return err
@@ -107,7 +108,7 @@ func (s *service) retireRoot(o *opened, w http.ResponseWriter, r *http.Request) 
 	if err := o.authority.Retire(in.Fingerprint); err != nil {
 		return err
 	}
-	if err := unpublishTrust(r.Context(), o.trust, in.Fingerprint); err != nil {
+	if err := unpublishTrust(context.WithoutCancel(r.Context()), o.trust, in.Fingerprint); err != nil {
 		return err
 	}
 	s.env.Log.Info("a root is trusted no more", "root", in.Fingerprint)

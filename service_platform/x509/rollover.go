@@ -235,7 +235,7 @@ func (a *Authority) Retire(fingerprint string) error {
 			return err
 		}
 		a.roots = append(a.roots[:i:i], a.roots[i+1:]...)
-		return nil
+		return errors.Join(whole.Sync(filepath.Join(a.dir, retiredDir)), whole.Sync(a.dir)) // it must not come back
 	}
 	return nil // another directory's, or retired here already
 }
