@@ -58,6 +58,7 @@ type Admission struct {
 	templates map[string]Template
 	claims    map[fingerprint]Claim
 	devices   map[string]*admitted // by key in the table
+	gone      map[string]uint64    // revisions of entries that say that a device was deleted, by the same keys
 	certs     map[fingerprint]*admitted
 	registry  bus.Table // nil until opened
 	onChange  []func(who string)
@@ -100,7 +101,7 @@ func NewAdmission(b bus.Bus, o AdmissionOptions) *Admission {
 		bus: b, o: o, synced: make(chan struct{}), published: make(chan struct{}),
 		server:   serverCert{cert: o.ServerCert, key: o.ServerKey, now: o.Now, log: o.Log},
 		recorder: recorder{node: o.Node}, templates: map[string]Template{}, claims: map[fingerprint]Claim{},
-		cas: map[string]*registeredCA{}, devices: map[string]*admitted{}, certs: map[fingerprint]*admitted{},
+		cas: map[string]*registeredCA{}, devices: map[string]*admitted{}, gone: map[string]uint64{}, certs: map[fingerprint]*admitted{},
 	}
 }
 
@@ -251,7 +252,7 @@ func (a *Admission) applyDevice(e bus.Entry) {
 	now := a.o.Now()
 	a.mu.Lock()
 	was := a.devices[e.Key]
-	if was != nil && was.revision > e.Revision {
+	if was != nil && was.revision > e.Revision || a.gone[e.Key] > e.Revision {
 		a.mu.Unlock()
 		return
 	}
@@ -264,7 +265,9 @@ func (a *Admission) applyDevice(e bus.Entry) {
 	}
 	if next == nil {
 		delete(a.devices, e.Key)
+		a.gone[e.Key] = e.Revision
 	} else {
+		delete(a.gone, e.Key)
 		a.devices[e.Key] = next
 		for fp := range next.certs {
 			a.certs[fp] = next

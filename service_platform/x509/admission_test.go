@@ -265,6 +265,19 @@ func TestOlderEntryDoesNotUndoARevocation(t *testing.T) {
 	<-h.told
 	h.door.applyDevice(before)
 	h.refused(c, message.CertRevoked)
+	if _, err := h.reg.Remove(t.Context(), "d-17", "mina"); err != nil {
+		t.Fatal(err)
+	}
+	after, err := h.reg.table.Get(t.Context(), deviceKey("d-17"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.door.applyDevice(after)
+	h.door.applyDevice(before)
+	h.refused(c, message.CertUnregistered)
+	if _, _, err := h.reg.Add(t.Context(), Registration{ID: "d-17", Certificate: &Certificate{Fingerprint: Fingerprint(c.Raw), NotAfter: c.NotAfter}}); !errors.Is(err, ErrRefused) {
+		t.Errorf("a withdrawn certificate was registered again: %v", err)
+	}
 }
 
 func TestRegistrySurvivesARestart(t *testing.T) {

@@ -126,15 +126,27 @@ type Registration struct {
 }
 
 // Add registers a certificate, and the device with it where it is new. Adding the same certificate again changes
-// nothing. It gives ErrRefused for a device that is disabled or has too many certificates.
+// nothing. It gives ErrRefused for a device that is disabled or has too many certificates, and for a certificate that was
+// withdrawn.
 func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created bool, err error) {
 	d, err = r.change(ctx, g.ID, true, func(d *Device) error {
 		now := r.now().UTC()
 		if created = d.CreatedAt.IsZero(); created {
 			d.CreatedAt, d.CA = now, g.CA
 		}
-		if g.Certificate != nil && slices.ContainsFunc(d.Certs, func(c Certificate) bool { return c.Fingerprint == g.Certificate.Fingerprint }) {
-			return nil
+		if g.Certificate != nil {
+			i := slices.IndexFunc(d.Certs, func(c Certificate) bool { return c.Fingerprint == g.Certificate.Fingerprint })
+			if i >= 0 && d.Certs[i].Revoked() {
+				return fmt.Errorf("%w: the certificate %s of device %s was revoked, and stays so; issue another", ErrRefused, g.Certificate.Fingerprint, d.ID)
+			}
+			if i >= 0 {
+				return nil
+			}
+			// A deletion withdraws first, and takes the device out then: what was withdrawn after this look changes the
+			// entry behind it, and there is another look.
+			if err := checkWithdrawn(ctx, r.trust, g.Certificate.Fingerprint); err != nil {
+				return err
+			}
 		}
 		if !created && g.CA != "" && d.CA != g.CA {
 			return fmt.Errorf("%w: device %s was not registered this way, and cannot be changed this way", ErrRefused, d.ID)
