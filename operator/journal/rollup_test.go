@@ -116,7 +116,7 @@ func TestFiltersRuleOutNothingThatIsThere(t *testing.T) {
 
 // TestLookupOfAForeignTraceAsksHoursNotMinutes counts what a lookup reads of the index, whose id says no time.
 func TestLookupOfAForeignTraceAsksHoursNotMinutes(t *testing.T) {
-	const hours = 12
+	const hours = 8
 	var reads atomic.Int64
 	r := newRigOf(t, component.Define(Spec, Config{ScanMax: 1000}, func(env component.Env, c Config) (*component.Part, error) {
 		view := env.View

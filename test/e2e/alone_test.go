@@ -86,7 +86,7 @@ func TestEachComponentRunsAloneInItsProcess(t *testing.T) {
 		p.start()
 		all[name] = p
 	}
-	until := time.Now().Add(time.Minute)
+	until := time.Now().Add(3 * time.Minute)
 	for name, p := range all {
 		for said := p.ready(); said != "ready"; said = p.ready() {
 			if time.Now().After(until) {

@@ -128,7 +128,7 @@ func (p *platform) start() {
 	}
 	select {
 	case <-p.out.up:
-	case <-time.After(60 * time.Second):
+	case <-time.After(3 * time.Minute): // with the race detector, on a busy machine
 		p.t.Fatalf("naru did not come up:\n%s", p.out)
 	}
 }
@@ -212,7 +212,7 @@ type ledgerLine struct {
 // settled waits until nothing waits anywhere, and gives the ledger.
 func (p *platform) settled(accepted uint64) []ledgerLine {
 	p.t.Helper()
-	until := time.Now().Add(time.Minute)
+	until := time.Now().Add(3 * time.Minute)
 	for {
 		var lines []ledgerLine
 		p.json(&lines, "ledger")
