@@ -30,7 +30,7 @@ long: ## SIGKILL, clusters, full disks, clients of others: the suites behind the
 fuzz: ## each fuzz target for 20 s (FUZZTIME=1m for longer)
 	@set -e; grep -rl '^func Fuzz' --include=*_test.go . | while read -r f; do \
 	  for t in $$(grep -ho '^func Fuzz[A-Za-z0-9]*' $$f | cut -c6-); do \
-	    echo "$$(dirname $$f) $$t"; go test $$(dirname $$f) -run '^$$' -fuzz "^$$t$$" -fuzztime $${FUZZTIME:-20s}; done; done
+	    echo "$$(dirname $$f) $$t"; go test $$(dirname $$f) -run '^$$' -fuzz "^$$t$$" -fuzzminimizetime 1x -fuzztime $${FUZZTIME:-20s}; done; done
 
 bench: build ## the budgets of docs/benchmarks.md
 	./bin/naru bench ingest

@@ -24,11 +24,29 @@ import (
 	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 )
 
+// logs is what a component that may still be running logged.
+type logs struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logs) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 // api is the running component behind its routes.
 type api struct {
 	testing.TB
 	mux   *http.ServeMux
-	logs  *bytes.Buffer
+	logs  *logs
 	clock *clock
 	bus   bus.Bus
 	dir   string
@@ -45,7 +63,7 @@ type api struct {
 
 func newAPI(t testing.TB) *api {
 	t.Helper()
-	return &api{TB: t, logs: &bytes.Buffer{}, clock: newClock(), bus: newTables(), dir: t.TempDir(), conf: Spec.Defaults().(Config), heard: make(chan string, 1024)}
+	return &api{TB: t, logs: &logs{}, clock: newClock(), bus: newTables(), dir: t.TempDir(), conf: Spec.Defaults().(Config), heard: make(chan string, 1024)}
 }
 
 func startAPI(t *testing.T) *api {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 const passphrase = "correct horse battery"
@@ -17,6 +18,7 @@ var realCost = passphraseCost
 
 func TestMain(m *testing.M) {
 	passphraseCost = machineCost
+	crlCheap = time.Hour
 	os.Exit(m.Run())
 }
 
