@@ -246,5 +246,7 @@ func TestSplitPlatformSurvivesTheDeathOfEachOfItsParts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	checkLog(t, b, senders)
+	for _, fault := range append(logFaults(t, b, senders), effectFaults(t, b)...) {
+		t.Error(fault)
+	}
 }

@@ -82,9 +82,9 @@ func TestDeadLettersGoBackToWhereTheyDied(t *testing.T) {
 	if out, code := p.naru("dead", "show", l.Letters[0].ID.String()); code != 0 || !strings.Contains(out, `{"n":1}`) || !strings.Contains(out, l.Letters[0].Trace.String()) {
 		t.Errorf("show exits with %d: %s", code, out)
 	}
-	// There is no room yet: the first to go die again, and the others stay.
+	// There is no room yet: the first to go die again, one of which is enough to stop, and the others stay.
 	id := p.job("retry", "--all")
-	if j := p.jobIs(id, deadletter.Stopped); j.Sent != 5 || j.Died != 5 {
+	if j := p.jobIs(id, deadletter.Stopped); j.Sent == 0 || j.Sent > 5 || j.Died != j.Sent {
 		t.Errorf("the canary ended as %+v", j.Job)
 	}
 	p.deadLetters(dead, "--device", "d-1")

@@ -37,7 +37,7 @@ func TestNothingAcknowledgedIsLostToSIGKILL(t *testing.T) {
 	}
 	p.stop()
 	t.Logf("%d messages acknowledged through ten kills", acked)
-	checkStored(t, p.data, senders)
+	checkStored(t, p.data, senders, effectFaults)
 }
 
 // TestAMutantThatAcknowledgesBeforeTheAppendIsCaught builds naru with one fault, and wants the same check to see it.
@@ -97,14 +97,20 @@ func killed(p *platform, kills int) []*sender {
 	return senders
 }
 
-// checkStored opens the store that is left and holds it against what the senders know.
-func checkStored(t *testing.T, data string, senders []*sender) {
+// checkStored opens the store that is left and holds it against what the senders know, and against itself.
+func checkStored(t *testing.T, data string, senders []*sender, also ...func(*testing.T, bus.Bus) []string) {
 	b, err := nats.Open(t.Context(), nats.Options{Dir: filepath.Join(data, "bus")})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	checkLog(t, b, senders)
+	faults := logFaults(t, b, senders)
+	for _, f := range also {
+		faults = append(faults, f(t, b)...)
+	}
+	for _, fault := range faults {
+		t.Error(fault)
+	}
 }
 
 // echo has a rule say, of each reading of a device, that it was seen: an effect that can be held against the log.
@@ -120,15 +126,7 @@ func (p *platform) echo() {
 	}
 }
 
-// checkLog holds the log against what the senders know, and against itself: each reading was seen once.
-func checkLog(t *testing.T, b bus.Bus, senders []*sender) {
-	t.Helper()
-	for _, fault := range append(logFaults(t, b, senders), effectFaults(t, b)...) {
-		t.Error(fault)
-	}
-}
-
-// effectFaults lists the readings in the log of which the rule made nothing, or more than one message, and what it made
+// effectFaults lists the readings in the log of which the rule of [platform.echo] made nothing, or more than one message, and what it made
 // of none.
 func effectFaults(t *testing.T, b bus.Bus) (faults []string) {
 	t.Helper()
