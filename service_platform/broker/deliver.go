@@ -202,6 +202,11 @@ func (c *conn) Wake() {
 	c.b.group.Go(c.pump)
 }
 
+// Deleted says that the device was deleted. The door says so too; the one that comes first tells the same.
+func (c *conn) Deleted() {
+	c.end(message.CertUnregistered, message.Rejectf(message.CertUnregistered, "device %s was deleted", c.device))
+}
+
 // TakenOver says that the session has another connection. It returns when this one handles no packet any more: what both
 // would handle at once, such as a QoS 2 message that is sent again, would be taken for two.
 func (c *conn) TakenOver() {

@@ -195,7 +195,7 @@ func (s *Store) deletedSessions(tx component.Tx, device string, wants func(*Sess
 			continue
 		}
 		if client := x.client; client != nil {
-			tx.After(func() { go client.TakenOver() })
+			tx.After(func() { go client.Deleted() })
 		}
 		if err := s.erase(tx, x); err != nil {
 			return err

@@ -57,6 +57,8 @@ type Client interface {
 	Wake()
 	// TakenOver says that the session has another connection now. It returns when the client handles nothing more of it.
 	TakenOver()
+	// Deleted says that the client's device was deleted, and its session with it.
+	Deleted()
 }
 
 // Hearer decides what a session's client may have, also while it is away. aws is the spelling.

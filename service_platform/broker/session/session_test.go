@@ -64,6 +64,7 @@ func (c *client) Deliver(m *message.Message, o Options) {
 	c.got = append(c.got, fmt.Sprintf("%s q%d r%t %v", m.Data, o.QoS, o.Retain, o.IDs))
 }
 func (c *client) Wake()      { c.mu.Lock(); defer c.mu.Unlock(); c.woken++ }
+func (c *client) Deleted()   { c.TakenOver() }
 func (c *client) TakenOver() { c.mu.Lock(); defer c.mu.Unlock(); c.over = true }
 
 func (c *client) heard() []string { c.mu.Lock(); defer c.mu.Unlock(); return slices.Clone(c.got) }
