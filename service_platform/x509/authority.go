@@ -59,15 +59,25 @@ type AuthorityOptions struct {
 // Authority is the CA: a root that signs issuing CAs, and an issuing CA that signs devices and servers. It exists only
 // where the keys are, in one directory of one process. All methods may be called by any number of goroutines.
 type Authority struct {
-	dir   string
-	o     AuthorityOptions
-	keys  *keyring
-	mu    sync.RWMutex // guards what follows, and the files
+	dir     string
+	o       AuthorityOptions
+	keys    *keyring
+	rolling sync.Mutex   // held over a whole rollover
+	mu      sync.RWMutex // guards what follows, and the files
+	held
+	behind bool   // the files are further than memory: a change-over could not be read back yet
+	list   uint64 // the number of the last revocation list; zero where the file has not been read
+}
+
+// held is a CA as it was read from its files.
+type held struct {
 	root  pair
 	use   pair                   // the issuing CA in use
 	old   []pair                 // issuing CAs that it took over from; their keys sign revocation lists only
 	roots []*stdx509.Certificate // roots that this one took over from
-	cross *stdx509.Certificate   // this root, signed by the one before, for those who trust only that one; or nil
+	// crosses lead from this root to every one before that is still trusted: this root signed by the one before, that
+	// one by the one before it, and so on. Who trusts any of them trusts the server by what stands here up to it.
+	crosses []*stdx509.Certificate
 }
 
 // pair is a certificate and its key; the key of a root may be kept elsewhere, and is nil then.
@@ -98,7 +108,7 @@ func OpenAuthority(dir string, o AuthorityOptions) (*Authority, error) {
 		a.keys, err = openKeyring(dir, o.Passphrase)
 	}
 	if err == nil {
-		err = a.load()
+		a.held, err = a.load()
 	}
 	if err == nil {
 		err = a.keys.settle(dir)
@@ -118,19 +128,23 @@ func OpenAuthority(dir string, o AuthorityOptions) (*Authority, error) {
 func (a *Authority) Bundle() Bundle {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
+	return a.bundle()
+}
+
+func (h *held) bundle() Bundle {
 	b := Bundle{
-		Roots:   append([]*stdx509.Certificate{a.root.cert}, a.roots...),
-		Issuing: []*stdx509.Certificate{a.use.cert},
+		Roots:   append([]*stdx509.Certificate{h.root.cert}, h.roots...),
+		Issuing: []*stdx509.Certificate{h.use.cert},
 	}
-	for _, p := range a.old {
+	for _, p := range h.old {
 		b.Issuing = append(b.Issuing, p.cert)
 	}
 	return b
 }
 
 // oldHolds says whether c is an issuing certificate that was taken over from.
-func (a *Authority) oldHolds(c *stdx509.Certificate) bool {
-	return slices.ContainsFunc(a.old, func(p pair) bool { return p.cert.Equal(c) })
+func (h *held) oldHolds(c *stdx509.Certificate) bool {
+	return slices.ContainsFunc(h.old, func(p pair) bool { return p.cert.Equal(c) })
 }
 
 // Renew makes a new issuing CA when two thirds of the present one's time have passed, and a new server certificate
@@ -139,6 +153,9 @@ func (a *Authority) oldHolds(c *stdx509.Certificate) bool {
 func (a *Authority) Renew() (trust bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.catchUp(); err != nil {
+		return false, err
+	}
 	var rotated error // the doors' certificate is renewed whatever comes of it
 	if a.due(a.use.cert) {
 		rotated = a.rotateIssuing()
@@ -221,48 +238,50 @@ func (a *Authority) Issue(r Request) (*Issued, error) {
 	return issued, nil
 }
 
-func (a *Authority) load() (err error) {
-	if a.root, err = a.read(rootName); err != nil {
-		return err
+// load reads the CA, makes what is not there yet, and leaves memory as it is.
+func (a *Authority) load() (h held, err error) {
+	if h.root, err = a.read(rootName); err != nil {
+		return h, err
 	}
-	if a.use, err = a.read(issuingName); err != nil {
-		return err
+	if h.use, err = a.read(issuingName); err != nil {
+		return h, err
 	}
-	if a.root.cert == nil && a.use.cert != nil {
-		return fmt.Errorf("issuing.crt is there, root.crt is not; restore it from a backup")
+	if h.root.cert == nil && h.use.cert != nil {
+		return h, fmt.Errorf("issuing.crt is there, root.crt is not; restore it from a backup")
 	}
-	if a.root.cert == nil {
-		if a.root, err = a.make(rootName, a.root.key, rootValidity, -1, pair{}); err != nil {
-			return err
+	if h.root.cert == nil {
+		if h.root, err = a.make(rootName, h.root.key, rootValidity, -1, pair{}); err != nil {
+			return h, err
 		}
 	}
-	if a.root.key != nil && !a.root.key.PublicKey.Equal(a.root.cert.PublicKey) {
-		return errors.New("root.key does not belong to root.crt; restore both from one backup")
+	if h.root.key != nil && !h.root.key.PublicKey.Equal(h.root.cert.PublicKey) {
+		return h, errors.New("root.key does not belong to root.crt; restore both from one backup")
 	}
-	if a.use.cert == nil {
-		if a.use, err = a.make(issuingName, a.use.key, issuingValidity, 0, a.root); err != nil {
-			return err
+	if h.use.cert == nil {
+		if h.use, err = a.make(issuingName, h.use.key, issuingValidity, 0, h.root); err != nil {
+			return h, err
 		}
 	}
-	if err := a.readRetired(); err != nil {
-		return err
+	if err := a.readRetired(&h); err != nil {
+		return h, err
 	}
+	h.crosses = leading(h.crosses, h.roots)
 	switch {
-	case a.use.key == nil:
-		return errors.New("issuing.key is missing; restore it from a backup")
-	case a.use.key.PublicKey.Equal(a.use.cert.PublicKey):
-	case a.oldHolds(a.use.cert): // stopped between the two files of a rotation: finish it
-		if a.use, err = a.make(issuingName, a.use.key, issuingValidity, 0, a.root); err != nil {
-			return err
+	case h.use.key == nil:
+		return h, errors.New("issuing.key is missing; restore it from a backup")
+	case h.use.key.PublicKey.Equal(h.use.cert.PublicKey):
+	case h.oldHolds(h.use.cert): // stopped between the two files of a rotation: finish it
+		if h.use, err = a.make(issuingName, h.use.key, issuingValidity, 0, h.root); err != nil {
+			return h, err
 		}
 	default:
-		return errors.New("issuing.key does not belong to issuing.crt; restore both from one backup")
+		return h, errors.New("issuing.key does not belong to issuing.crt; restore both from one backup")
 	}
-	a.old = slices.DeleteFunc(a.old, func(p pair) bool { return p.cert.Equal(a.use.cert) })
-	if err := a.use.cert.CheckSignatureFrom(a.root.cert); err != nil {
-		return fmt.Errorf("issuing.crt is not signed by root.crt (%w); restore both from one backup", err)
+	h.old = slices.DeleteFunc(h.old, func(p pair) bool { return p.cert.Equal(h.use.cert) })
+	if err := h.use.cert.CheckSignatureFrom(h.root.cert); err != nil {
+		return h, fmt.Errorf("issuing.crt is not signed by root.crt (%w); restore both from one backup", err)
 	}
-	return nil
+	return h, nil
 }
 
 // read gives an empty pair where there is nothing.
@@ -283,11 +302,9 @@ func (a *Authority) read(name string) (p pair, err error) {
 }
 
 // readRetired reads the roots and issuing certificates that were taken over from, and the keys of the latter.
-func (a *Authority) readRetired() error {
-	if certs, err := readCerts(a.path(crossName)); err != nil {
+func (a *Authority) readRetired(h *held) (err error) {
+	if h.crosses, err = readCerts(a.path(crossName)); err != nil {
 		return err
-	} else if len(certs) > 0 {
-		a.cross = certs[0]
 	}
 	names, err := filepath.Glob(filepath.Join(a.dir, retiredDir, "*.crt"))
 	if err != nil {
@@ -299,14 +316,14 @@ func (a *Authority) readRetired() error {
 			return err
 		}
 		if bytes.Equal(certs[0].RawSubject, certs[0].RawIssuer) {
-			a.roots = append(a.roots, certs[0])
+			h.roots = append(h.roots, certs[0])
 			continue
 		}
 		key, err := a.keys.read(strings.TrimSuffix(n, ".crt") + ".key")
 		if err != nil {
 			return err
 		}
-		a.old = append(a.old, pair{certs[0], key})
+		h.old = append(h.old, pair{certs[0], key})
 	}
 	return nil
 }
@@ -398,7 +415,7 @@ func (a *Authority) renewServer() error {
 	if err == nil && p.cert != nil && p.key != nil && p.key.PublicKey.Equal(p.cert.PublicKey) && !a.due(p.cert) &&
 		p.cert.CheckSignatureFrom(a.use.cert) == nil && slices.Equal(p.cert.DNSNames, names) &&
 		slices.EqualFunc(p.cert.IPAddresses, addrs, net.IP.Equal) {
-		return nil
+		return a.writeServer(p.cert)
 	}
 	key, err := newKey()
 	if err != nil {
@@ -422,12 +439,29 @@ func (a *Authority) renewServer() error {
 	if err := whole.Write(a.path(serverName+".key"), text, 0o600); err != nil {
 		return err
 	}
-	chain := []*stdx509.Certificate{cert, a.use.cert}
-	if a.cross != nil && a.o.Now().Before(a.cross.NotAfter) {
-		chain = append(chain, a.cross)
-	}
-	return whole.Write(a.path(serverName+".crt"), certPEM(chain...), 0o644)
+	return a.writeServer(cert)
 }
+
+// writeServer has the doors show this certificate, and what leads from it to every trusted root.
+func (a *Authority) writeServer(cert *stdx509.Certificate) error {
+	chain := certPEM(append([]*stdx509.Certificate{cert, a.use.cert}, a.shown()...)...)
+	if is, err := os.ReadFile(a.path(serverName + ".crt")); err == nil && bytes.Equal(is, chain) {
+		return nil
+	}
+	return whole.Write(a.path(serverName+".crt"), chain, 0o644)
+}
+
+// shownAt gives the cross-certificates up to the first that has ended: what is behind it leads nowhere.
+func (h *held) shownAt(now time.Time) []*stdx509.Certificate {
+	for i, c := range h.crosses {
+		if now.After(c.NotAfter) {
+			return h.crosses[:i]
+		}
+	}
+	return h.crosses
+}
+
+func (a *Authority) shown() []*stdx509.Certificate { return a.shownAt(a.o.Now()) }
 
 // hosts gives the server's names and addresses, each once, in a stable order.
 func (a *Authority) hosts() (names []string, addrs []net.IP) {

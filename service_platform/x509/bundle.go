@@ -23,19 +23,23 @@ const (
 type Bundle struct {
 	Roots   []*stdx509.Certificate
 	Issuing []*stdx509.Certificate // the one in use first, then those it took over from
+	// Retired are the fingerprints of roots that are trusted no more. Only what is published has them: whoever publishes
+	// what his own directory holds, at whatever node and however late, brings none of them back.
+	Retired []string
 }
 
 // PEM writes the roots, then the issuing certificates.
 func (b Bundle) PEM() []byte { return append(certPEM(b.Roots...), certPEM(b.Issuing...)...) }
 
 type bundleJSON struct {
-	Roots   string `json:"roots"`
-	Issuing string `json:"issuing"`
+	Roots   string   `json:"roots"`
+	Issuing string   `json:"issuing"`
+	Retired []string `json:"retired,omitempty"`
 }
 
 // MarshalJSON writes both as PEM.
 func (b Bundle) MarshalJSON() ([]byte, error) {
-	return json.Marshal(bundleJSON{string(certPEM(b.Roots...)), string(certPEM(b.Issuing...))})
+	return json.Marshal(bundleJSON{string(certPEM(b.Roots...)), string(certPEM(b.Issuing...)), b.Retired})
 }
 
 // UnmarshalJSON reads what MarshalJSON writes.
@@ -50,7 +54,24 @@ func (b *Bundle) UnmarshalJSON(raw []byte) (err error) {
 	if b.Issuing, err = parseCerts([]byte(j.Issuing)); err != nil {
 		return fmt.Errorf("issuing: %w", err)
 	}
+	b.Retired = j.Retired
 	return nil
+}
+
+// without leaves a root out, and the issuing CAs that only it vouches for.
+func (b Bundle) without(retired func(fingerprint string) bool) (left Bundle) {
+	left.Retired = b.Retired
+	for _, c := range b.Roots {
+		if !retired(Fingerprint(c.Raw)) {
+			left.Roots = append(left.Roots, c)
+		}
+	}
+	for _, c := range b.Issuing {
+		if slices.ContainsFunc(left.Roots, func(r *stdx509.Certificate) bool { return c.CheckSignatureFrom(r) == nil }) {
+			left.Issuing = append(left.Issuing, c)
+		}
+	}
+	return left
 }
 
 // ErrOtherCA says that the platform already trusts another CA than the one in this directory.
@@ -66,6 +87,45 @@ func (o *opened) trusted(ctx context.Context) (all Bundle, err error) {
 		return all, fmt.Errorf("read the trusted CAs: %w", err)
 	}
 	return all, nil
+}
+
+// publish has the platform trust what this process's CA issues by, next where that is given, and forgets here what was
+// retired in the meantime, at another node perhaps.
+func (s *service) publish(ctx context.Context, o *opened, next *Bundle) error {
+	o.publishing.Lock()
+	defer o.publishing.Unlock()
+	b := o.authority.Bundle()
+	if next != nil {
+		b = *next
+	}
+	if err := publishTrust(ctx, o.trust, b, s.config.AddRoot); err != nil {
+		return err
+	}
+	all, err := o.trusted(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range o.authority.Bundle().Roots[1:] {
+		if f := Fingerprint(c.Raw); slices.Contains(all.Retired, f) {
+			if err := o.authority.Retire(f); err != nil {
+				return fmt.Errorf("retire the root %s: %w", f, err)
+			}
+		}
+	}
+	return nil
+}
+
+// retire ends the trust in a root, everywhere and then here.
+func (o *opened) retire(ctx context.Context, fingerprint string) error {
+	o.publishing.Lock()
+	defer o.publishing.Unlock()
+	if err := o.authority.MayRetire(fingerprint); err != nil {
+		return err
+	}
+	if err := unpublishTrust(ctx, o.trust, fingerprint); err != nil {
+		return err
+	}
+	return o.authority.Retire(fingerprint)
 }
 
 // publishTrust adds the bundle to what the platform trusts. A root that is not there yet is added only if it is the
@@ -89,7 +149,13 @@ func publishTrust(ctx context.Context, t bus.Table, mine Bundle, add bool) error
 				"run the component where that CA's keys are, or set `add_root: true` to trust both", ErrOtherCA,
 				Fingerprint(have.Roots[0].Raw)[:16], Fingerprint(mine.Roots[0].Raw)[:16])
 		}
-		want := Bundle{Roots: union(mine.Roots, have.Roots), Issuing: union(mine.Issuing, have.Issuing)}
+		gone := func(fingerprint string) bool { return slices.Contains(have.Retired, fingerprint) }
+		if gone(Fingerprint(mine.Roots[0].Raw)) {
+			return fmt.Errorf("%w: the root %s that is in use here was retired; move the directory of service_platform.x509 away and set "+
+				"`add_root: true` to begin with another", ErrOtherCA, Fingerprint(mine.Roots[0].Raw)[:16])
+		}
+		mine := mine.without(gone)
+		want := Bundle{Roots: union(mine.Roots, have.Roots), Issuing: union(mine.Issuing, have.Issuing), Retired: have.Retired}
 		if bytes.Equal(want.PEM(), have.PEM()) {
 			return nil
 		}
@@ -106,33 +172,29 @@ func publishTrust(ctx context.Context, t bus.Table, mine Bundle, add bool) error
 	}
 }
 
-// unpublishTrust takes a root, and the issuing CAs that only it vouches for, out of what the platform trusts.
+// unpublishTrust takes a root, and the issuing CAs that only it vouches for, out of what the platform trusts, for good.
+// Doing it again changes nothing.
 func unpublishTrust(ctx context.Context, t bus.Table, fingerprint string) error {
 	for {
 		e, err := t.Get(ctx, trustKey)
 		if err != nil {
 			return fmt.Errorf("read the trusted CAs: %w", err)
 		}
-		var have, want Bundle
+		var have Bundle
 		if err := json.Unmarshal(e.Value, &have); err != nil {
 			return fmt.Errorf("read the trusted CAs in table %s: %w", trustTable, err)
 		}
-		for _, c := range have.Roots {
-			if Fingerprint(c.Raw) != fingerprint {
-				want.Roots = append(want.Roots, c)
-			}
+		if slices.Contains(have.Retired, fingerprint) {
+			return nil
 		}
+		want := have.without(func(f string) bool { return f == fingerprint })
 		if len(want.Roots) == len(have.Roots) {
 			return fmt.Errorf("%w: no trusted root has the fingerprint %s", ErrUnknownCA, short(fingerprint))
-		}
-		for _, c := range have.Issuing {
-			if slices.ContainsFunc(want.Roots, func(r *stdx509.Certificate) bool { return c.CheckSignatureFrom(r) == nil }) {
-				want.Issuing = append(want.Issuing, c)
-			}
 		}
 		if len(want.Roots) == 0 || len(want.Issuing) == 0 {
 			return fmt.Errorf("%w: it is the last trusted root", ErrRefused)
 		}
+		want.Retired = append(slices.Clone(have.Retired), fingerprint)
 		raw, err := json.Marshal(want)
 		if err != nil {
 			return err

@@ -89,9 +89,10 @@ func (s *service) restoreRoot(o *opened, w http.ResponseWriter, r *http.Request)
 }
 
 func (s *service) rollover(o *opened, w http.ResponseWriter, r *http.Request) error {
-	err := o.authority.Rollover()
+	ctx := context.WithoutCancel(r.Context()) // as above
+	err := o.authority.Rollover(func(next Bundle) error { return s.publish(ctx, o, &next) })
 	if err == nil {
-		err = s.renew(context.WithoutCancel(r.Context()), o) // as above
+		err = s.renew(ctx, o)
 	}
 	if err != nil {
 		return err
@@ -105,10 +106,7 @@ func (s *service) retireRoot(o *opened, w http.ResponseWriter, r *http.Request) 
 	if err := read(w, r, &in); err != nil {
 		return err
 	}
-	if err := o.authority.Retire(in.Fingerprint); err != nil {
-		return err
-	}
-	if err := unpublishTrust(context.WithoutCancel(r.Context()), o.trust, in.Fingerprint); err != nil {
+	if err := o.retire(context.WithoutCancel(r.Context()), in.Fingerprint); err != nil {
 		return err
 	}
 	s.env.Log.Info("a root is trusted no more", "root", in.Fingerprint)

@@ -6,14 +6,19 @@ import (
 	stdx509 "crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net/http"
 	"net/url"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/naru-platform/naru/internal/whole"
 )
 
 const (
@@ -90,9 +95,13 @@ func (a *Authority) RevocationList(issuer string, entries []stdx509.RevocationLi
 	if err != nil {
 		return nil, err
 	}
+	number, err := a.nextList()
+	if err != nil {
+		return nil, fmt.Errorf("number the revocation list: %w", err)
+	}
 	now := a.o.Now().UTC()
 	t := &stdx509.RevocationList{
-		RevokedCertificateEntries: entries, Number: big.NewInt(now.UnixMilli()),
+		RevokedCertificateEntries: entries, Number: new(big.Int).SetUint64(number),
 		ThisUpdate: now.Add(-backdate).Truncate(time.Second), NextUpdate: now.Add(crlValidity).Truncate(time.Second),
 	}
 	der, err := stdx509.CreateRevocationList(rand.Reader, t, p.cert, p.key)
@@ -100,6 +109,33 @@ func (a *Authority) RevocationList(issuer string, entries []stdx509.RevocationLi
 		return nil, fmt.Errorf("sign the revocation list: %w", err)
 	}
 	return der, nil
+}
+
+// listName holds the number of the last revocation list of any issuing CA here.
+const listName = "crl.number"
+
+// nextList gives a number above all before it (RFC 5280, section 5.2.3), on disk before anybody sees it: whoever holds a list
+// takes none with a lower number, whatever this machine's clock says. It begins with the clock, which also brings it above
+// what a directory restored from a backup has forgotten.
+func (a *Authority) nextList() (uint64, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	path := a.path(listName)
+	if a.list == 0 {
+		raw, err := os.ReadFile(path)
+		if err == nil {
+			a.list, err = strconv.ParseUint(strings.TrimSpace(string(raw)), 10, 63)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return 0, fmt.Errorf("read %s: %w; remove it if the clock is right: the lists go on with the time", path, err)
+		}
+	}
+	next := max(a.list+1, uint64(max(0, a.o.Now().UnixMilli())))
+	if err := whole.Write(path, fmt.Appendf(nil, "%d\n", next), 0o600); err != nil {
+		return 0, err
+	}
+	a.list = next
+	return next, nil
 }
 
 func (a *Authority) issuer(id string) (pair, error) {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,10 +89,7 @@ func estClient(r *http.Request) Client {
 func (e *est) cacerts(w http.ResponseWriter, _ *http.Request) {
 	b := e.o.authority.Bundle()
 	certs := append(append([]*stdx509.Certificate{}, b.Roots...), b.Issuing...)
-	if c := e.o.authority.crossCert(); c != nil {
-		certs = append(certs, c)
-	}
-	e.send(w, estCerts, certsOnly(certs))
+	e.send(w, estCerts, certsOnly(append(certs, e.o.authority.crossCerts()...)))
 }
 
 // csrattrs is section 4.5: a P-256 key, and a request signed with SHA-256.
@@ -325,9 +323,9 @@ func readCSR(w http.ResponseWriter, r *http.Request) (*stdx509.CertificateReques
 	return csr, nil
 }
 
-// crossCert is the root signed by the one before, while devices may need it.
-func (a *Authority) crossCert() *stdx509.Certificate {
+// crossCerts lead from the root in use to those before it, while devices may need them.
+func (a *Authority) crossCerts() []*stdx509.Certificate {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	return a.cross
+	return slices.Clone(a.shown())
 }

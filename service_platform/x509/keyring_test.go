@@ -140,7 +140,7 @@ func TestRootKeyIsExportedRemovedAndPutBack(t *testing.T) {
 	if err := a.RemoveRoot(Fingerprint(a.root.cert.Raw)); err != nil || a.RootKey() {
 		t.Fatal(err)
 	}
-	if err := a.Rollover(); !errors.Is(err, ErrRootKey) {
+	if err := a.Rollover(unpublished); !errors.Is(err, ErrRootKey) {
 		t.Errorf("rollover without the key: %v", err)
 	}
 	a = openCA(t, dir, c)
@@ -162,7 +162,7 @@ func TestRootKeyIsExportedRemovedAndPutBack(t *testing.T) {
 	if err := a.RestoreRoot(key, passphrase); err != nil {
 		t.Fatal(err)
 	}
-	if err := openCA(t, dir, c).Rollover(); err != nil {
+	if err := openCA(t, dir, c).Rollover(unpublished); err != nil {
 		t.Error(err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/naru-platform/naru/internal/whole"
@@ -21,31 +22,80 @@ const (
 // ErrRootKey says that the root's key is wanted and is not here.
 var ErrRootKey = errors.New("the root's key is not in this directory; put it back with `naru ca restore-root-key`")
 
-// Rollover makes a new root and a new issuing CA, which issue from now on; both roots stay trusted. The old root signs
-// the new one once more (a cross-certificate, which the server shows beside its own), so that devices that know only
-// the old root go on trusting the server until they have fetched the new one. The bundle must be published.
+// Rollover makes a new root and a new issuing CA, which issue from now on; every root of before stays trusted. The root in
+// use signs the new one once more (a cross-certificate, which the server shows beside its own and those of rollovers
+// before), so that devices that know only an older root go on trusting the server until they have fetched the new one.
 //
-// Cut off at any moment, the next OpenAuthority finishes it or finds nothing of it.
-func (a *Authority) Rollover() error {
+// publish is given the bundle with the new CA in it before anything is issued by that, so that no door refuses what it
+// does not know yet. Where it fails nothing was changed over; the CA that was made is kept, and the next Rollover goes on
+// with it.
+//
+// Cut off at any moment, the next OpenAuthority finishes it or finds nothing of it. The bundle must be published then too.
+func (a *Authority) Rollover(publish func(Bundle) error) error {
+	a.rolling.Lock()
+	defer a.rolling.Unlock()
+	next, err := a.prepare()
+	if err != nil {
+		return err
+	}
+	if err := publish(next); err != nil {
+		return fmt.Errorf("the new CA is made and not in use yet, since it could not be published; give the command again: %w", err)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.root.key == nil {
-		return ErrRootKey
-	}
 	if err := a.retire(a.use); err != nil { // trusted already: doing it and no more changes nothing
 		return err
 	}
-	name := fmt.Sprintf("root-%x.crt", a.root.cert.SerialNumber)
-	if err := a.prepareRollover(name); err != nil {
-		return fmt.Errorf("make the new CA: %w", err)
+	a.behind = true
+	return a.catchUp()
+}
+
+// prepare makes the new CA, or finds what a try before has made, and gives the bundle with it.
+func (a *Authority) prepare() (b Bundle, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.catchUp(); err != nil {
+		return b, err
+	}
+	dir := a.path(rolloverDir)
+	if _, err := os.Stat(filepath.Join(dir, rolloverDone)); errors.Is(err, os.ErrNotExist) {
+		if a.root.key == nil {
+			return b, ErrRootKey
+		}
+		if err := a.prepareRollover(fmt.Sprintf("root-%x.crt", a.root.cert.SerialNumber)); err != nil {
+			return b, fmt.Errorf("make the new CA: %w", err)
+		}
+	} else if err != nil {
+		return b, err
+	}
+	b = a.bundle()
+	for _, n := range []struct {
+		name string
+		into *[]*stdx509.Certificate
+	}{{rootName, &b.Roots}, {issuingName, &b.Issuing}} {
+		certs, err := readCerts(filepath.Join(dir, n.name+".crt"))
+		if err != nil || len(certs) == 0 {
+			return b, fmt.Errorf("read the new CA: %s.crt: %w", n.name, err)
+		}
+		*n.into = append(certs[:1:1], *n.into...)
+	}
+	return b, nil
+}
+
+// catchUp has memory hold what the files hold, once a change-over has begun. What cannot be read leaves the CA of before
+// in use, and is tried again before anything else is changed.
+func (a *Authority) catchUp() error {
+	if !a.behind {
+		return nil
 	}
 	if err := a.finishRollover(); err != nil {
 		return fmt.Errorf("change over to the new CA: %w", err)
 	}
-	a.root, a.use, a.old, a.roots, a.cross = pair{}, pair{}, nil, nil, nil
-	if err := a.load(); err != nil {
+	next, err := a.load()
+	if err != nil {
 		return fmt.Errorf("change over to the new CA: %w", err)
 	}
+	a.held, a.behind = next, false
 	return a.renewServer()
 }
 
@@ -75,11 +125,13 @@ func (a *Authority) prepareRollover(oldRoot string) error {
 		return err
 	}
 	// A root of before this was possible lets one CA stand below it only: those who know it alone must fetch the new one.
-	var crossPEM []byte
+	var crosses []*stdx509.Certificate
 	if a.root.cert.MaxPathLen < 0 {
-		if crossPEM, err = a.crossSign(root); err != nil {
+		cross, err := a.crossSign(root)
+		if err != nil {
 			return fmt.Errorf("sign the cross-certificate: %w", err)
 		}
+		crosses = append([]*stdx509.Certificate{cross}, a.crosses...) // the older ones lead on from there
 	}
 	if err := errors.Join(
 		a.keys.write(filepath.Join(dir, rootName+".key"), rootKey),
@@ -90,8 +142,8 @@ func (a *Authority) prepareRollover(oldRoot string) error {
 	); err != nil {
 		return err
 	}
-	if crossPEM != nil {
-		if err := whole.Write(filepath.Join(dir, crossName), crossPEM, 0o644); err != nil {
+	if len(crosses) > 0 {
+		if err := whole.Write(filepath.Join(dir, crossName), certPEM(crosses...), 0o644); err != nil {
 			return err
 		}
 	}
@@ -99,7 +151,7 @@ func (a *Authority) prepareRollover(oldRoot string) error {
 }
 
 // crossSign signs the new root's certificate with the old root's key: same name, same key, another issuer.
-func (a *Authority) crossSign(root *stdx509.Certificate) ([]byte, error) {
+func (a *Authority) crossSign(root *stdx509.Certificate) (*stdx509.Certificate, error) {
 	cross := *root
 	cross.AuthorityKeyId = nil // the old root's is put there
 	if cross.NotAfter.After(a.root.cert.NotAfter) {
@@ -109,11 +161,7 @@ func (a *Authority) crossSign(root *stdx509.Certificate) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := stdx509.ParseCertificate(der)
-	if err != nil {
-		return nil, err
-	}
-	return certPEM(c), nil
+	return stdx509.ParseCertificate(der)
 }
 
 // finishRollover moves a whole new CA to its place, and removes a half one.
@@ -165,6 +213,9 @@ func (a *Authority) ExportRoot(passphrase string) (cert, key []byte, err error) 
 func (a *Authority) RemoveRoot(fingerprint string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.catchUp(); err != nil {
+		return err
+	}
 	if is := Fingerprint(a.root.cert.Raw); fingerprint != is {
 		return fmt.Errorf("%w: the root's fingerprint is %s", ErrRefused, is)
 	}
@@ -186,6 +237,9 @@ func (a *Authority) RestoreRoot(key []byte, passphrase string) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.catchUp(); err != nil {
+		return err
+	}
 	if !k.PublicKey.Equal(a.root.cert.PublicKey) {
 		return fmt.Errorf("%w: it is not the key of the root %s", ErrRefused, Fingerprint(a.root.cert.Raw))
 	}
@@ -203,41 +257,67 @@ func (a *Authority) RootKey() bool {
 	return a.root.key != nil
 }
 
-// Retire ends the trust in a root that was taken over from, by its fingerprint; the root in use cannot be retired. It
-// forgets it here, the caller in the published bundle.
-func (a *Authority) Retire(fingerprint string) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+// MayRetire says whether Retire would refuse a root, before it is unpublished.
+func (a *Authority) MayRetire(fingerprint string) error {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.mayRetire(fingerprint)
+}
+
+func (a *Authority) mayRetire(fingerprint string) error {
 	if fingerprint == Fingerprint(a.root.cert.Raw) {
 		return fmt.Errorf("%w: %s is the root in use; roll over first", ErrRefused, fingerprint)
 	}
-	for i, root := range a.roots {
-		if Fingerprint(root.Raw) != fingerprint {
+	return nil
+}
+
+// Retire ends the trust in a root that was taken over from, by its fingerprint; the root in use cannot be retired. It
+// forgets it here, the caller in the published bundle, and there first: what is published comes back from there.
+func (a *Authority) Retire(fingerprint string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := errors.Join(a.catchUp(), a.mayRetire(fingerprint)); err != nil {
+		return err
+	}
+	i := slices.IndexFunc(a.roots, func(c *stdx509.Certificate) bool { return Fingerprint(c.Raw) == fingerprint })
+	if i < 0 {
+		return nil // another directory's, or retired here already
+	}
+	root := a.roots[i]
+	for j := len(a.old) - 1; j >= 0; j-- {
+		if a.old[j].cert.CheckSignatureFrom(root) != nil {
 			continue
 		}
-		for j := len(a.old) - 1; j >= 0; j-- {
-			if a.old[j].cert.CheckSignatureFrom(root) != nil {
-				continue
-			}
-			base := filepath.Join(a.dir, retiredDir, fmt.Sprintf("%x", a.old[j].cert.SerialNumber))
-			if err := errors.Join(gone(os.Remove(base+".crt")), gone(os.Remove(base+".key"))); err != nil {
-				return err
-			}
-			a.old = append(a.old[:j:j], a.old[j+1:]...)
-		}
-		if a.cross != nil && a.cross.CheckSignatureFrom(root) == nil {
-			if err := gone(os.Remove(a.path(crossName))); err != nil {
-				return err
-			}
-			a.cross = nil
-		}
-		if err := gone(os.Remove(filepath.Join(a.dir, retiredDir, fmt.Sprintf("root-%x.crt", root.SerialNumber)))); err != nil {
+		base := filepath.Join(a.dir, retiredDir, fmt.Sprintf("%x", a.old[j].cert.SerialNumber))
+		if err := errors.Join(gone(os.Remove(base+".crt")), gone(os.Remove(base+".key"))); err != nil {
 			return err
 		}
-		a.roots = append(a.roots[:i:i], a.roots[i+1:]...)
-		return errors.Join(whole.Sync(filepath.Join(a.dir, retiredDir)), whole.Sync(a.dir)) // it must not come back
+		a.old = append(a.old[:j:j], a.old[j+1:]...)
 	}
-	return nil // another directory's, or retired here already
+	left := append(a.roots[:i:i], a.roots[i+1:]...)
+	crosses := leading(a.crosses, left)
+	var err error
+	if len(crosses) == 0 {
+		err = gone(os.Remove(a.path(crossName)))
+	} else if len(crosses) < len(a.crosses) {
+		err = whole.Write(a.path(crossName), certPEM(crosses...), 0o644)
+	}
+	if err != nil {
+		return err
+	}
+	if err := gone(os.Remove(filepath.Join(a.dir, retiredDir, fmt.Sprintf("root-%x.crt", root.SerialNumber)))); err != nil {
+		return err
+	}
+	a.roots, a.crosses = left, crosses
+	return errors.Join(whole.Sync(filepath.Join(a.dir, retiredDir)), whole.Sync(a.dir), a.renewServer()) // it must not come back
+}
+
+// leading leaves out the last of the cross-certificates that lead to none of these roots. One between leads on to the older.
+func leading(crosses, roots []*stdx509.Certificate) []*stdx509.Certificate {
+	for len(crosses) > 0 && !slices.ContainsFunc(roots, func(r *stdx509.Certificate) bool { return crosses[len(crosses)-1].CheckSignatureFrom(r) == nil }) {
+		crosses = crosses[:len(crosses)-1]
+	}
+	return crosses
 }
 
 func gone(err error) error {

@@ -6,8 +6,10 @@ import (
 	stdx509 "crypto/x509"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/naru-platform/naru/bus"
@@ -33,11 +35,8 @@ func serverTrustedBy(t *testing.T, dir string, c *clock, root *stdx509.Certifica
 func TestBothRootsAreTrustedAfterARollover(t *testing.T) {
 	h := newHouse(t)
 	old, oldRoot := h.enrol("d-17"), h.ca.Bundle().Roots[0]
-	if err := h.ca.Rollover(); err != nil {
-		t.Fatal(err)
-	}
 	table, _ := h.bus.Table(t.Context(), trustTable, bus.TableOptions{})
-	if err := publishTrust(t.Context(), table, h.ca.Bundle(), false); err != nil {
+	if err := h.ca.Rollover(func(b Bundle) error { return publishTrust(t.Context(), table, b, false) }); err != nil {
 		t.Fatal(err)
 	}
 	fresh := h.enrol("d-18")
@@ -69,6 +68,159 @@ func TestBothRootsAreTrustedAfterARollover(t *testing.T) {
 	h.door = h.openDoor()
 	h.refused(old, message.CertUnknownCA)
 	h.admitted(fresh, "d-18")
+}
+
+// unpublished is for a rollover that no door has to hear of.
+func unpublished(Bundle) error { return nil }
+
+// However often the root changes, a device that knows only one of those before trusts the server, as long as that is
+// trusted; a root between that was retired does not cut an older one off.
+func TestServerIsTrustedByEveryTrustedRoot(t *testing.T) {
+	dir, c := t.TempDir(), newClock()
+	a := openCA(t, dir, c)
+	roots := []*stdx509.Certificate{a.Bundle().Roots[0]}
+	for range 3 {
+		if err := a.Rollover(unpublished); err != nil {
+			t.Fatal(err)
+		}
+		roots = append(roots, a.Bundle().Roots[0])
+	}
+	trusted := func(when string, want ...bool) {
+		t.Helper()
+		for i, root := range roots {
+			if err := serverTrustedBy(t, dir, c, root); (err == nil) != want[i] {
+				t.Errorf("%s: by root %d: %v", when, i, err)
+			}
+		}
+	}
+	retire := func(i int) {
+		t.Helper()
+		if err := a.Retire(Fingerprint(roots[i].Raw)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	trusted("after three rollovers", true, true, true, true)
+	a = openCA(t, dir, c)
+	c.move(serverValidity) // the certificate is another one
+	if _, err := a.Renew(); err != nil {
+		t.Fatal(err)
+	}
+	trusted("after a restart and a renewal", true, true, true, true)
+	retire(1)
+	if err := serverTrustedBy(t, dir, c, roots[0]); err != nil {
+		t.Errorf("a root between was retired: %v", err)
+	}
+	retire(0)
+	trusted("after the oldest were retired", false, false, true, true)
+	if shown, err := readCerts(filepath.Join(dir, "server.crt")); err != nil || len(shown) != 3 {
+		t.Errorf("the server shows %d certificates, %v", len(shown), err)
+	}
+	retire(2)
+	trusted("after all before were retired", false, false, false, true)
+	if again := openCA(t, dir, c); len(again.crosses) != 0 || len(again.Bundle().Roots) != 1 {
+		t.Errorf("a restart knows %d cross-certificates, %d roots", len(again.crosses), len(again.Bundle().Roots))
+	}
+}
+
+// Nothing is issued by a new CA before every door may know it. Where it cannot be published the one before stays in use,
+// and the next try goes on with the CA that was made.
+func TestNewCAIsPublishedBeforeItIssues(t *testing.T) {
+	dir, c := t.TempDir(), newClock()
+	a := openCA(t, dir, c)
+	before, away := a.Bundle(), errors.New("the bus is away")
+	var made Bundle
+	err := a.Rollover(func(b Bundle) error {
+		made = b
+		if got := issue(t, a, Request{Device: "d"}).Certificate; got.CheckSignatureFrom(before.Issuing[0]) != nil {
+			t.Error("the new CA issues before it is published")
+		}
+		return away
+	})
+	if !errors.Is(err, away) || !bytes.Equal(a.Bundle().PEM(), before.PEM()) {
+		t.Fatalf("%v, and the bundle is another", err)
+	}
+	if len(made.Roots) != 2 || len(made.Issuing) != 2 || !made.Roots[1].Equal(before.Roots[0]) {
+		t.Fatalf("published were %d roots, %d issuing CAs", len(made.Roots), len(made.Issuing))
+	}
+	if err := a.Rollover(func(b Bundle) error {
+		if !bytes.Equal(b.PEM(), made.PEM()) {
+			t.Error("another CA was made by the second try")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(a.Bundle().PEM(), made.PEM()) || !bytes.Equal(openCA(t, dir, c).Bundle().PEM(), made.PEM()) {
+		t.Error("what was published is not what is in use")
+	}
+}
+
+// What cannot be read after the files were changed over leaves the CA of before in use, and is read once it can be.
+func TestChangeOverThatCannotBeReadLeavesTheCAInUse(t *testing.T) {
+	dir, c := t.TempDir(), newClock()
+	a := openCA(t, dir, c)
+	before := a.Bundle()
+	broken := filepath.Join(dir, retiredDir, "0.crt")
+	if err := os.WriteFile(broken, []byte("no certificate"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Rollover(unpublished); err == nil {
+		t.Fatal("a broken file was read")
+	}
+	if !bytes.Equal(a.Bundle().PEM(), before.PEM()) {
+		t.Error("the CA in memory is another")
+	}
+	issue(t, a, Request{Device: "d"})
+	if _, err := a.Renew(); err == nil {
+		t.Error("renewed on top of files that cannot be read")
+	}
+	if err := os.Remove(broken); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Renew(); err != nil || len(a.Bundle().Roots) != 2 {
+		t.Errorf("%d roots, %v", len(a.Bundle().Roots), err)
+	}
+	for _, root := range a.Bundle().Roots {
+		if err := serverTrustedBy(t, dir, c, root); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Who publishes what he read before a root was retired, here or at another node, does not bring it back.
+func TestRetiredRootDoesNotComeBack(t *testing.T) {
+	h := newHouse(t)
+	table, _ := h.bus.Table(t.Context(), trustTable, bus.TableOptions{})
+	publish := func(b Bundle) error { return publishTrust(t.Context(), table, b, false) }
+	oldRoot := h.ca.Bundle().Roots[0]
+	if err := h.ca.Rollover(publish); err != nil {
+		t.Fatal(err)
+	}
+	late := h.ca.Bundle()
+	s := &service{}
+	o := &opened{authority: h.ca, trust: table}
+	if err := o.retire(t.Context(), Fingerprint(h.ca.Bundle().Roots[0].Raw)); !errors.Is(err, ErrRefused) {
+		t.Errorf("the root in use is retired: %v", err)
+	}
+	// Another node that has the same directory retires it: this one's memory has it still.
+	if err := unpublishTrust(t.Context(), table, Fingerprint(oldRoot.Raw)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // once more, as after a break, it is no error
+		if err := errors.Join(publish(late), s.publish(t.Context(), o, nil), o.retire(t.Context(), Fingerprint(oldRoot.Raw))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := o.trusted(t.Context())
+	if err != nil || len(all.Roots) != 1 || len(all.Issuing) != 1 || all.Roots[0].Equal(oldRoot) {
+		t.Errorf("%d roots and %d issuing CAs are trusted, %v", len(all.Roots), len(all.Issuing), err)
+	}
+	if b := h.ca.Bundle(); len(b.Roots) != 1 || len(b.Issuing) != 1 {
+		t.Errorf("this process has not forgotten it: %d roots", len(b.Roots))
+	}
+	if err := unpublishTrust(t.Context(), table, Fingerprint(h.ca.Bundle().Roots[0].Raw)); !errors.Is(err, ErrRefused) {
+		t.Errorf("the last root is retired: %v", err)
+	}
 }
 
 // A rollover that was cut off is finished, or was not begun; the devices of before get in either way.
@@ -171,4 +323,44 @@ func leafFor(t testing.TB, c *clock, by pair, cn string, key any, change func(*s
 		t.Fatal(err)
 	}
 	return cert
+}
+
+// Each revocation list has a higher number than all before it, whatever the clock and restarts do.
+func TestRevocationListsAreNumberedUpwards(t *testing.T) {
+	dir, c := t.TempDir(), newClock()
+	a := openCA(t, dir, c)
+	last := new(big.Int)
+	next := func(when string) {
+		t.Helper()
+		der, err := a.RevocationList("", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := stdx509.ParseRevocationList(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.Number.Cmp(last) <= 0 {
+			t.Errorf("%s: number %v after %v", when, l.Number, last)
+		}
+		last = l.Number
+	}
+	next("the first")
+	next("in the same moment")
+	c.move(-30 * day)
+	next("after the clock went back")
+	a = openCA(t, dir, c)
+	next("after a restart")
+	if err := a.Rollover(unpublished); err != nil {
+		t.Fatal(err)
+	}
+	next("after a rollover")
+	c.move(60 * day)
+	next("when the clock is right again")
+	if err := os.WriteFile(filepath.Join(dir, listName), []byte("?"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openCA(t, dir, c).RevocationList("", nil); err == nil || !strings.Contains(err.Error(), listName) {
+		t.Errorf("a damaged number: %v", err)
+	}
 }

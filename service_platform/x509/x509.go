@@ -104,16 +104,18 @@ type service struct {
 
 type opened struct {
 	authority *Authority
-	registry  *Registry
-	trust     bus.Table
-	cas       *CAs
-	templates map[string]Template
-	index     *index
-	withdrawn withdrawals
-	teller    *teller
-	crls      crlCache
-	estAddr   string // where EST listens, if it does
-	estDoor   *Admission
+	// publishing is held from reading what the authority has until that is published, and over all of a retirement.
+	publishing sync.Mutex
+	registry   *Registry
+	trust      bus.Table
+	cas        *CAs
+	templates  map[string]Template
+	index      *index
+	withdrawn  withdrawals
+	teller     *teller
+	crls       crlCache
+	estAddr    string // where EST listens, if it does
+	estDoor    *Admission
 }
 
 func (s *service) run(ctx context.Context, ready func()) error {
@@ -135,7 +137,7 @@ func (s *service) run(ctx context.Context, ready func()) error {
 	if o.trust, err = s.env.Bus.Table(ctx, trustTable, bus.TableOptions{}); err != nil {
 		return fmt.Errorf("open table %s: %w", trustTable, err)
 	}
-	if err := publishTrust(ctx, o.trust, o.authority.Bundle(), s.config.AddRoot); err != nil {
+	if err := s.publish(ctx, o, nil); err != nil {
 		return err
 	}
 	if err := publishTemplates(ctx, o.trust, o.templates); err != nil {
@@ -302,7 +304,7 @@ func (c Config) passphrase() (string, error) {
 func (s *service) renew(ctx context.Context, o *opened) error {
 	_, err := o.authority.Renew()
 	s.measure(o)
-	return errors.Join(err, publishTrust(ctx, o.trust, o.authority.Bundle(), s.config.AddRoot))
+	return errors.Join(err, s.publish(ctx, o, nil))
 }
 
 // metrics are the component's own.
