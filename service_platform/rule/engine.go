@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/message"
@@ -97,15 +96,15 @@ func build(env component.Env, c Config) (*Engine, error) {
 // run follows the table of rules, and the files where there are some.
 func (e *Engine) run(ctx context.Context, ready func()) error {
 	defer close(e.over)
-	if err := e.book.open(ctx); err != nil {
+	if err := e.book.Open(ctx, e.env.Bus); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var group sync.WaitGroup
 	group.Go(func() {
-		if err := e.book.follow(ctx); err != nil && ctx.Err() == nil {
-			cancel(fmt.Errorf("follow the table of rules: %w", err))
+		if err := e.book.Follow(ctx); err != nil && ctx.Err() == nil {
+			cancel(err)
 		}
 	})
 	select {
@@ -129,10 +128,7 @@ func (e *Engine) run(ctx context.Context, ready func()) error {
 
 // close keeps what was counted of versions in shadow mode to the last.
 func (e *Engine) close() error {
-	e.book.mu.Lock()
-	opened := e.book.table != nil
-	e.book.mu.Unlock()
-	if opened {
+	if e.book.Table() != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), tallyEvery)
 		defer cancel()
 		e.book.writeTallies(ctx)
@@ -386,6 +382,3 @@ func errorDocument(r *Rule, in *sql.Input, m *message.Message, failed []failure)
 	}
 	return raw
 }
-
-// settle is how long a change over HTTP waits until this process runs it.
-const settle = 5 * time.Second

@@ -2,7 +2,6 @@ package rule
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"github.com/naru-platform/naru/bus"
+	docs "github.com/naru-platform/naru/component/book"
 	"github.com/naru-platform/naru/internal/answer"
 )
 
@@ -21,7 +21,6 @@ const (
 	partPrefix  = "version/"
 	versionsMax = 20 // of a rule that are kept
 	changesMax  = 50 // of a rule that are remembered
-	triesMax    = 20 // of a change that meets others
 )
 
 // Head is a rule as a whole: which of its versions runs, and who made it what it is. It is one key of the table, so a rule
@@ -86,8 +85,8 @@ type kept struct {
 
 // book is the table of rules as this process knows it.
 type book struct {
-	e     *Engine
-	table bus.Table
+	*docs.Book[Head]
+	e *Engine
 
 	mu       sync.Mutex
 	heads    map[string]*kept
@@ -98,48 +97,51 @@ type book struct {
 	tallies  map[string]*tally // of this process, by rule
 	others   map[string]Tally  // of others, by key
 	synced   bool
-	seen     uint64        // the highest revision told
-	news     chan struct{} // closed and made anew with each change
 }
 
 func newBook(e *Engine) *book {
-	return &book{e: e, heads: map[string]*kept{}, parts: map[string][]byte{}, compiled: map[string]*Rule{}, running: map[string]*live{}, trials: map[string]*trial{}, tallies: map[string]*tally{}, others: map[string]Tally{}, news: make(chan struct{})}
-}
-
-func (b *book) open(ctx context.Context) (err error) {
-	t, err := b.e.env.Bus.Table(ctx, tableName, bus.TableOptions{})
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.table = t
-	return err
-}
-
-// follow keeps the rules in force what the table says.
-func (b *book) follow(ctx context.Context) error {
-	return b.table.Watch(ctx, "", b.told, func() {
-		b.mu.Lock()
-		b.synced = true
-		for name := range b.heads {
-			b.refresh(name)
-		}
-		b.swap()
-		b.mu.Unlock()
-		select {
-		case <-b.e.loaded:
-		default:
-			close(b.e.loaded)
-		}
+	b := &book{e: e, heads: map[string]*kept{}, parts: map[string][]byte{}, compiled: map[string]*Rule{}, running: map[string]*live{}, trials: map[string]*trial{}, tallies: map[string]*tally{}, others: map[string]Tally{}}
+	b.Book = docs.New(docs.Options[Head]{Table: tableName, Prefix: headPrefix, What: "rule", Owner: Name,
+		Broken: func(key string, err error) {
+			e.env.Log.Error("read a rule of the table; what ran goes on", "key", key, "error", err)
+		},
+		Told: b.toldHead, Other: b.toldOther, Read: b.read,
 	})
+	return b
 }
 
-func (b *book) told(e bus.Entry) {
+// read puts in force what the table says, now that all of it is known.
+func (b *book) read() {
+	b.mu.Lock()
+	b.synced = true
+	for name := range b.heads {
+		b.refresh(name)
+	}
+	b.swap()
+	b.mu.Unlock()
+	select {
+	case <-b.e.loaded:
+	default:
+		close(b.e.loaded)
+	}
+}
+
+func (b *book) toldHead(name string, d *docs.Doc[Head]) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.seen = max(b.seen, e.Revision)
-	defer func() {
-		close(b.news)
-		b.news = make(chan struct{})
-	}()
+	if d == nil {
+		delete(b.heads, name)
+	} else {
+		b.heads[name] = &kept{Head: d.Value, revision: d.Revision}
+	}
+	if b.synced && b.refresh(name) {
+		b.swap()
+	}
+}
+
+func (b *book) toldOther(e bus.Entry) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	switch {
 	case strings.HasPrefix(e.Key, partPrefix) && e.Deleted:
 		delete(b.parts, e.Key)
@@ -148,21 +150,6 @@ func (b *book) told(e bus.Entry) {
 		b.parts[e.Key] = slices.Clone(e.Value)
 		name, _, _ := strings.Cut(e.Key[len(partPrefix):], "/")
 		if b.synced && b.heads[name] != nil && b.refresh(name) {
-			b.swap()
-		}
-	case strings.HasPrefix(e.Key, headPrefix):
-		name := e.Key[len(headPrefix):]
-		if e.Deleted {
-			delete(b.heads, name)
-		} else {
-			k := &kept{revision: e.Revision}
-			if err := json.Unmarshal(e.Value, &k.Head); err != nil {
-				b.e.env.Log.Error("read a rule of the table; what ran goes on", "key", e.Key, "error", err)
-				return
-			}
-			b.heads[name] = k
-		}
-		if b.synced && b.refresh(name) {
 			b.swap()
 		}
 	case strings.HasPrefix(e.Key, tallyPrefix):
@@ -250,27 +237,6 @@ func (b *book) swap() {
 	b.e.now.Store(newSet(list, b.trials))
 }
 
-// settled waits until this process has heard of a revision.
-func (b *book) settled(ctx context.Context, revision uint64) {
-	late := time.NewTimer(settle)
-	defer late.Stop()
-	for {
-		b.mu.Lock()
-		seen, news := b.seen, b.news
-		b.mu.Unlock()
-		if seen >= revision {
-			return
-		}
-		select {
-		case <-news:
-		case <-late.C:
-			return
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
 // act is a change of a rule as somebody wants it.
 type act struct {
 	by, why, file string
@@ -282,103 +248,93 @@ type act struct {
 }
 
 // errSame says that nothing is to be changed.
-var errSame = errors.New("it is as wanted")
+var errSame = docs.ErrSame
 
 // change makes a change, once, whoever else changes the same rule.
 func (b *book) change(ctx context.Context, name string, a act) (*kept, error) {
-	b.mu.Lock()
-	t := b.table
-	b.mu.Unlock()
-	if t == nil {
-		return nil, answer.Unavailable("%s is starting", Name)
-	}
-	for range triesMax {
-		k := &kept{}
-		e, err := t.Get(ctx, headPrefix+name)
-		switch {
-		case errors.Is(err, bus.ErrNotFound):
-			k.Head = Head{Name: name, Deleted: true}
-		case err != nil:
-			return nil, err
-		default:
-			k.revision = e.Revision
-			if err := json.Unmarshal(e.Value, &k.Head); err != nil {
-				return nil, fmt.Errorf("rule %s in the table: %w", name, err)
-			}
+	var before Head
+	var gone []Version
+	d, err := b.Change(ctx, name, func(d *docs.Doc[Head]) (err error) {
+		if d.Revision == 0 {
+			d.Value = Head{Name: name, Deleted: true}
 		}
-		if a.revision != 0 && a.revision != k.revision {
-			return nil, &answer.Problem{Status: 412, Title: "Precondition Failed",
-				Detail: fmt.Sprintf("rule %s was changed in the meantime: it has revision %d, not %d; look at it again with `naru rule show %s`", name, k.revision, a.revision, name)}
-		}
-		if k.File != a.file && !k.Deleted && !a.beside {
-			if k.File == demoFile {
-				return nil, answer.Conflict("rule %s is naru's own, and runs while devices are simulated; give yours another name", name)
-			}
-			if a.file == "" {
-				return nil, answer.Conflict("rule %s is from the file %s: change it there; removed from there, it is free", name, k.File)
-			}
-			if k.File != "" {
-				return nil, answer.Conflict("rule %s is from the file %s already", name, k.File)
-			}
-			return nil, answer.Conflict("there is a rule %s that is from no file: `naru rule delete %s`, or name the one in the file otherwise", name, name)
-		}
-		v := &Version{Number: k.Last + 1, Hash: a.hash, At: b.e.env.Now().UTC(), By: a.by}
-		before := k.Head
-		what, err := a.do(&k.Head, v)
+		before = d.Value
+		gone, err = b.make(ctx, d, a)
 		if errors.Is(err, errSame) {
-			k.Head = before
-			return k, nil
+			d.Value = before
 		}
-		if err != nil {
-			return nil, err
-		}
-		if before.Deleted && !k.Deleted && b.count() >= b.e.conf.RulesMax {
-			return nil, answer.Conflict("there are %d rules, as many as may be (rules_max)", b.e.conf.RulesMax)
-		}
-		if k.Last == v.Number {
-			if _, err := t.Put(ctx, partKey(name, v), a.document); err != nil {
-				return nil, err
-			}
-		}
-		if !a.beside || before.Deleted {
-			k.File = a.file
-		}
-		change := Change{At: v.At, By: a.by, Why: a.why, Change: what, Version: k.Current}
-		if k.Trial != nil && what == trialStarted {
-			change.Version, k.Trial.Why = k.Trial.Version, a.why
-		} else if before.Trial != nil && what == trialStopped {
-			change.Version = before.Trial.Version
-		}
-		k.Changes = append(slices.Clone(k.Changes), change)
-		k.Changes = k.Changes[max(0, len(k.Changes)-changesMax):]
-		gone := trim(&k.Head)
-		raw, err := json.Marshal(k.Head)
-		if err != nil {
-			return nil, err
-		}
-		rev, err := t.Update(ctx, headPrefix+name, raw, k.revision)
-		if errors.Is(err, bus.ErrConflict) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if before.Trial != nil && (k.Trial == nil || k.Trial.Version != before.Trial.Version) {
-			b.dropTallies(ctx, name)
-		}
-		for i := range gone {
-			_ = t.Delete(ctx, partKey(name, &gone[i]), 0) // what stays is never read again
-		}
-		k.revision = rev
-		b.settled(ctx, rev)
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if now := b.heads[name]; now != nil {
-			k.fault = now.fault
-		}
+		return err
+	})
+	if err != nil && !errors.Is(err, errSame) {
+		return nil, err
+	}
+	k := &kept{Head: d.Value, revision: d.Revision}
+	if err != nil {
 		return k, nil
 	}
-	return nil, answer.Unavailable("rule %s is being changed by others all the time; try again", name)
+	if before.Trial != nil && (k.Trial == nil || k.Trial.Version != before.Trial.Version) {
+		b.dropTallies(ctx, name)
+	}
+	for i := range gone {
+		_ = b.Table().Delete(ctx, partKey(name, &gone[i]), 0) // what stays is never read again
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if now := b.heads[name]; now != nil {
+		k.fault = now.fault
+	}
+	return k, nil
+}
+
+// make makes a change in a head, writes the new version where there is one, and gives those that are not kept any more.
+func (b *book) make(ctx context.Context, d *docs.Doc[Head], a act) (gone []Version, err error) {
+	k := &d.Value
+	if a.revision != 0 && a.revision != d.Revision {
+		return nil, &answer.Problem{Status: 412, Title: "Precondition Failed",
+			Detail: fmt.Sprintf("rule %s was changed in the meantime: it has revision %d, not %d; look at it again with `naru rule show %s`", k.Name, d.Revision, a.revision, k.Name)}
+	}
+	if k.File != a.file && !k.Deleted && !a.beside {
+		return nil, k.elsewhere(a.file)
+	}
+	v := &Version{Number: k.Last + 1, Hash: a.hash, At: b.e.env.Now().UTC(), By: a.by}
+	before := *k
+	what, err := a.do(k, v)
+	if err != nil {
+		return nil, err
+	}
+	if before.Deleted && !k.Deleted && b.count() >= b.e.conf.RulesMax {
+		return nil, answer.Conflict("there are %d rules, as many as may be (rules_max)", b.e.conf.RulesMax)
+	}
+	if k.Last == v.Number {
+		if _, err := b.Table().Put(ctx, partKey(k.Name, v), a.document); err != nil {
+			return nil, err
+		}
+	}
+	if !a.beside || before.Deleted {
+		k.File = a.file
+	}
+	change := Change{At: v.At, By: a.by, Why: a.why, Change: what, Version: k.Current}
+	if k.Trial != nil && what == trialStarted {
+		change.Version, k.Trial.Why = k.Trial.Version, a.why
+	} else if before.Trial != nil && what == trialStopped {
+		change.Version = before.Trial.Version
+	}
+	k.Changes = append(slices.Clone(k.Changes), change)
+	k.Changes = k.Changes[max(0, len(k.Changes)-changesMax):]
+	return trim(k), nil
+}
+
+// elsewhere says where a rule is changed that cannot be changed from here: from that file, or from none.
+func (h *Head) elsewhere(file string) error {
+	switch {
+	case h.File == demoFile:
+		return answer.Conflict("rule %s is naru's own, and runs while devices are simulated; give yours another name", h.Name)
+	case file == "":
+		return answer.Conflict("rule %s is from the file %s: change it there; removed from there, it is free", h.Name, h.File)
+	case h.File != "":
+		return answer.Conflict("rule %s is from the file %s already", h.Name, h.File)
+	}
+	return answer.Conflict("there is a rule %s that is from no file: `naru rule delete %s`, or name the one in the file otherwise", h.Name, h.Name)
 }
 
 // count is how many rules there are.
@@ -404,7 +360,7 @@ func (b *book) dropTallies(ctx context.Context, rule string) {
 	}
 	b.mu.Unlock()
 	for _, key := range keys {
-		_ = b.table.Delete(ctx, key, 0) // what stays is of another pair of versions, and counts for nothing
+		_ = b.Table().Delete(ctx, key, 0) // what stays is of another pair of versions, and counts for nothing
 	}
 }
 

@@ -223,7 +223,7 @@ func (b *book) writeTallies(ctx context.Context) {
 		if !dirty || err != nil {
 			continue
 		}
-		if _, err := b.table.Put(ctx, tallyKey(name, b.e.env.Node), raw); err != nil {
+		if _, err := b.Table().Put(ctx, tallyKey(name, b.e.env.Node), raw); err != nil {
 			t.mu.Lock()
 			t.dirty = true
 			t.mu.Unlock()

@@ -64,13 +64,14 @@ func (w *Webhook) show(d *Destination) Shown {
 }
 
 func (w *Webhook) serveList(http.ResponseWriter, *http.Request) (any, error) {
-	if !w.book.known() {
+	list, _, known := w.book.list()
+	if !known {
 		return nil, answer.Unavailable("%s is starting", Name)
 	}
 	out := struct {
 		Destinations []Shown `json:"destinations"`
 	}{[]Shown{}}
-	for _, d := range w.book.list() {
+	for _, d := range list {
 		if !d.Deleted {
 			out.Destinations = append(out.Destinations, w.show(d))
 		}

@@ -98,23 +98,24 @@ func build(env component.Env, c Config) (*Webhook, error) {
 // run follows the table, and has a child for each destination.
 func (w *Webhook) run(ctx context.Context, ready func()) error {
 	defer w.client.Close()
-	if err := w.book.open(ctx); err != nil {
+	if err := w.book.Open(ctx, w.env.Bus); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var group sync.WaitGroup
 	group.Go(func() {
-		if err := w.book.follow(ctx); err != nil && ctx.Err() == nil {
-			cancel(fmt.Errorf("follow the table of destinations: %w", err))
+		if err := w.book.Follow(ctx); err != nil && ctx.Err() == nil {
+			cancel(err)
 		}
 	})
 	told := false
 	again := time.NewTicker(againEvery)
 	defer again.Stop()
 	for ctx.Err() == nil {
-		if w.book.known() {
-			switch err := w.declare(ctx); {
+		list, news, known := w.book.list()
+		if known {
+			switch err := w.declare(ctx, list); {
 			case err != nil && ctx.Err() == nil:
 				w.env.Log.Warn("declare the destinations; trying again", "error", err)
 			case !told:
@@ -123,7 +124,7 @@ func (w *Webhook) run(ctx context.Context, ready func()) error {
 			}
 		}
 		select {
-		case <-w.book.wake:
+		case <-news:
 		case <-again.C: // one that is to be forgotten may still run elsewhere
 		case <-ctx.Done():
 		}
@@ -138,12 +139,12 @@ func (w *Webhook) run(ctx context.Context, ready func()) error {
 const againEvery = 5 * time.Second
 
 // declare has the destinations of the table run, and forgets those that were deleted.
-func (w *Webhook) declare(ctx context.Context) error {
+func (w *Webhook) declare(ctx context.Context, list []*Destination) error {
 	var set []component.Child
 	var gone []*Destination
 	senders := map[string]*sender{}
 	w.mu.Lock()
-	for _, d := range w.book.list() {
+	for _, d := range list {
 		if d.Deleted {
 			gone = append(gone, d)
 			continue
@@ -164,7 +165,7 @@ func (w *Webhook) declare(ctx context.Context) error {
 		if err := w.env.Forget(ctx, d.Name); err != nil {
 			return fmt.Errorf("forget destination %s: %w", d.Name, err)
 		}
-		if err := w.book.erase(ctx, d); err != nil {
+		if err := w.book.Erase(ctx, d.Name, d.revision); err != nil {
 			return fmt.Errorf("forget destination %s: %w", d.Name, err)
 		}
 	}

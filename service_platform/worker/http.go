@@ -42,7 +42,7 @@ func (w *Workers) routes() []component.Route {
 }
 
 func (w *Workers) serveList(http.ResponseWriter, *http.Request) (any, error) {
-	list, _, ok := w.book.list()
+	list, _, ok := w.book.List()
 	if !ok {
 		return nil, answer.Unavailable("%s is starting", Name)
 	}
@@ -50,7 +50,7 @@ func (w *Workers) serveList(http.ResponseWriter, *http.Request) (any, error) {
 		Workers []Shown `json:"workers"`
 	}{[]Shown{}}
 	for _, k := range list {
-		if !k.Removed {
+		if !k.Value.Removed {
 			out.Workers = append(out.Workers, w.show(k, false))
 		}
 	}
@@ -102,7 +102,7 @@ func (w *Workers) servePut(_ http.ResponseWriter, r *http.Request) (any, error) 
 	if err != nil {
 		return nil, err
 	}
-	w.begins(r.Context(), &k.Record) // what is said from now on it hears
+	w.begins(r.Context(), &k.Value.Record) // what is said from now on it hears
 	return w.show(k, false), nil
 }
 

@@ -191,9 +191,11 @@ func (w *Workers) begun(r *Record) bool {
 	})
 }
 
+const beginWait = 5 * time.Second
+
 // begins waits until a worker has begun, for a while.
 func (w *Workers) begins(ctx context.Context, r *Record) {
-	ctx, cancel := context.WithTimeout(ctx, settle)
+	ctx, cancel := context.WithTimeout(ctx, beginWait)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -207,9 +209,10 @@ func (w *Workers) begins(ctx context.Context, r *Record) {
 }
 
 // show gathers what is known of a worker.
-func (w *Workers) show(k *kept, whole bool) Shown {
+func (w *Workers) show(d *kept, whole bool) Shown {
+	k := &d.Value
 	now := w.env.Now()
-	s := Shown{Record: k.Record.shown(), Version: k.Version, Revision: k.revision, Run: w.stats.of(k.Name, now), State: "starting"}
+	s := Shown{Record: k.Record.shown(), Version: k.Version, Revision: d.Revision, Run: w.stats.of(k.Name, now), State: "starting"}
 	consumer := Name + "/" + k.Name
 	for _, h := range w.env.Peers.Components() {
 		if h.Name != consumer {

@@ -62,7 +62,9 @@ func New(env component.Env, c Config) (*component.Part, error) {
 	if c.WorkersMax < 1 {
 		return nil, fmt.Errorf("workers_max is %d; want at least 1", c.WorkersMax)
 	}
-	w := &Workers{env: env, client: outbound.New(outbound.Options{Allow: allow, Now: env.Now}), book: newBook(env.Now, c.WorkersMax), live: map[string]*live{}, stats: newBoard(),
+	w := &Workers{env: env, client: outbound.New(outbound.Options{Allow: allow, Now: env.Now}), book: newBook(env.Now, c.WorkersMax, func(key string, err error) {
+		env.Log.Error("read a worker of the table; it stays as it was", "worker", key, "error", err)
+	}), live: map[string]*live{}, stats: newBoard(),
 		up: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "naru_worker_instances", Help: "Instances of a worker that are connected here."}, []string{"worker"})}
 	if env.Metrics != nil {
 		env.Metrics.MustRegister(w.up)
@@ -75,7 +77,7 @@ func work(name string) message.Pattern { return message.Pattern(serviceplatform.
 
 // run keeps the workers as the table says.
 func (w *Workers) run(ctx context.Context, ready func()) error {
-	if err := w.book.open(ctx, w.env.Bus); err != nil {
+	if err := w.book.Open(ctx, w.env.Bus); err != nil {
 		return err
 	}
 	table, err := w.env.Bus.Table(ctx, statsTable, bus.TableOptions{Volatile: true, TTL: statsTTL})
@@ -86,22 +88,18 @@ func (w *Workers) run(ctx context.Context, ready func()) error {
 	defer cancel(nil)
 	var group sync.WaitGroup
 	defer group.Wait()
-	watch := func(what string, f func() error) {
+	watch := func(f func() error) {
 		group.Go(func() {
 			if err := f(); err != nil && ctx.Err() == nil {
-				cancel(fmt.Errorf("follow the table of %s: %w", what, err))
+				cancel(err)
 			}
 		})
 	}
-	watch("workers", func() error {
-		return w.book.follow(ctx, func(key string, err error) {
-			w.env.Log.Error("read a worker of the table; it stays as it was", "worker", key, "error", err)
-		})
-	})
-	watch("workers' states", func() error { return w.stats.follow(ctx, table) })
+	watch(func() error { return w.book.Follow(ctx) })
+	watch(func() error { return w.stats.follow(ctx, table) })
 	group.Go(func() { w.tell(ctx, table) })
 	for {
-		list, news, ok := w.book.list()
+		list, news, ok := w.book.List()
 		if ok {
 			if err := w.apply(list); err != nil {
 				return err
@@ -125,7 +123,8 @@ func (w *Workers) apply(list []*kept) error {
 	var set []component.Child
 	there := map[string]bool{}
 	w.mu.Lock()
-	for _, k := range list {
+	for _, d := range list {
+		k := &d.Value
 		if k.Removed {
 			continue
 		}
@@ -150,7 +149,8 @@ func (w *Workers) apply(list []*kept) error {
 
 // bury forgets what is kept of workers that were removed. What fails is tried again at the next change, or start.
 func (w *Workers) bury(ctx context.Context, list []*kept) {
-	for _, k := range list {
+	for _, d := range list {
+		k := &d.Value
 		if !k.Removed || k.Forgotten {
 			continue
 		}
