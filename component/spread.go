@@ -27,11 +27,14 @@ type lane struct {
 // errGivenBack ends a lane so that another process may have its partition.
 var errGivenBack = errors.New("given back")
 
+// errFinished ends a lane whose partition is sealed and was read to its end.
+var errFinished = errors.New("finished")
+
 // spread keeps hold of this process's share of the component's partitions until ctx is done. A partition has one owner,
 // by lease. Each process takes as many as its share of the processes that run the component, and gives back what it has
 // beyond that while another has less; what nobody takes it takes all the same.
 func (r *run) spread(ctx, drained context.Context, part *Part) error {
-	s := &spread{r: r, part: part, held: map[place]*lane{}, finished: map[place]bool{}, begins: map[string]*begin{}, rested: map[place]time.Time{}}
+	s := &spread{r: r, part: part, held: map[place]*lane{}, finished: map[place]bool{}, begins: map[string]*begin{}, rested: map[place]time.Time{}, done: make(chan struct{}, 1)}
 	defer s.drain()
 	for ctx.Err() == nil {
 		wait := leaseTTL / 5
@@ -42,9 +45,13 @@ func (r *run) spread(ctx, drained context.Context, part *Part) error {
 		} else if err == nil {
 			s.tell()
 		}
-		if err := pause(ctx, wait); err != nil {
-			break
+		t := time.NewTimer(wait)
+		select {
+		case <-s.done: // perhaps the last of its generation
+		case <-t.C:
+		case <-ctx.Done():
 		}
+		t.Stop()
 	}
 	return nil
 }
@@ -57,6 +64,7 @@ type spread struct {
 	begins   map[string]*begin // by log
 	over     time.Time         // when what others leave was looked at last
 	rested   map[place]time.Time
+	done     chan struct{} // a lane has read its partition to the end
 
 	mu    sync.Mutex
 	held  map[place]*lane
@@ -269,7 +277,14 @@ func (s *spread) start(ctx, drained context.Context, w *want, lease bus.Lease) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		delete(s.held, l.at)
-		if cause := context.Cause(ctx); errors.Is(cause, errGivenBack) || errors.Is(cause, context.Canceled) {
+		cause := context.Cause(ctx)
+		if errors.Is(cause, errFinished) {
+			select {
+			case s.done <- struct{}{}:
+			default:
+			}
+		}
+		if errors.Is(cause, errGivenBack) || errors.Is(cause, errFinished) || errors.Is(cause, context.Canceled) {
 			return
 		}
 		if err != nil {
@@ -338,13 +353,13 @@ func (s *spread) lane(ctx, drained context.Context, stop context.CancelCauseFunc
 	goes(func() error {
 		select {
 		case <-worker.done:
-			stop(errGivenBack)
+			stop(errFinished)
 		case <-ctx.Done():
 		}
 		return nil
 	})
 	group.Wait()
-	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errGivenBack) {
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errGivenBack) && !errors.Is(err, errFinished) {
 		return err
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)

@@ -318,9 +318,14 @@ func (w *worker) deal(ctx context.Context, e event, attempts int) (done bool, er
 		}
 		w.after = append(w.after, func(context.Context) { close(e.noted) })
 	case e.finished:
-		if c := w.points[e.at]; c != nil && !c.Finished {
+		c := w.points[e.at]
+		if c == nil && w.env.Spec.State == Derived {
+			c = w.point(e.at) // nothing was ever in it: the next generation waits for it all the same
+		}
+		if c != nil && !c.Finished {
 			c.Finished = true
 			w.dirty[e.at] = true
+			w.after = append(w.after, func(context.Context) {}) // who reads the next generation waits for this commit
 		}
 	case e.trimmed:
 		if c := w.points[e.at]; c != nil {
@@ -602,15 +607,12 @@ func (w *worker) commit(ctx context.Context) error {
 	if err := w.keep.commit(ctx, dirty, &w.parked); err != nil {
 		return err
 	}
-	finished := w.parked.n == 0
 	for at := range w.dirty {
-		c := w.points[at]
-		finished = finished && c.Finished
-		if c.Within == nil {
+		if c := w.points[at]; c.Within == nil {
 			w.report(at, c)
 		}
 	}
-	if finished && len(w.dirty) > 0 && w.env.Spec.State == Derived && !w.ended {
+	if !w.ended && w.env.Spec.State == Derived && w.finished() {
 		w.ended = true
 		close(w.done)
 	}
@@ -622,6 +624,17 @@ func (w *worker) commit(ctx context.Context) error {
 		f(ctx)
 	}
 	return nil
+}
+
+// finished says whether all that is read was read to its end and nothing of it is parked, be it that a former worker came
+// that far.
+func (w *worker) finished() bool {
+	for _, c := range w.points {
+		if !c.Finished {
+			return false
+		}
+	}
+	return len(w.points) > 0 && w.parked.n == 0
 }
 
 // report notes a committed checkpoint for those who ask.

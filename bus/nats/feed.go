@@ -20,6 +20,7 @@ type feed struct {
 	bytes int
 	last  uint64 // known to be stored, by whomever
 	woken chan struct{}
+	ends  bool // the partition is sealed: nobody will tell of more
 	sub   *natsgo.Subscription
 }
 
@@ -107,11 +108,20 @@ func (f *feed) wake() {
 	f.woken = make(chan struct{})
 }
 
-// stir has those who wait look again.
-func (f *feed) stir() {
+// seal notes that there will be no more, and has those who wait look again.
+func (f *feed) seal() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.ends = true
 	f.wake()
+}
+
+// sealed says whether it is known that there will be no more. Who has come to the end then asks the engine at once, and
+// does not wait for what nobody tells of.
+func (f *feed) sealed() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.ends
 }
 
 // heard notes that the log has come to a sequence.

@@ -224,7 +224,7 @@ func (l *Log) finishNext(ctx context.Context) error {
 		return true
 	})
 	for part := range old.Trimmed {
-		l.feed(old.Number, uint32(part)).stir() // readers at the end hear of the seal
+		l.feed(old.Number, uint32(part)).seal() // readers at the end hear of the seal
 	}
 	return err
 }

@@ -68,6 +68,9 @@ func (r *reader) begin(ctx context.Context, from uint64) error {
 			return err
 		}
 		last = si.State.LastSeq
+		if si.Config.Sealed {
+			r.f.seal()
+		}
 	}
 	switch {
 	case from > last:
@@ -127,12 +130,18 @@ func (r *reader) read(ctx context.Context) (bus.Stored, error) {
 			}
 			continue
 		}
-		r.wait(ctx, woken, pollEvery)
+		if !r.f.sealed() {
+			r.wait(ctx, woken, pollEvery)
+		}
 		if last, _ = r.f.state(); last >= r.next || r.over(ctx) != nil {
 			continue
 		}
-		if _, err := r.look(ctx); err != nil {
+		si, err := r.look(ctx)
+		if err != nil {
 			return bus.Stored{}, err
+		}
+		if si != nil && si.State.LastSeq < r.next && r.f.sealed() {
+			r.wait(ctx, nil, awayWait) // it was asked of a server that has not heard of the seal
 		}
 	}
 }
