@@ -177,7 +177,8 @@ func (o *options) changeCA(c *cobra.Command, path string, in any) error {
 func caCode(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use: "registration-code", Short: "Get the code that a CA's owner proves its key with", Args: cobra.NoArgs,
-		Example: "  naru ca registration-code",
+		Long:    "Prints the code, and on standard error how a CA's owner signs a certificate with it.",
+		Example: "  naru ca registration-code\n  CODE=$(naru ca registration-code)",
 		RunE: func(c *cobra.Command, _ []string) error {
 			cl, err := o.client()
 			if err != nil {
@@ -190,13 +191,11 @@ func caCode(o *options) *cobra.Command {
 			if err := cl.post(c.Context(), "/api/v1/ca/registration-code", struct{}{}, &r); err != nil {
 				return err
 			}
-			return o.show(c.OutOrStdout(), r, func(p *printer) {
-				p.line("%s", r.Code)
-				p.line("good for one registration until %s; sign a certificate with it:", r.Expires)
-				p.line("  openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout proof.key -subj /CN=%s |", r.Code)
-				p.line("    openssl x509 -req -CA ca.crt -CAkey ca.key -days 1 -out proof.crt")
-				p.line("  naru ca register --certificate ca.crt --proof proof.crt")
-			})
+			o.hint(c, `good for one registration until %s; sign a certificate with it:
+  openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout proof.key -subj /CN=%s |
+    openssl x509 -req -CA ca.crt -CAkey ca.key -days 1 -out proof.crt
+  naru ca register --certificate ca.crt --proof proof.crt`, r.Expires, r.Code)
+			return o.show(c.OutOrStdout(), r, func(p *printer) { p.line("%s", r.Code) })
 		},
 	}
 }

@@ -111,8 +111,9 @@ func deviceToken(o *options) *cobra.Command {
 	var expires, validity string
 	c := &cobra.Command{
 		Use: "token ID", Short: "Give out a one-time token that a device enrols with by EST", Args: cobra.ExactArgs(1),
-		Long:    "Prints a token, once: the device shows it by HTTP Basic, its id being the user, at /.well-known/est/simpleenroll.",
-		Example: "  naru device token d-17 --expires 7d",
+		Long: `Prints a token, once: the device shows it by HTTP Basic, its id being the user, at /.well-known/est/simpleenroll.
+Nothing else is on standard output; how long it is good stands on standard error.`,
+		Example: "  naru device token d-17 --expires 7d\n  TOKEN=$(naru device token d-17)",
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
 			if err != nil {
@@ -128,10 +129,8 @@ func deviceToken(o *options) *cobra.Command {
 			if err := cl.post(c.Context(), "/api/v1/devices/"+url.PathEscape(args[0])+"/token", in, &t); err != nil {
 				return err
 			}
-			return o.show(c.OutOrStdout(), t, func(p *printer) {
-				p.line("%s", t.Token)
-				p.line("good for one key of %s until %s; it is shown only here", t.Device, t.Expires.Format("2006-01-02 15:04 MST"))
-			})
+			o.hint(c, "good for one key of %s until %s; it is shown only here", t.Device, t.Expires.Format("2006-01-02 15:04 MST"))
+			return o.show(c.OutOrStdout(), t, func(p *printer) { p.line("%s", t.Token) })
 		},
 	}
 	c.Flags().StringVar(&expires, "expires", "", "from now (default 24h)")

@@ -149,7 +149,7 @@ func (c *client) open(ctx context.Context, method, path string, query url.Values
 	raw, _ := io.ReadAll(io.LimitReader(r.Body, 64<<10)) // what there is of a refusal is shown
 	var p answer.Problem
 	if json.Unmarshal(raw, &p) == nil && p.Detail != "" {
-		return nil, errors.New(p.Detail)
+		return nil, &refusal{r.StatusCode, p.Detail}
 	}
 	switch r.StatusCode {
 	case http.StatusUnauthorized:
@@ -158,6 +158,20 @@ func (c *client) open(ctx context.Context, method, path string, query url.Values
 		return nil, fmt.Errorf("%s does not know %s; the component that answers it may run in another process", c.URL, path)
 	}
 	return nil, fmt.Errorf("%s%s answers %s", c.URL, path, r.Status)
+}
+
+// refusal is a platform's answer that it did not do what was asked.
+type refusal struct {
+	status int
+	detail string
+}
+
+func (r *refusal) Error() string { return r.detail }
+
+// refusedWith says whether an error is a refusal with this HTTP status.
+func refusedWith(err error, status int) bool {
+	var r *refusal
+	return errors.As(err, &r) && r.status == status
 }
 
 // unwrapURL leaves out the method and URL that net/http puts before an error.

@@ -44,9 +44,11 @@ var errHasCertificate = errors.New("has a certificate already; choose another di
 // meanwhile, its key is there. Two commands for one directory take turns, so that its key and its certificate belong together.
 type credentials struct {
 	dir  string
-	csr  string   // PEM
-	owns bool     // the key is in dir
-	lock *os.File // nil where it does not
+	csr  string // PEM
+	owns bool   // the key is in dir
+	// resumed says that the key was there: a command before this one was cut off, and the platform may have heard of it.
+	resumed bool
+	lock    *os.File // nil where it does not
 }
 
 // close lets the next command have the directory.
@@ -88,7 +90,7 @@ func openCredentials(dir, name, csrFile string) (*credentials, error) {
 	}
 	var key crypto.Signer
 	if err == nil {
-		key, err = keyIn(dir)
+		key, c.resumed, err = keyIn(dir)
 	}
 	if err != nil {
 		c.close()
@@ -103,34 +105,42 @@ func openCredentials(dir, name, csrFile string) (*credentials, error) {
 	return c, nil
 }
 
-// keyIn gives the key of a directory, made where there is none.
-func keyIn(dir string) (crypto.Signer, error) {
+// forget takes away the key that was made for what was refused, and the directory where nothing else is in it.
+func (c *credentials) forget() {
+	if c.owns && !c.resumed {
+		_ = os.Remove(filepath.Join(c.dir, keyFile)) // a key without a certificate is good for nothing
+		_ = os.Remove(c.dir)                         // not where there is something else
+	}
+}
+
+// keyIn gives the key of a directory, made where there is none; had says that it was there.
+func keyIn(dir string) (key crypto.Signer, had bool, err error) {
 	file := filepath.Join(dir, keyFile)
 	raw, err := os.ReadFile(file)
 	if err == nil {
 		block, _ := pem.Decode(raw)
 		if block == nil {
-			return nil, fmt.Errorf("%s holds no PEM private key; move it away, and another is made", file)
+			return nil, true, fmt.Errorf("%s holds no PEM private key; move it away, and another is made", file)
 		}
 		key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 		signer, ok := key.(crypto.Signer)
 		if err != nil || !ok {
-			return nil, fmt.Errorf("%s is not a PKCS #8 private key that signs; move it away, and another is made", file)
+			return nil, true, fmt.Errorf("%s is not a PKCS #8 private key that signs; move it away, and another is made", file)
 		}
-		return signer, os.Chmod(file, 0o600)
+		return signer, true, os.Chmod(file, 0o600)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+		return nil, false, err
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	made, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, fmt.Errorf("make a key: %w", err)
+		return nil, false, fmt.Errorf("make a key: %w", err)
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
+	der, err := x509.MarshalPKCS8PrivateKey(made)
 	if err != nil {
-		return nil, fmt.Errorf("encode a key: %w", err)
+		return nil, false, fmt.Errorf("encode a key: %w", err)
 	}
-	return key, whole.Write(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+	return made, false, whole.Write(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 }
 
 // keep writes what the platform gave, the certificate last.

@@ -29,7 +29,7 @@ type selection struct {
 
 func (s *selection) flags(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&s.group, "group", "", "of a group, as `naru dead groups` names it")
+	f.StringVar(&s.group, "group", "", "of a group, as naru dead groups names it")
 	f.StringVar(&s.component, "component", "", "that died at a component")
 	f.StringVar(&s.reason, "reason", "", "that died for a reason, such as schema_mismatch")
 	f.StringVar(&s.device, "device", "", "of a device")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/http"
 	"net/url"
 	"os"
 	"slices"
@@ -31,11 +32,14 @@ func deviceCommand(o *options) *cobra.Command {
 func deviceAdd(o *options) *cobra.Command {
 	var out, csr, validity, policy string
 	var groups, attributes []string
+	var another bool
 	c := &cobra.Command{
 		Use: "add ID", Short: "Register a device and issue its certificate", Args: cobra.ExactArgs(1),
 		Long: `Registers a device and writes its certificate, key and the CA to a directory: device.crt, device.key (mode 0600) and
 ca.crt. The key is made here and goes nowhere. With --csr it stays where it was made, and only the certificate comes back.
-A command that was cut off is given again: it goes on with the key that is there.`,
+A command that was cut off is given again: it goes on with the key that is there.
+
+A device that has a certificate already is refused: rotate gives it a new one, and token lets it fetch one itself.`,
 		Example: `  naru device add d-17 --out d-17
   mosquitto_pub -p 8883 --cafile d-17/ca.crt --cert d-17/device.crt --key d-17/device.key -i d-17 -q 1 \
     -t device/d-17/telemetry -m '{"celsius":21.5}'`,
@@ -74,9 +78,16 @@ A command that was cut off is given again: it goes on with the key that is there
 				return err
 			}
 			defer own.close()
-			in["csr"] = own.csr
+			in["csr"], in["new"] = own.csr, !another && !own.resumed // what was cut off may have been registered before
 			var e enrolled
-			if err := cl.post(c.Context(), "/api/v1/devices", in, &e); err != nil {
+			err = cl.post(c.Context(), "/api/v1/devices", in, &e)
+			if refusedWith(err, http.StatusConflict) {
+				own.forget() // so that the same command is refused again, and does not go on
+				if has, known, e := findDevice(c, cl, args[0]); e == nil && known && len(has.Certs) > 0 && !another {
+					return alreadyRegistered(has)
+				}
+			}
+			if err != nil {
 				return err
 			}
 			if err := own.keep(e); err != nil {
@@ -100,7 +111,14 @@ A command that was cut off is given again: it goes on with the key that is there
 	c.Flags().StringSliceVar(&groups, "group", nil, "group that it belongs to; may be given more than once")
 	c.Flags().StringArrayVar(&attributes, "attribute", nil, "name=value; may be given more than once")
 	c.Flags().StringVar(&policy, "policy", "", "name of its policy")
+	c.Flags().BoolVar(&another, "another", false, "add one more certificate to a device that is registered already")
 	return c
+}
+
+// alreadyRegistered says what somebody may have meant who adds a device that is there.
+func alreadyRegistered(d x509.Shown) error {
+	return fmt.Errorf("%s is registered already (%s, certificates: %d); for a new one in their place: naru device rotate %s; to have it fetch one by EST: naru device token %s; for one more beside them: --another",
+		d.ID, d.State, len(d.Certs), d.ID, d.ID)
 }
 
 func splitAddr(addr string) (host, port string) {
@@ -139,24 +157,24 @@ func (o *options) listDevices(c *cobra.Command, q url.Values) error {
 	if err != nil {
 		return err
 	}
-	all := []x509.Device{}
-	if err := eachDevice(c.Context(), cl, q, func(d x509.Device) error { all = append(all, d); return nil }); err != nil {
+	all := []x509.Shown{}
+	if err := eachDevice(c.Context(), cl, q, func(d x509.Shown) error { all = append(all, d); return nil }); err != nil {
 		return err
 	}
 	return o.show(c.OutOrStdout(), all, func(p *printer) {
 		p.row("DEVICE", "STATE", "CERTIFICATES", "VALID UNTIL", "SINCE", "GROUPS")
 		for _, d := range all {
-			p.row(d.ID, d.State(time.Now()), fmt.Sprint(len(d.Certs)), until(d), d.CreatedAt.Format("2006-01-02"), cut(strings.Join(d.Groups, ","), 40))
+			p.row(d.ID, d.State, fmt.Sprint(len(d.Certs)), until(d), d.CreatedAt.Format("2006-01-02"), cut(strings.Join(d.Groups, ","), 40))
 		}
 	})
 }
 
 // eachDevice asks for one page after the other.
-func eachDevice(ctx context.Context, cl *client, q url.Values, f func(x509.Device) error) error {
+func eachDevice(ctx context.Context, cl *client, q url.Values, f func(x509.Shown) error) error {
 	for after := ""; ; {
 		var page struct {
-			Devices []x509.Device `json:"devices"`
-			Next    string        `json:"next"`
+			Devices []x509.Shown `json:"devices"`
+			Next    string       `json:"next"`
 		}
 		if after != "" {
 			q.Set("after", after)
@@ -176,7 +194,7 @@ func eachDevice(ctx context.Context, cl *client, q url.Values, f func(x509.Devic
 }
 
 // until is when a device's last certificate ends.
-func until(d x509.Device) string {
+func until(d x509.Shown) string {
 	if t := d.Until(); !t.IsZero() {
 		return t.Format("2006-01-02")
 	}
@@ -191,13 +209,13 @@ func deviceShow(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var d x509.Device
+			var d x509.Shown
 			if err := cl.get(c.Context(), "/api/v1/devices/"+url.PathEscape(args[0]), nil, &d); err != nil {
 				return err
 			}
 			return o.show(c.OutOrStdout(), d, func(p *printer) {
 				p.row("device", d.ID)
-				p.row("state", d.State(time.Now()))
+				p.row("state", d.State)
 				p.row("since", d.CreatedAt.Format(time.RFC3339))
 				if d.Disabled {
 					p.row("disabled", fmt.Sprintf("%s by %s: %s", d.DisabledAt.Format(time.RFC3339), d.DisabledBy, d.DisabledReason))
@@ -235,7 +253,7 @@ func deviceAct(o *options, verb, what string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var d x509.Device
+			var d x509.Shown
 			in := map[string]string{"by": "operator", "reason": reason}
 			if err := cl.post(c.Context(), "/api/v1/devices/"+url.PathEscape(args[0])+"/"+verb, in, &d); err != nil {
 				return err

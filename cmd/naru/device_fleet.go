@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,7 +34,8 @@ func deviceExport(o *options) *cobra.Command {
 	var format, out string
 	c := &cobra.Command{
 		Use: "export", Short: "Write the fleet as CSV or JSON lines", Args: cobra.NoArgs,
-		Long:    "Writes every device with its groups, attributes, policy and certificates (their fingerprints; no keys). import reads it.",
+		Long: `Writes every device with its groups, attributes, policy and certificates (their fingerprints; no keys). import reads it.
+The fleet alone is on standard output; with --out and -o json that is {"exported": N, "file": …}.`,
 		Example: "  naru device export --format csv --out fleet.csv",
 		RunE: func(c *cobra.Command, _ []string) (err error) {
 			cl, err := o.client()
@@ -41,6 +43,9 @@ func deviceExport(o *options) *cobra.Command {
 				return err
 			}
 			w := c.OutOrStdout()
+			if o.json() && format == "csv" && out == "-" {
+				return errors.New("-o json has standard output to itself; write the CSV to a file with --out, or take jsonl, which is JSON")
+			}
 			if out != "-" {
 				f, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 				if err != nil {
@@ -59,16 +64,20 @@ func deviceExport(o *options) *cobra.Command {
 			}
 			bar := newProgress(c, "exported", total)
 			n := 0
-			err = eachDevice(c.Context(), cl, url.Values{}, func(d x509.Device) error {
+			err = eachDevice(c.Context(), cl, url.Values{}, func(d x509.Shown) error {
 				n++
 				bar.add()
-				return write(d)
+				return write(d.Device)
 			})
 			bar.end()
-			if err = errors.Join(err, flush()); err == nil {
-				fmt.Fprintf(c.ErrOrStderr(), "%d devices exported\n", n)
+			if err = errors.Join(err, flush()); err != nil {
+				return err
 			}
-			return err
+			if o.json() && out != "-" {
+				return o.show(c.OutOrStdout(), map[string]any{"exported": n, "file": out}, nil)
+			}
+			o.hint(c, "%d devices exported", n)
+			return nil
 		},
 	}
 	c.Flags().StringVar(&format, "format", "jsonl", "jsonl or csv")
@@ -111,8 +120,10 @@ where they are there. A device that is registered already is brought up to date,
 run again. With --issue each device also gets a certificate and key, in a directory of its own below the one named;
 those that have one already are left alone.
 
-A line that is refused is told with its number, the others go on, and the command ends with 1. How far it is stands on
-standard error: a bar in a terminal, else a line now and then; of all lines where FILE is a file.`,
+A line that is refused is told with its number, the others go on, and the command ends with 1. A field that is not known
+is refused, not passed over. How far it is stands on standard error: a bar in a terminal, else a line now and then; of all
+lines where FILE is a file. With -o json standard output has a line {"line": N, "id": …, "error": …} for each that was
+refused, and {"imported": N, "refused": N} at the end.`,
 		Example: "  naru device import fleet.csv --issue keys\n  naru device export | naru --server https://other.example:8780 device import -",
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
@@ -126,7 +137,7 @@ standard error: a bar in a terminal, else a line now and then; of all lines wher
 				}
 			}
 			if args[0] == "-" {
-				return importFleet(c, cl, c.InOrStdin(), format, issue, -1)
+				return o.importFleet(c, cl, c.InOrStdin(), format, issue, -1)
 			}
 			f, err := os.Open(args[0])
 			if err != nil {
@@ -137,7 +148,7 @@ standard error: a bar in a terminal, else a line now and then; of all lines wher
 			if err != nil {
 				return err
 			}
-			return importFleet(c, cl, f, format, issue, total)
+			return o.importFleet(c, cl, f, format, issue, total)
 		},
 	}
 	c.Flags().StringVar(&format, "format", "", "jsonl or csv (default: by the file's name)")
@@ -169,11 +180,12 @@ func countLines(f *os.File, format string) (n int, err error) {
 
 // importFleet goes on after a refused line, and stops where the platform does not answer. total is how many lines there
 // are; -1 where nobody knows.
-func importFleet(c *cobra.Command, cl *client, in io.Reader, format, issue string, total int) error {
+func (o *options) importFleet(c *cobra.Command, cl *client, in io.Reader, format, issue string, total int) error {
 	bar := newProgress(c, "imported", total)
 	var mu sync.Mutex
 	done, refused := 0, 0
-	note := func(line int, err error) {
+	lines := json.NewEncoder(c.OutOrStdout())
+	note := func(line int, id string, err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		bar.add()
@@ -182,6 +194,10 @@ func importFleet(c *cobra.Command, cl *client, in io.Reader, format, issue strin
 			return
 		}
 		refused++
+		if o.json() {
+			_ = lines.Encode(refusedLine{line, id, oneLine(err)}) // where nobody reads, the end says it
+			return
+		}
 		fmt.Fprintf(c.ErrOrStderr(), "line %d: %s\n", line, oneLine(err))
 	}
 	group, ctx := errgroup.WithContext(c.Context())
@@ -191,13 +207,13 @@ func importFleet(c *cobra.Command, cl *client, in io.Reader, format, issue strin
 			return ctx.Err()
 		}
 		if err != nil {
-			note(line, err)
+			note(line, d.ID, err)
 			return nil
 		}
 		group.Go(func() error {
 			err := importDevice(ctx, cl, d, issue)
 			if ctx.Err() == nil {
-				note(line, err)
+				note(line, d.ID, err)
 			}
 			return ctx.Err()
 		})
@@ -205,11 +221,21 @@ func importFleet(c *cobra.Command, cl *client, in io.Reader, format, issue strin
 	})
 	err = errors.Join(err, group.Wait())
 	bar.end()
-	fmt.Fprintf(c.ErrOrStderr(), "%d devices imported, %d refused\n", done, refused)
+	o.hint(c, "%d devices imported, %d refused", done, refused)
+	if o.json() {
+		err = errors.Join(err, lines.Encode(map[string]int{"imported": done, "refused": refused}))
+	}
 	if err == nil && refused > 0 {
 		err = fmt.Errorf("%d lines were refused; mend them and import the file again", refused)
 	}
 	return err
+}
+
+// refusedLine is a line of a fleet that was not taken.
+type refusedLine struct {
+	Line  int    `json:"line"`
+	ID    string `json:"id,omitempty"`
+	Error string `json:"error"`
 }
 
 func importDevice(ctx context.Context, cl *client, d x509.Import, issue string) error {
@@ -247,8 +273,7 @@ func eachLine(in io.Reader, format string, f func(line int, d x509.Import, err e
 			if len(strings.TrimSpace(s.Text())) == 0 {
 				continue
 			}
-			var d x509.Import
-			err := json.Unmarshal(s.Bytes(), &d)
+			d, err := readLine(s.Bytes())
 			if err == nil && d.ID == "" {
 				err = errors.New("it has no id")
 			}
@@ -273,7 +298,14 @@ func eachRow(r *csv.Reader, f func(line int, d x509.Import, err error) error) er
 	}
 	column := map[string]int{}
 	for i, name := range head {
-		column[strings.ToLower(strings.TrimSpace(strings.TrimPrefix(name, "\ufeff")))] = i
+		name = strings.ToLower(strings.TrimSpace(strings.TrimPrefix(name, "\ufeff")))
+		if name == "" { // a spreadsheet's empty column
+			continue
+		}
+		if !slices.Contains(fleetColumns, name) {
+			return fmt.Errorf("line 1: there is no column %s", unknownName(name, fleetColumns))
+		}
+		column[name] = i
 	}
 	if _, ok := column["id"]; !ok {
 		return fmt.Errorf("the CSV has no column id; there may be %s", strings.Join(fleetColumns, ", "))
@@ -325,7 +357,7 @@ func deviceOf(cell func(name string) string) (d x509.Import, err error) {
 	}
 	for name, into := range map[string]any{"attributes": &d.Attributes, "certs": &d.Certs} {
 		if text := cell(name); text != "" {
-			if err := json.Unmarshal([]byte(text), into); err != nil {
+			if err := readFields([]byte(text), into); err != nil {
 				return d, fmt.Errorf("%s: %w", name, err)
 			}
 		}

@@ -86,8 +86,8 @@ func deviceExpiring(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			all := []x509.Device{}
-			err = eachDevice(c.Context(), cl, url.Values{"expiring": {within}}, func(d x509.Device) error { all = append(all, d); return nil })
+			all := []x509.Shown{}
+			err = eachDevice(c.Context(), cl, url.Values{"expiring": {within}}, func(d x509.Shown) error { all = append(all, d); return nil })
 			if err != nil {
 				return err
 			}
@@ -103,7 +103,7 @@ func deviceExpiring(o *options) *cobra.Command {
 					if left < 0 {
 						when = short(left) + " ago"
 					}
-					p.row(d.ID, d.State(time.Now()), until(d), when)
+					p.row(d.ID, d.State, until(d), when)
 				}
 			})
 			if err == nil && len(all) > 0 {

@@ -9,6 +9,8 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+
+	"github.com/spf13/cobra"
 )
 
 // options are the flags that every command has.
@@ -28,6 +30,14 @@ func (o *options) show(w io.Writer, v any, f func(*printer)) error {
 	p := &printer{w: w}
 	f(p)
 	return p.flush()
+}
+
+// hint tells a person what to do next, on standard error: standard output has the thing itself, and may be a pipe. Who asks
+// for JSON wants no hints.
+func (o *options) hint(c *cobra.Command, format string, args ...any) {
+	if !o.json() {
+		fmt.Fprintln(c.ErrOrStderr(), printable(fmt.Sprintf(format, args...)))
+	}
 }
 
 // printer prints lines and tables for people.

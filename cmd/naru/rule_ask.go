@@ -62,7 +62,7 @@ exits with 2 when something is not well: SQL or an action fails, the message die
 			return found(o.show(c.OutOrStdout(), x, func(p *printer) { showExplained(p, x) }), x.Fault != "")
 		},
 	}
-	c.Flags().StringVar(&id, "message", "", "the message's id, as `naru messages` and `naru trace` show it")
+	c.Flags().StringVar(&id, "message", "", "the message's id, as naru messages and naru trace show it")
 	c.Flags().IntVar(&version, "version", 0, "that version; without it the one that was in force then")
 	_ = c.MarkFlagRequired("message")
 	return c

@@ -116,7 +116,7 @@ func runCommand(o *options) *cobra.Command {
 
 func (s *start) flags(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&s.config, "config", "", "configuration file, YAML; `naru config show` prints one")
+	f.StringVar(&s.config, "config", "", "configuration `FILE`, YAML; naru config show prints one")
 	f.StringVar(&s.mqtt, "mqtt", "", "address for devices, mutual TLS (default 127.0.0.1:8883); where the configuration has no such listener, the address of its first")
 	f.StringVar(&s.plain, "mqtt-plain", "", "loopback address for MQTT without TLS; for benchmarks")
 	f.StringVar(&s.http, "http", "", "address for operators and apps (default 127.0.0.1:8780); TLS unless it is loopback")

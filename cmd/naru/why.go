@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -84,7 +85,7 @@ func (o *options) whyOne(c *cobra.Command, cl *client, id, address, ca string) e
 			return err
 		}
 	}
-	b := explain(id, device, known, found.Attempts, time.Now())
+	b := explain(id, device.Device, known, found.Attempts, time.Now())
 	if err := o.show(c.OutOrStdout(), b, func(p *printer) { showBecause(p, b) }); err != nil {
 		return err
 	}
@@ -95,12 +96,12 @@ func (o *options) whyOne(c *cobra.Command, cl *client, id, address, ca string) e
 }
 
 // findDevice says whether a device is registered.
-func findDevice(c *cobra.Command, cl *client, id string) (d x509.Device, known bool, err error) {
+func findDevice(c *cobra.Command, cl *client, id string) (d x509.Shown, known bool, err error) {
 	if err := x509.CheckDevice(id); err != nil {
 		return d, false, err
 	}
 	err = cl.get(c.Context(), "/api/v1/devices/"+url.PathEscape(id), nil, &d)
-	if err != nil && strings.HasSuffix(err.Error(), "is not registered") {
+	if refusedWith(err, http.StatusNotFound) {
 		return d, false, nil
 	}
 	return d, err == nil, err

@@ -483,7 +483,7 @@ func TestHostileHandshakesAndEnrolments(t *testing.T) {
 				t.Errorf("the fleet was changed:\n%s%s", a.before, after)
 			}
 			list := a.attempts(attemptFilter{refused: true})
-			for end := time.Now().Add(10 * time.Second); len(list) == 0 && time.Now().Before(end); {
+			for end := time.Now().Add(patience); len(list) == 0 && time.Now().Before(end); {
 				list = a.attempts(attemptFilter{refused: true}) // a client hears of a broken handshake before the server's log does
 			}
 			if len(list) != 1 {

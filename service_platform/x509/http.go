@@ -81,6 +81,8 @@ type Enrolment struct {
 	Groups     []string          `json:"groups,omitempty"`
 	Policy     string            `json:"policy,omitempty"`
 	By         string            `json:"by,omitempty"` // who asks, for the record
+	// New refuses a device that has, or had, a certificate already: it would get a second one, and nobody may have meant that.
+	New bool `json:"new,omitempty"`
 }
 
 // Enrolled is its answer. Key is there only where no CSR was, and nowhere else than here.
@@ -130,7 +132,7 @@ func (s *service) issue(o *opened, w http.ResponseWriter, r *http.Request, e Enr
 	}
 	c := issued.record(s.env.Now())
 	_, created, err := o.registry.Add(r.Context(), Registration{ID: e.ID, Certificate: c, Attributes: e.Attributes, Groups: e.Groups,
-		Policy: e.Policy, By: by(e.By), Overlap: overlap})
+		Policy: e.Policy, By: by(e.By), First: e.New, Overlap: overlap})
 	if err != nil {
 		return err
 	}
@@ -184,14 +186,28 @@ func (s *service) list(o *opened, w http.ResponseWriter, r *http.Request) error 
 	}
 	devices, more := o.index.page(q.Get("after"), limit, sel.keeps(s.env.Now()))
 	page := struct {
-		Devices []Device `json:"devices"`
-		Next    string   `json:"next,omitempty"`
-		Total   int      `json:"total"` // registered devices, selected or not
-	}{Devices: append([]Device{}, devices...), Total: o.index.size()}
+		Devices []Shown `json:"devices"`
+		Next    string  `json:"next,omitempty"`
+		Total   int     `json:"total"` // registered devices, selected or not
+	}{Devices: make([]Shown, 0, len(devices)), Total: o.index.size()}
+	for _, d := range devices {
+		page.Devices = append(page.Devices, s.shown(d))
+	}
 	if more {
 		page.Next = devices[len(devices)-1].ID
 	}
 	return answer(w, http.StatusOK, page)
+}
+
+// Shown is a device as answers show it: with its state in a word, and without what is the registry's own affair.
+type Shown struct {
+	Device
+	State string `json:"state"` // as Device.State
+}
+
+func (s *service) shown(d Device) Shown {
+	d.Unsaid, d.Gone = nil, false
+	return Shown{d, d.State(s.env.Now())}
 }
 
 func (s *service) show(o *opened, w http.ResponseWriter, r *http.Request) error {
@@ -199,8 +215,7 @@ func (s *service) show(o *opened, w http.ResponseWriter, r *http.Request) error 
 	if err != nil {
 		return err
 	}
-	d.Unsaid = nil
-	return answer(w, http.StatusOK, d)
+	return answer(w, http.StatusOK, s.shown(d))
 }
 
 func (s *service) remove(o *opened, w http.ResponseWriter, r *http.Request) error {
@@ -247,7 +262,7 @@ func (s *service) revoke(o *opened, w http.ResponseWriter, r *http.Request) erro
 	}
 	s.metrics.revoked.Add(float64(len(revoked)))
 	s.tell(r, o, d.ID)
-	return answer(w, http.StatusOK, d)
+	return answer(w, http.StatusOK, s.shown(d))
 }
 
 func (s *service) disable(off bool) func(*opened, http.ResponseWriter, *http.Request) error {
@@ -261,7 +276,7 @@ func (s *service) disable(off bool) func(*opened, http.ResponseWriter, *http.Req
 			return err
 		}
 		s.tell(r, o, d.ID)
-		return answer(w, http.StatusOK, d)
+		return answer(w, http.StatusOK, s.shown(d))
 	}
 }
 

@@ -38,16 +38,7 @@ func (s *service) rotate(o *opened, w http.ResponseWriter, r *http.Request) erro
 	if _, err := o.registry.Get(r.Context(), id); err != nil {
 		return err
 	}
-	if err := s.issue(o, w, r, Enrolment{ID: id, CSR: in.CSR, Validity: in.Validity, By: in.By}, &overlap); err != nil {
-		return err
-	}
-	if overlap == 0 {
-		if _, err := o.registry.End(said(r), id); err != nil {
-			s.env.Log.Error("an overlap cannot be ended; trying again in a while", "device", id, "error", err)
-		}
-		s.tell(r, o, id)
-	}
-	return nil
+	return s.issue(o, w, r, Enrolment{ID: id, CSR: in.CSR, Validity: in.Validity, By: in.By}, &overlap)
 }
 
 // Import is the request of PUT /api/v1/devices/{id}: what an export gave. The device is registered where it is not, and
@@ -100,8 +91,7 @@ func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
 	if created {
 		status = http.StatusCreated
 	}
-	d.Unsaid = nil
-	return answer(w, status, d)
+	return answer(w, status, s.shown(d))
 }
 
 // check says what is wrong with what an import states of a certificate, beside its fingerprint.

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/url"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -78,24 +79,33 @@ func Fingerprint(der []byte) string {
 // number of days such as `365d`.
 type Duration time.Duration
 
+// durationMax is beyond what anything here lasts, and far from what a time.Duration can hold.
+const durationMax = 200 * 365 * 24 * time.Hour
+
 // UnmarshalText reads it.
 func (d *Duration) UnmarshalText(b []byte) error {
 	s := string(b)
-	if days, ok := strings.CutSuffix(s, "d"); ok {
-		v, err := time.ParseDuration(days + "h")
-		if err != nil || v > 200*365*time.Hour {
-			return fmt.Errorf("%q is not a duration; write 365d or 12h30m", s)
-		}
-		*d = Duration(v * 24)
-		return nil
+	number, days := strings.CutSuffix(s, "d")
+	if days {
+		number += "h"
 	}
-	v, err := time.ParseDuration(s)
-	if err != nil {
-		return fmt.Errorf("%q is not a duration; write 365d or 12h30m", s)
+	v, err := time.ParseDuration(number)
+	switch most := durationMax; {
+	case err != nil && digits.MatchString(s):
+		return fmt.Errorf("%q is too long; 73000d (200 years) is the most", short(s))
+	case err != nil:
+		return fmt.Errorf("%q is not a duration; write 365d or 12h30m", short(s))
+	case days && v.Abs() > most/24, v.Abs() > most:
+		return fmt.Errorf("%q is too long; 73000d (200 years) is the most", short(s))
+	case days:
+		v *= 24
 	}
 	*d = Duration(v)
 	return nil
 }
+
+// digits is a number with a unit: where it is no duration all the same, it is one that is too long.
+var digits = regexp.MustCompile(`^[-+]?[0-9]+(ns|us|µs|ms|s|m|h|d)$`)
 
 // MarshalText writes whole days as days.
 func (d Duration) MarshalText() ([]byte, error) {

@@ -145,12 +145,15 @@ func TestImportedAsDisabledIsNeverLetIn(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	listening, entries := make(chan struct{}), make(chan Device, 64)
+	listening, entries := make(chan struct{}), make(chan Device)
 	go func() {
 		_ = table.Watch(ctx, devicePrefix, func(e bus.Entry) { // ends with ctx
 			var d Device
 			_ = json.Unmarshal(e.Value, &d) // or it is the zero one
-			entries <- d
+			select {
+			case entries <- d:
+			case <-ctx.Done():
+			}
 		}, sync.OnceFunc(func() { close(listening) }))
 	}()
 	<-listening

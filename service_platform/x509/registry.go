@@ -121,6 +121,8 @@ type Registration struct {
 	By          string
 	// Fresh refuses a device that is registered already, unless with this very certificate.
 	Fresh bool
+	// First refuses a device that has or had another certificate.
+	First bool
 	// Overlap is set for a rotation: the certificates of before are accepted for that much longer.
 	Overlap *time.Duration
 }
@@ -154,21 +156,25 @@ func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created b
 		if g.Fresh && !created {
 			return fmt.Errorf("%w: device %s is registered already", ErrRefused, d.ID)
 		}
+		if g.First && len(d.Certs) > 0 {
+			return fmt.Errorf("%w: device %s is registered already, and has certificates: %d", ErrRefused, d.ID, len(d.Certs))
+		}
 		changed := d.describe(g)
 		f := serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Changed, By: g.By}
 		if g.Certificate != nil {
 			if d.Disabled {
 				return d.off()
 			}
+			if g.Overlap != nil { // first: what ends at once makes room
+				d.supersede(now.Add(*g.Overlap), *g.Certificate)
+				d.endOverlaps(now)
+			}
 			forgotten, err := d.roomForCert(now)
 			if err != nil {
 				return err
 			}
-			if err := r.keepRevoked(ctx, d.ID, forgotten); err != nil { // first, and twice is the same as once
+			if err := r.keepRevoked(ctx, d.ID, forgotten); err != nil { // before it is forgotten, and twice is the same as once
 				return err
-			}
-			if g.Overlap != nil {
-				d.supersede(now.Add(*g.Overlap), *g.Certificate)
 			}
 			d.Certs = append(d.Certs, *g.Certificate)
 			f.Change, f.Fingerprint, f.NotAfter = serviceplatform.Issued, g.Certificate.Fingerprint, g.Certificate.NotAfter
@@ -323,20 +329,24 @@ func (r *Registry) Disable(ctx context.Context, id string, off bool, by, reason 
 // End withdraws the certificates whose overlap has passed. It gives those that it withdrew.
 func (r *Registry) End(ctx context.Context, id string) (ended []Certificate, err error) {
 	_, err = r.change(ctx, id, false, func(d *Device) error {
-		ended = nil
-		now := r.now().UTC()
-		for i := range d.Certs {
-			c := &d.Certs[i]
-			if c.Revoked() || c.EndsAt.IsZero() || now.Before(c.EndsAt) {
-				continue
-			}
-			c.RevokedAt, c.RevokedBy, c.Reason = c.EndsAt, "rotation", superseded
-			ended = append(ended, *c)
-			d.note(now, serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Revoked, Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, By: c.RevokedBy})
-		}
+		ended = d.endOverlaps(r.now().UTC())
 		return nil
 	})
 	return ended, err
+}
+
+// endOverlaps withdraws the certificates whose overlap has passed, and gives them.
+func (d *Device) endOverlaps(now time.Time) (ended []Certificate) {
+	for i := range d.Certs {
+		c := &d.Certs[i]
+		if c.Revoked() || c.EndsAt.IsZero() || now.Before(c.EndsAt) {
+			continue
+		}
+		c.RevokedAt, c.RevokedBy, c.Reason = c.EndsAt, "rotation", superseded
+		ended = append(ended, *c)
+		d.note(now, serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Revoked, Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, By: c.RevokedBy})
+	}
+	return ended
 }
 
 const superseded = "superseded"
@@ -416,7 +426,7 @@ func (d *Device) roomForCert(now time.Time) (forgotten []Certificate, err error)
 	for len(d.Certs) >= certsMax {
 		i := slices.IndexFunc(d.Certs, Certificate.Revoked)
 		if i < 0 {
-			return nil, fmt.Errorf("%w: device %s has %d valid certificates; revoke those it does not use", ErrRefused, d.ID, len(d.Certs))
+			return nil, fmt.Errorf("%w: device %s has %d valid certificates, which is the most; revoke those it does not use, or rotate with an overlap of 0, which ends them all", ErrRefused, d.ID, len(d.Certs))
 		}
 		forgotten = append(forgotten, d.Certs[i])
 		d.Certs = slices.Delete(d.Certs, i, i+1)

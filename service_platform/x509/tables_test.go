@@ -36,6 +36,41 @@ type table struct {
 	entries  map[string]bus.Entry
 	watchers map[chan bus.Entry]string
 	deaf     bool // watchers are told nothing: a bus that is slow
+
+	telling pending
+}
+
+// pending is how much watchers were told and have not taken in yet.
+type pending struct {
+	mu   sync.Mutex
+	n    int
+	none sync.Cond
+}
+
+func (p *pending) add(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.n += n; p.n == 0 && p.none.L != nil {
+		p.none.Broadcast()
+	}
+}
+
+func (p *pending) wait() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.none.L = &p.mu; p.n > 0; {
+		p.none.Wait()
+	}
+}
+
+// settled waits until whoever watches has taken in all that was written before.
+func (b *tables) settled() {
+	b.mu.Lock()
+	open := slices.Collect(maps.Values(b.open))
+	b.mu.Unlock()
+	for _, t := range open {
+		t.telling.wait()
+	}
 }
 
 func (t *table) Get(_ context.Context, key string) (bus.Entry, error) {
@@ -83,6 +118,7 @@ func (t *table) write(e bus.Entry) uint64 {
 	}
 	for w, prefix := range t.watchers {
 		if strings.HasPrefix(e.Key, prefix) && !t.deaf {
+			t.telling.add(1)
 			w <- e
 		}
 	}
@@ -99,6 +135,7 @@ func (t *table) Watch(ctx context.Context, prefix string, f func(bus.Entry), syn
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		delete(t.watchers, w)
+		t.telling.add(-len(w)) // nobody will take it in
 	}()
 	for _, e := range now {
 		if strings.HasPrefix(e.Key, prefix) {
@@ -110,6 +147,7 @@ func (t *table) Watch(ctx context.Context, prefix string, f func(bus.Entry), syn
 		select {
 		case e := <-w:
 			f(e)
+			t.telling.add(-1)
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/naru-platform/naru/internal/near"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -220,8 +221,8 @@ func (f *For) check(listeners []string) error {
 		if slices.Contains(listeners, l) {
 			continue
 		}
-		if near := nearest(l, listeners); near != "" {
-			return fmt.Errorf("for.listeners[%d]: there is no listener %q; did you mean %q?", i, l, near)
+		if meant := near.Word(l, listeners); meant != "" {
+			return fmt.Errorf("for.listeners[%d]: there is no listener %q; did you mean %q?", i, l, meant)
 		}
 		return fmt.Errorf("for.listeners[%d]: there is no listener %q; there are %s", i, l, strings.Join(listeners, ", "))
 	}

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/naru-platform/naru/internal/near"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -45,8 +46,8 @@ func variable(name string) error {
 	if strings.HasPrefix(name, varAttribute) {
 		return fmt.Errorf("${%s} wants an attribute's name, such as ${%ssite}", name, varAttribute)
 	}
-	if near := nearest(name, variables[:4]); near != "" {
-		return fmt.Errorf("there is no variable ${%s}; did you mean ${%s}? There are %s", name, near, all)
+	if meant := near.Word(name, variables[:4]); meant != "" {
+		return fmt.Errorf("there is no variable ${%s}; did you mean ${%s}? There are %s", name, meant, all)
 	}
 	return fmt.Errorf("there is no variable ${%s}; there are %s", name, all)
 }
@@ -61,36 +62,4 @@ func fill(value string) string {
 		return token
 	}
 	return value // the caller's bytes: a connection keeps its client id anyway
-}
-
-// nearest is the known name that a wrong one most likely was meant to be; empty where none is near.
-func nearest(name string, known []string) string {
-	best, at := "", len(name)/2+1
-	for _, k := range known {
-		if d := distance(name, k); d < at {
-			best, at = k, d
-		}
-	}
-	return best
-}
-
-// distance is Levenshtein's.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j+1]+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }
