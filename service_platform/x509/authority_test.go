@@ -321,8 +321,8 @@ func TestCSRThatMustNotBeSignedIsRefused(t *testing.T) {
 		"bad signature":   {pem.EncodeToMemory(block), "signature"},
 		"not PEM":         {[]byte("hello"), "PEM"},
 		"two requests":    {append(bytes.Clone(good), good...), "behind its end"},
-		"garbage in PEM":  {pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: []byte{1, 2}}), "read the csr"},
-		"a private key's": {pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte{1, 2}}), "PEM certificate request"},
+		"garbage in PEM":  {pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: []byte{1, 2}}), "no certificate signing request (PKCS #10); was"},
+		"a private key's": {pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER(t)}), "private key, which should go nowhere"},
 	} {
 		if _, err := ParseRequest("d-17", c.csr); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: got %v, want %q", name, err, c.want)

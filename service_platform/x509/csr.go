@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // csrMax is room for an RSA key of 8192 bits and extensions that nobody looks at.
@@ -20,6 +21,9 @@ const csrMax = 8 << 10
 // request asks for is not looked at: the CA alone decides what is in a certificate.
 func ParseRequest(device string, csr []byte) (*stdx509.CertificateRequest, error) {
 	block, rest := pem.Decode(csr)
+	if block != nil && strings.HasSuffix(block.Type, "PRIVATE KEY") || block != nil && block.Type == "CERTIFICATE" {
+		return nil, noRequest(block.Bytes, nil)
+	}
 	if block == nil || block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
 		return nil, errors.New("the csr is not a PEM certificate request (-----BEGIN CERTIFICATE REQUEST-----)")
 	}
@@ -36,7 +40,7 @@ func parseRequest(device string, der []byte) (*stdx509.CertificateRequest, error
 	}
 	r, err := stdx509.ParseCertificateRequest(der)
 	if err != nil {
-		return nil, fmt.Errorf("read the csr: %w", err)
+		return nil, noRequest(der, err)
 	}
 	if err := checkKey(r.PublicKey); err != nil { // before the signature: a huge key must cost nothing
 		return nil, err
@@ -48,6 +52,35 @@ func parseRequest(device string, der []byte) (*stdx509.CertificateRequest, error
 		return nil, fmt.Errorf("the csr is for %q, the request for device %q; leave the common name out or make it the same", cn, device)
 	}
 	return r, nil
+}
+
+// noRequest says what somebody sent in the place of a request. What the decoder says, it says to programmers.
+func noRequest(der []byte, err error) error {
+	if _, e := stdx509.ParseCertificate(der); e == nil {
+		return errors.New("the csr is a certificate; a certificate signing request is wanted (openssl req -new)")
+	}
+	for _, parse := range []func([]byte) error{
+		func(b []byte) error { _, err := stdx509.ParsePKCS8PrivateKey(b); return err },
+		func(b []byte) error { _, err := stdx509.ParseECPrivateKey(b); return err },
+		func(b []byte) error { _, err := stdx509.ParsePKCS1PrivateKey(b); return err },
+	} {
+		if parse(der) == nil {
+			return errors.New("the csr is a private key, which should go nowhere: make another one, and send a certificate signing request (openssl req -new)")
+		}
+	}
+	return fmt.Errorf("the csr is no certificate signing request (PKCS #10)%s; was it cut off?", reasonOf(err))
+}
+
+// reasonOf is what a decoder says, where a person can make something of it.
+func reasonOf(err error) string {
+	if err == nil {
+		return ""
+	}
+	text := err.Error()
+	if strings.Contains(text, "asn1") || strings.Contains(text, "{") {
+		return ""
+	}
+	return ": " + strings.TrimPrefix(text, "x509: ")
 }
 
 func checkKey(key any) error {

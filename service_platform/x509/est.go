@@ -2,9 +2,12 @@ package x509
 
 import (
 	"bytes"
+	"context"
+	"crypto/sha256"
 	stdx509 "crypto/x509"
 	"encoding/asn1"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -71,9 +74,20 @@ func (e *est) handler() http.Handler {
 func (e *est) elsewhere(w http.ResponseWriter, r *http.Request, status int) {
 	at := e.door.attempt(estClient(r))
 	_ = at.fail("path", message.Rejectf(message.Unsupported, "%s %q; there are GET %s and %s, POST %s and %s, and no label before them", // the same error
-		short(r.Method), short(r.URL.EscapedPath()), estCACerts, estAttrs, estEnroll, estReenroll))
+		short(r.Method), shortPath(r.URL.EscapedPath()), estCACerts, estAttrs, estEnroll, estReenroll))
 	e.door.recorder.record(*at)
 	estProblem(w, status, http.StatusText(status))
+}
+
+// shortPath is a path as it may be recorded: without what is so long that it may be a token that somebody put there.
+func shortPath(path string) string {
+	parts := strings.Split(path, "/")
+	for i, p := range parts {
+		if len(p) > 32 {
+			parts[i] = "…"
+		}
+	}
+	return short(strings.Join(parts, "/"))
 }
 
 func estClient(r *http.Request) Client {
@@ -281,19 +295,44 @@ func (e *est) who(r *http.Request, c Client, again bool, at *Attempt) (device st
 	if !ok || user == "" || text == "" {
 		return "", nil, &estRefusal{http.StatusUnauthorized, "token", errors.New("a client certificate, or an enrolment token by HTTP Basic, is wanted")}
 	}
-	at.Device = user
+	at.Device = hiddenUser(user) // until it is known to be no secret: who mixes the two up sends the token in its place
 	if CheckDevice(user) != nil {
 		return "", nil, &estRefusal{http.StatusUnauthorized, "token", fmt.Errorf("%w: the user is no device id", errToken)}
 	}
 	is, revision, err := e.o.checkToken(r.Context(), user, text, e.s.env.Now())
+	if err != nil {
+		err = e.named(r.Context(), at, user, text, is, err)
+	}
 	if errors.Is(err, errToken) {
 		return "", nil, &estRefusal{http.StatusUnauthorized, "token", err}
 	}
 	if err != nil {
 		return "", nil, err
 	}
+	at.Device = user
 	at.pass("token", "for device %q, good until %s", user, stamp(is.Expires))
 	return user, &shownToken{text, is, revision}, nil
+}
+
+// named gives a refused attempt the name of its device where that is one, and says where user and token are mixed up.
+func (e *est) named(ctx context.Context, at *Attempt, user, text string, is enrolmentToken, err error) error {
+	if _, e := e.o.registry.Get(ctx, user); e == nil || is.Device == user {
+		at.Device = user
+		return err
+	}
+	if mixed, _, e := e.o.checkToken(ctx, text, user, at.At); mixed.Device == text {
+		at.Device = text
+		if e == nil {
+			err = fmt.Errorf("%w: the token was sent as the user; the device's id is the user, and the token the password", errToken)
+		}
+	}
+	return err
+}
+
+// hiddenUser stands for a user's name that may be a secret. Who knows the name finds it by this; nobody finds the name.
+func hiddenUser(user string) string {
+	sum := sha256.Sum256([]byte(user))
+	return "user sha256:" + hex.EncodeToString(sum[:4]) // the space: no device is called so
 }
 
 // readCSR reads section 4.2.1's body: PKCS #10 in base64.
@@ -310,6 +349,12 @@ func readCSR(w http.ResponseWriter, r *http.Request) (*stdx509.CertificateReques
 			return nil, &estRefusal{http.StatusRequestEntityTooLarge, "csr", fmt.Errorf("the request has more than %d bytes", estBodyMax)}
 		}
 		return nil, estBad("csr", "read the request: %w", err)
+	}
+	switch {
+	case bytes.Contains(body, []byte("-----BEGIN")):
+		return nil, estBad("csr", "the request is PEM; EST wants base64 of DER, without the lines BEGIN and END: openssl req -outform DER … | openssl base64")
+	case len(body) > 1 && body[0] == 0x30 && body[1] >= 0x80: // an ASN.1 sequence of some length
+		return nil, estBad("csr", "the request is DER itself; EST wants base64 of it: openssl req -outform DER … | openssl base64")
 	}
 	der := make([]byte, base64.StdEncoding.DecodedLen(len(body)))
 	n, err := base64.StdEncoding.Decode(der, bytes.Join(bytes.Fields(body), nil))

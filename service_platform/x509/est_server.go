@@ -22,10 +22,6 @@ type ESTConfig struct {
 	Listen string `json:"listen"`
 }
 
-// estAtOnce is how many connections EST has at once: those that come then wait in the kernel's queue, so that nobody takes the
-// descriptors away from the devices' listeners. Enrolling is done once in a while, and each connection lasts for estPatience.
-const estAtOnce = 512
-
 // estPatience bounds every phase of a request: a handshake, a header, a body, an answer.
 const estPatience = 15 * time.Second
 
@@ -48,8 +44,10 @@ func (s *service) serveEST(ctx context.Context, o *opened) (stop func(), err err
 		return nil, fmt.Errorf("listen for EST: %w; another address: components.%s.est.listen", err, Name)
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	crowd := newCrowd(l, estAtOnce, estOfOne)
 	server := &http.Server{
-		Handler: (&est{s, o, door}).handler(), ReadHeaderTimeout: estPatience, ReadTimeout: estPatience, WriteTimeout: estPatience,
+		ConnState: crowd.state,
+		Handler:   (&est{s, o, door}).handler(), ReadHeaderTimeout: estPatience, ReadTimeout: estPatience, WriteTimeout: estPatience,
 		IdleTimeout: estPatience, MaxHeaderBytes: 16 << 10, ErrorLog: log.New(handshakes{door}, "", 0),
 	}
 	var all sync.WaitGroup
@@ -61,7 +59,7 @@ func (s *service) serveEST(ctx context.Context, o *opened) (stop func(), err err
 	}
 	o.estAddr, o.estDoor = l.Addr().String(), door
 	all.Go(func() {
-		if err := server.Serve(tls.NewListener(few(l, estAtOnce), conf)); !errors.Is(err, http.ErrServerClosed) {
+		if err := server.Serve(tls.NewListener(crowd, conf)); !errors.Is(err, http.ErrServerClosed) {
 			s.env.Log.Error("EST is not served any more", "address", l.Addr().String(), "error", err)
 		}
 	})
@@ -83,51 +81,10 @@ type handshakes struct{ door *Admission }
 func (h handshakes) Write(line []byte) (int, error) {
 	if rest, ok := strings.CutPrefix(strings.TrimSpace(string(line)), "http: TLS handshake error from "); ok {
 		address, why, _ := strings.Cut(rest, ": ")
+		if strings.HasSuffix(why, net.ErrClosed.Error()) {
+			why = "it asked for nothing while others from its address waited for a place, and was closed"
+		}
 		h.door.Refused(Client{Address: address, Door: DoorEST}, "handshake", message.Rejectf(message.HandshakeFailed, "%s", why))
 	}
 	return len(line), nil
-}
-
-// few has a listener take so many connections at once, and the next when one of them is closed.
-func few(l net.Listener, most int) net.Listener {
-	return &fewAtOnce{Listener: l, places: make(chan struct{}, most), closed: make(chan struct{})}
-}
-
-type fewAtOnce struct {
-	net.Listener
-	places chan struct{}
-	closed chan struct{}
-	once   sync.Once
-}
-
-// Accept waits for a place, then for a connection.
-func (f *fewAtOnce) Accept() (net.Conn, error) {
-	select {
-	case f.places <- struct{}{}:
-	case <-f.closed:
-		return nil, net.ErrClosed
-	}
-	c, err := f.Listener.Accept()
-	if err != nil {
-		<-f.places
-		return nil, err
-	}
-	return &placed{Conn: c, leave: sync.OnceFunc(func() { <-f.places })}, nil
-}
-
-// Close ends those that wait, too.
-func (f *fewAtOnce) Close() error {
-	f.once.Do(func() { close(f.closed) })
-	return f.Listener.Close()
-}
-
-type placed struct {
-	net.Conn
-	leave func()
-}
-
-// Close gives the place back.
-func (p *placed) Close() error {
-	defer p.leave()
-	return p.Conn.Close()
 }

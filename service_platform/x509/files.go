@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 )
 
@@ -85,7 +86,7 @@ func parseCerts(b []byte) ([]*stdx509.Certificate, error) {
 		}
 		c, err := stdx509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("parse a certificate: %w", err)
+			return nil, fmt.Errorf("a certificate in it is damaged%s", reasonOf(err))
 		}
 		certs = append(certs, c)
 	}
@@ -93,4 +94,14 @@ func parseCerts(b []byte) ([]*stdx509.Certificate, error) {
 		return nil, errors.New("no PEM certificate in it")
 	}
 	return certs, nil
+}
+
+// warnReadable tells of files with a secret that others on this machine can read; those that are not there are passed over.
+func warnReadable(log *slog.Logger, files ...string) {
+	for _, f := range files {
+		if info, err := os.Stat(f); err == nil && info.Mode().Perm()&0o077 != 0 {
+			log.Warn("others on this machine can read a file with a secret; chmod 600 it, and think of whether it was copied", "file", f,
+				"mode", fmt.Sprintf("%04o", info.Mode().Perm()))
+		}
+	}
 }

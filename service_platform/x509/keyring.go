@@ -56,6 +56,10 @@ func openKeyring(dir, passphrase string) (*keyring, error) {
 		return &keyring{secret: []byte(passphrase), before: machine}, nil
 	}
 	if machine == nil {
+		if sealed := firstSealed(dir); sealed != "" {
+			return nil, fmt.Errorf("%s is missing: it is the secret that opens the CA's keys, such as %s, where no passphrase is configured; restore it from the backup that the keys are in, or give the passphrase that they were written with (passphrase_file or %s)",
+				path, sealed, PassphraseEnv)
+		}
 		machine = make([]byte, 32)
 		if _, err := rand.Read(machine); err != nil {
 			return nil, fmt.Errorf("make the machine key: %w", err)
@@ -65,6 +69,20 @@ func openKeyring(dir, passphrase string) (*keyring, error) {
 		}
 	}
 	return &keyring{secret: machine, machine: true}, nil
+}
+
+// firstSealed is a key in the directory that is encrypted already; empty where none is.
+func firstSealed(dir string) string {
+	for _, name := range []string{issuingName, rootName} {
+		raw, err := os.ReadFile(filepath.Join(dir, name+".key"))
+		if err != nil {
+			continue // whoever wants the key says so
+		}
+		if block, _ := pem.Decode(raw); block != nil && block.Type == "ENCRYPTED PRIVATE KEY" {
+			return name + ".key"
+		}
+	}
+	return ""
 }
 
 // readMachineKey gives nil where there is none.

@@ -5,9 +5,7 @@ import (
 	"crypto/elliptic"
 	stdx509 "crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net"
 	"net/http/httptest"
 	"strings"
 	"sync"
@@ -187,51 +185,6 @@ func (a *api) must201(e Enrolment) {
 	if got := a.do("POST", "/api/v1/devices", e, nil); got != 201 {
 		a.Fatal(got)
 	}
-}
-
-// Who holds connections to EST open holds so many at most; the next comes in when one ends, and a stop waits for none.
-func TestESTTakesAFewConnectionsAtOnce(t *testing.T) {
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := few(inner, 2)
-	accepted := make(chan net.Conn, 8)
-	ended := make(chan error, 1)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				ended <- err
-				return
-			}
-			accepted <- c
-		}
-	}()
-	for range 4 {
-		c, err := net.Dial("tcp", inner.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-	}
-	first, second := <-accepted, <-accepted
-	if len(l.(*fewAtOnce).places) != 2 || len(accepted) > 0 {
-		t.Errorf("%d were taken, %d more wait to be served", len(l.(*fewAtOnce).places), len(accepted))
-	}
-	_ = first.Close()
-	_ = first.Close() // gives its place back once
-	third := <-accepted
-	if len(accepted) > 0 {
-		t.Error("a place was given twice")
-	}
-	if err := l.Close(); err != nil {
-		t.Error(err)
-	}
-	if err := <-ended; !errors.Is(err, net.ErrClosed) {
-		t.Error(err)
-	}
-	_, _ = second.Close(), third.Close()
 }
 
 // What a request says beside the names of things is looked at too, before anything is made by it.

@@ -322,7 +322,7 @@ type attemptFilter struct {
 }
 
 func (f attemptFilter) keeps(a *Attempt) bool {
-	return (f.device == "" || a.Device == f.device || a.Becomes == f.device || a.ClientID == f.device) &&
+	return (f.device == "" || a.Device == f.device || a.Becomes == f.device || a.ClientID == f.device || a.Device == hiddenUser(f.device)) &&
 		(f.address == "" || a.Address == f.address) &&
 		(f.ca == "" || a.CA == f.ca || a.Issuer == f.ca) &&
 		(f.fingerprint == "" || a.Fingerprint == f.fingerprint) &&

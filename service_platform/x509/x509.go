@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -134,6 +135,9 @@ func (s *service) run(ctx context.Context, ready func()) error {
 	}); err != nil {
 		return err
 	}
+	secrets, _ := filepath.Glob(filepath.Join(dir, "*.key")) // the patterns are good
+	retired, _ := filepath.Glob(filepath.Join(dir, retiredDir, "*.key"))
+	warnReadable(s.env.Log, append(append(secrets, retired...), filepath.Join(dir, machineKeyName), s.config.PassphraseFile)...)
 	if o.trust, err = s.env.Bus.Table(ctx, trustTable, bus.TableOptions{}); err != nil {
 		return fmt.Errorf("open table %s: %w", trustTable, err)
 	}

@@ -1,0 +1,103 @@
+package x509
+
+import (
+	"crypto/elliptic"
+	stdx509 "crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Whatever somebody sends in the wrong place at EST, no secret of his lies in the recorder or the log afterwards.
+func TestESTRecordsNoSecret(t *testing.T) {
+	a := newArena(t)
+	body := csrText(t, ecKey(t, elliptic.P256()), "d-2")
+	token := a.token("d-2")
+	for name, c := range map[string]struct {
+		call estCall
+		find string // a device by which the attempt is found
+		says string
+	}{
+		"user and token swapped":       {estCall{path: estEnroll, user: token, token: "d-2", body: body}, "d-2", "the device's id is the user"},
+		"a token for another":          {estCall{path: estEnroll, user: token, token: "d-3", body: body}, "", "no such token"},
+		"a token twice":                {estCall{path: estEnroll, user: token, token: token, body: body}, "", "for another device"},
+		"a token in the path":          {estCall{path: estEnroll + "/" + token, body: body}, "", "there are GET"},
+		"an unknown name, a bad token": {estCall{path: estEnroll, user: "d-44", token: "nonsense", body: body}, "d-44", "no such token"},
+		"a known name, a bad token":    {estCall{path: estEnroll, user: "d-1", token: token + "x", body: body}, "d-1", "no such token"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if status, text := a.est(c.call); status == 200 || strings.Contains(text, token) {
+				t.Errorf("%d %s", status, text)
+			}
+			list := a.attempts(attemptFilter{device: c.find, refused: true})
+			if !slices.ContainsFunc(list, func(a Attempt) bool { return strings.Contains(a.Detail, c.says) }) {
+				t.Errorf("recorded: %+v", list)
+			}
+		})
+	}
+	if text := fmt.Sprintf("%+v", a.attempts(attemptFilter{})) + a.logs.String(); strings.Contains(text, token) || strings.Contains(text, "d-44") || strings.Contains(text, "nonsense") {
+		t.Errorf("something that may be a secret was recorded: %s", text)
+	}
+}
+
+// What is no request is refused with what to send instead, and nothing of the decoder's.
+func TestESTSaysWhatItWants(t *testing.T) {
+	a := newArena(t)
+	der, err := base64.StdEncoding.DecodeString(csrText(t, ecKey(t, elliptic.P256()), "d-2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := keyDER(t)
+	for body, want := range map[string]string{
+		string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})): "base64 of DER, without the lines BEGIN and END",
+		string(der): "the request is DER itself",
+		base64.StdEncoding.EncodeToString(der[:len(der)-9]):        "was it cut off?",
+		base64.StdEncoding.EncodeToString(certOf(t, a.device).Raw): "is a certificate; a certificate signing request is wanted",
+		base64.StdEncoding.EncodeToString(key):                     "is a private key",
+		base64.StdEncoding.EncodeToString([]byte("0\x03\x02\x01")): "no certificate signing request",
+	} {
+		status, text := a.est(estCall{path: estEnroll, user: "d-2", token: a.token("d-2"), body: body})
+		if status != 400 || !strings.Contains(text, want) || strings.Contains(text, "asn1") || strings.Contains(text, "{") {
+			t.Errorf("%d %s; want %q", status, text, want)
+		}
+	}
+	for _, text := range []string{string(certPEM(certOf(t, a.device))), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})), "x"} {
+		if _, err := ParseRequest("d-2", []byte(text)); err == nil || strings.Contains(err.Error(), "asn1") {
+			t.Errorf("%.40s: %v", text, err)
+		}
+	}
+	if _, err := parseCerts(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")})); err == nil || !strings.Contains(err.Error(), "damaged") {
+		t.Error(err)
+	}
+}
+
+func TestReadableSecretIsWarnedOf(t *testing.T) {
+	a := newAPI(t)
+	a.start()
+	if strings.Contains(a.logs.String(), "chmod 600") {
+		t.Fatal(a.logs.String())
+	}
+	for _, name := range []string{"issuing.key", machineKeyName} {
+		if err := os.Chmod(filepath.Join(a.dir, name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.start()
+	if text := a.logs.String(); strings.Count(text, "chmod 600") != 2 || !strings.Contains(text, `"mode":"0644"`) {
+		t.Error(text)
+	}
+}
+
+func keyDER(t *testing.T) []byte {
+	t.Helper()
+	der, err := stdx509.MarshalPKCS8PrivateKey(ecKey(t, elliptic.P256()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
