@@ -45,6 +45,7 @@ const outside = `
 github.com/nats-io                bus/nats
 github.com/synadia-io             bus/nats
 github.com/aws                    bus/kinesis
+github.com/duckdb                 data_platform/storage
 github.com/cockroachdb/pebble     component
 github.com/spf13/cobra            cmd
 github.com/santhosh-tekuri        internal/schema

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What the tests want beyond Go: a C compiler for the race detector, and programs of others that naru is held against.
+# What the tests want beyond Go: a C and a C++ compiler, for the race detector and for DuckDB, and programs of others that naru is held against.
 # What is missing and can be had without asking is fetched: packages of Debian's as root (or with sudo, given --sudo), and
 # the MQTT clients for Node. What cannot is named, with how to get it, and the exit code is 1: no test is left out.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-declare -A package=([cc]=gcc [mosquitto_pub]=mosquitto-clients [mosquitto_sub]=mosquitto-clients [mosquitto_rr]=mosquitto-clients
+declare -A package=([cc]=gcc [c++]=g++ [mosquitto_pub]=mosquitto-clients [mosquitto_sub]=mosquitto-clients [mosquitto_rr]=mosquitto-clients
   [mosquitto]=mosquitto [curl]=curl [openssl]=openssl [node]=nodejs [npm]=npm [python3]=python3 [stdbuf]=coreutils [git]=git)
 
 look() { # sets tools to those that are missing, packages to what they are in

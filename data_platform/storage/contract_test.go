@@ -1,0 +1,402 @@
+package storage
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/message"
+)
+
+// engines are the databases that the contract holds for. open gives one that is empty, and a way to open it again.
+var engines = map[string]func(t *testing.T) (open func() Store){
+	"duckdb": func(t *testing.T) func() Store {
+		dir := t.TempDir()
+		return func() Store {
+			t.Helper()
+			s, err := OpenDuck(t.Context(), filepath.Join(dir, "data.duckdb"), Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+	},
+}
+
+// each runs a test with each engine.
+func each(t *testing.T, f func(t *testing.T, open func() Store)) {
+	for name, engine := range engines {
+		t.Run(name, func(t *testing.T) { f(t, engine(t)) })
+	}
+}
+
+var noon = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+
+func readings() Table {
+	return Table{Name: "telemetry", Columns: []Column{{"seq", Int}, {"celsius", Double}, {"state", Text}, {"open", Bool}, {"at", Time}, {"rest", JSON}, {"raw", Bytes}}}
+}
+
+// row is the n-th row of a device, n seconds after noon.
+func row(device string, n int, values ...any) Row {
+	at := noon.Add(time.Duration(n) * time.Second)
+	id := message.NewID(at.Add(time.Millisecond))
+	if values == nil {
+		values = []any{int64(n), float64(n) / 2, "ok", n%2 == 0, at, json.RawMessage(`{"n":1}`), []byte{1, 2}}
+	}
+	return Row{Time: at, Device: device, Subject: "device." + device + ".telemetry", Trace: strings.Repeat("ab", 16), Message: id, Recorded: id.Time().UTC().Truncate(time.Microsecond),
+		Values: values, Position: bus.Position{Sequence: uint64(n), Index: 0}}
+}
+
+var source = Source{Consumer: "data_platform.etl/telemetry", Log: message.NewID(noon), Generation: 1}
+
+func load(t *testing.T, s Store, from, to uint64, rows ...Row) Loaded {
+	t.Helper()
+	done, err := s.Load(t.Context(), &Batch{Table: "telemetry", Rows: rows, Source: source, From: Mark{Sequence: from}, Upto: Mark{Sequence: to}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return done
+}
+
+// all are the rows that a query gives.
+func all(t *testing.T, s Store, sql string, args ...any) (list [][]any) {
+	t.Helper()
+	r, err := s.Query(t.Context(), sql, args, Limits{})
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return collect(t, r)
+}
+
+func collect(t *testing.T, r *Result) (list [][]any) {
+	t.Helper()
+	for row, err := range r.Rows() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, append([]any(nil), row...))
+	}
+	return list
+}
+
+func want(t *testing.T, what string, got, want any) {
+	t.Helper()
+	if !reflect.DeepEqual(got, want) {
+		t.Fatalf("%s: got %#v, want %#v", what, got, want)
+	}
+}
+
+func ensureTable(t *testing.T, s Store, table Table) {
+	t.Helper()
+	if err := s.Ensure(t.Context(), table); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRowsAndTheirMarkAreOneAndOutliveTheProcess(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		ensureTable(t, s, readings())
+		a, b := row("d-1", 1), row("d-2", 2)
+		b.Values = make([]any, len(b.Values)) // all null
+		fates := []Fate{{Sequence: 3, Index: 7, Reason: message.SchemaMismatch, Detail: "celsius"}, {Sequence: 3, Index: 8}}
+		_, err := s.Load(t.Context(), &Batch{Table: "telemetry", Rows: []Row{a, b}, Source: source, Upto: Mark{Sequence: 3, Index: 9, Fates: fates}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open()
+		defer s.Close()
+		ensureTable(t, s, readings())
+		got := all(t, s, `SELECT * FROM telemetry ORDER BY "time"`)
+		want(t, "rows", got, [][]any{
+			{a.Time, "d-1", a.Subject, a.Trace, a.Message.String(), a.Recorded, int64(1), 0.5, "ok", false, a.Time, json.RawMessage(`{"n":1}`), []byte{1, 2}},
+			{b.Time, "d-2", b.Subject, b.Trace, b.Message.String(), b.Recorded, nil, nil, nil, nil, nil, nil, nil},
+		})
+		m, err := s.Mark(t.Context(), source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(t, "mark", m, Mark{Sequence: 3, Index: 9, Fates: fates})
+		other := source
+		other.Partition = 1
+		if m, err = s.Mark(t.Context(), other); err != nil || m.Sequence != 0 {
+			t.Fatalf("the mark of a partition that nothing was loaded from: %v, %v", m, err)
+		}
+	})
+}
+
+func TestALoaderThatWasOvertakenLoadsNothing(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		defer s.Close()
+		ensureTable(t, s, readings())
+		load(t, s, 0, 5, row("d-1", 1))
+		_, err := s.Load(t.Context(), &Batch{Table: "telemetry", Rows: []Row{row("d-1", 1)}, Source: source, Upto: Mark{Sequence: 4}})
+		if !errors.Is(err, ErrMoved) {
+			t.Fatalf("loaded behind another's mark: %v", err)
+		}
+		want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(1)}})
+		_, err = s.Load(t.Context(), &Batch{Table: "nothing", Source: source})
+		if !errors.Is(err, ErrNoTable) {
+			t.Fatalf("loaded into no table: %v", err)
+		}
+	})
+}
+
+func TestABatchThatFailsLeavesNothing(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		defer s.Close()
+		ensureTable(t, s, readings())
+		bad := row("d-1", 2)
+		bad.Values[1] = "no number"
+		_, err := s.Load(t.Context(), &Batch{Table: "telemetry", Rows: []Row{row("d-1", 1), bad}, Source: source, Upto: Mark{Sequence: 4}})
+		if err == nil {
+			t.Fatal("a text was loaded as a number")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := s.Load(ctx, &Batch{Table: "telemetry", Rows: []Row{row("d-1", 1)}, Source: source, Upto: Mark{Sequence: 4}}); err == nil {
+			t.Fatal("loaded though nobody waits")
+		}
+		want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(0)}})
+		if m, err := s.Mark(t.Context(), source); err != nil || m.Sequence != 0 {
+			t.Fatalf("mark %v, %v", m, err)
+		}
+		load(t, s, 0, 4, row("d-1", 1))
+		want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(1)}})
+	})
+}
+
+func TestOfEqualKeysTheFirstRowStays(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		defer s.Close()
+		table := readings()
+		table.Key = []string{"device", "seq"}
+		ensureTable(t, s, table)
+		first := row("d-1", 1)
+		want(t, "loaded", load(t, s, 0, 5, first, row("d-1", 2), row("d-2", 1)), Loaded{Rows: 3})
+		again, twice, free := row("d-1", 1), row("d-1", 3), row("d-1", 4)
+		free.Values[0] = nil
+		free2 := free
+		free2.Message = message.NewID(noon)
+		done := load(t, s, 5, 9, again, row("d-1", 3), twice, free, free2)
+		want(t, "loaded", done, Loaded{Rows: 3, Duplicates: []int{0, 2}})
+		want(t, "rows", all(t, s, "SELECT count(*), count(DISTINCT message_id) FROM telemetry"), [][]any{{int64(6), int64(6)}})
+		want(t, "first", all(t, s, "SELECT message_id FROM telemetry WHERE device = $1 AND seq = $2", "d-1", int64(1)), [][]any{{first.Message.String()}})
+		m, err := s.Mark(t.Context(), source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(t, "fates", m.Fates, []Fate{{Sequence: 1}, {Sequence: 3}})
+	})
+}
+
+func TestAMessageThatComesAgainIsOneRow(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		defer s.Close()
+		ensureTable(t, s, readings())
+		r := row("d-1", 1)
+		r.Again = true
+		for i := range 2 {
+			done, err := s.Load(t.Context(), &Batch{Table: "telemetry", Rows: []Row{r}, Source: source})
+			if err != nil || done.Rows != 1-i {
+				t.Fatalf("time %d: %+v, %v", i, done, err)
+			}
+		}
+		want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(1)}})
+	})
+}
+
+func TestATableIsAlteredAndLosesNothing(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		defer s.Close()
+		ensureTable(t, s, readings())
+		load(t, s, 0, 5, row("d-1", 1))
+		wider := readings()
+		wider.Columns[0].Type = Double
+		wider.Columns = append(wider.Columns, Column{"bar", Double})
+		ensureTable(t, s, wider)
+		r := row("d-1", 2)
+		r.Values[0] = 2.5
+		r.Values = append(r.Values, 1013.0)
+		load(t, s, 5, 6, r)
+		want(t, "rows", all(t, s, `SELECT seq, bar FROM telemetry ORDER BY "time"`), [][]any{{1.0, nil}, {2.5, 1013.0}})
+		for what, change := range map[string]func(*Table){
+			"narrowed": func(t *Table) { t.Columns[0].Type = Text },
+			"lost":     func(t *Table) { t.Columns = t.Columns[1:] },
+		} {
+			bad := wider
+			bad.Columns = append([]Column(nil), wider.Columns...)
+			change(&bad)
+			if err := s.Ensure(t.Context(), bad); err == nil || !strings.Contains(err.Error(), "seq") {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		tables, err := s.Tables(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(t, "tables", tables, []Table{wider})
+	})
+}
+
+func TestRollupsAreWhatTheRowsSay(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		defer s.Close()
+		table := readings()
+		table.Late = time.Hour
+		table.Rollups = []Rollup{{Name: "telemetry_1m", Every: time.Minute, By: []string{"device"}, Values: []RollupValue{{"celsius", []string{"avg", "min", "max", "count"}}}}}
+		ensureTable(t, s, table)
+		load(t, s, 0, 5, row("d-1", 10), row("d-1", 20), row("d-2", 30), row("d-1", 70))
+		late := row("d-1", 40)
+		late.Recorded = late.Time.Add(30 * time.Minute)
+		gone := row("d-1", 50)
+		gone.Recorded = gone.Time.Add(2 * time.Hour)
+		want(t, "late", load(t, s, 5, 6, late, gone), Loaded{Rows: 2, Late: 1})
+		rolled := [][]any{
+			{noon, "d-1", (5.0 + 10 + 20) / 3, 5.0, 20.0, int64(3)},
+			{noon, "d-2", 15.0, 15.0, 15.0, int64(1)},
+			{noon.Add(time.Minute), "d-1", 35.0, 35.0, 35.0, int64(1)},
+		}
+		want(t, "roll-up", all(t, s, "SELECT * FROM telemetry_1m ORDER BY bucket, device"), rolled)
+		want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(6)}})
+		// One that is declared later has all that there is; one that is left out goes.
+		table.Rollups[0].Name = "telemetry_minutes"
+		ensureTable(t, s, table)
+		want(t, "new roll-up", all(t, s, "SELECT * FROM telemetry_minutes ORDER BY bucket, device"), rolled)
+		if _, err := s.Query(t.Context(), "SELECT * FROM telemetry_1m", nil, Limits{}); err == nil {
+			t.Error("a roll-up that is not declared any more is there still")
+		}
+	})
+}
+
+func TestWhatReadsAnswers(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		defer s.Close()
+		ensureTable(t, s, readings())
+		var rows []Row
+		for i := range 10 {
+			rows = append(rows, row("d-1", i), row("d-2", i))
+		}
+		other := row("d-3", 3)
+		other.Trace = strings.Repeat("cd", 16)
+		load(t, s, 0, 20, append(rows, other)...)
+
+		r, err := s.Latest(t.Context(), "telemetry", "d-2")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := collect(t, r)
+		if len(got) != 1 || got[0][6] != int64(9) || got[0][1] != "d-2" {
+			t.Fatalf("latest of d-2: %v", got)
+		}
+		if r, err = s.Latest(t.Context(), "telemetry", ""); err != nil {
+			t.Fatal(err)
+		}
+		if got = collect(t, r); len(got) != 3 {
+			t.Fatalf("latest of all: %v", got)
+		}
+		r, err = s.Range(t.Context(), "telemetry", Span{Device: "d-1", From: noon.Add(2 * time.Second), To: noon.Add(8 * time.Second), Columns: []string{"seq"}, Newest: true, Limit: 3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(t, "range", collect(t, r), [][]any{{int64(7)}, {int64(6)}, {int64(5)}})
+		if !r.Truncated {
+			t.Error("a range with more than its limit does not say so")
+		}
+		r, err = s.Aggregate(t.Context(), "telemetry", Aggregation{Every: 5 * time.Second, By: []string{"device"}, Values: []RollupValue{{"celsius", []string{"max"}}}, Span: Span{To: noon.Add(7 * time.Second)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got = collect(t, r); len(got) != 5 || got[0][2] != 2.0 {
+			t.Fatalf("aggregate: %v", got)
+		}
+		found, err := s.ByTrace(t.Context(), other.Trace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(t, "trace", found, []Traced{{"telemetry", other.Time, "d-3", other.Subject, other.Message, other.Recorded}})
+		st, err := s.Stats(t.Context(), "telemetry")
+		if err != nil || st.Rows != 21 || !st.Oldest.Equal(noon) || !st.Newest.Equal(noon.Add(9*time.Second)) {
+			t.Fatalf("stats %+v, %v", st, err)
+		}
+		file := filepath.Join(t.TempDir(), "out.parquet")
+		if n, err := s.Export(t.Context(), "telemetry", noon, noon.Add(5*time.Second), file); err != nil || n != 11 {
+			t.Fatalf("exported %d rows: %v", n, err)
+		}
+		if n, err := s.Trim(t.Context(), "telemetry", noon.Add(5*time.Second)); err != nil || n != 11 {
+			t.Fatalf("trimmed %d rows: %v", n, err)
+		}
+		want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(10)}})
+	})
+}
+
+func TestAQueryOnlyReads(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		defer s.Close()
+		ensureTable(t, s, readings())
+		load(t, s, 0, 5, row("d-1", 1))
+		for _, q := range []string{
+			"DROP TABLE telemetry", "DELETE FROM telemetry", "INSERT INTO telemetry SELECT * FROM telemetry", "UPDATE telemetry SET seq = 2", "CREATE TABLE x (a int)",
+			"SELECT 1; DROP TABLE telemetry", "DROP TABLE telemetry; SELECT 1", "DROP TABLE telemetry; SELECT 1;", "COMMIT; DROP TABLE telemetry", "SELECT 1) ; DROP TABLE telemetry; SELECT (1",
+			"SET memory_limit = '10GB'", "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE", "COPY telemetry TO '/tmp/naru-must-not-be'", "ATTACH '/tmp/naru-must-not-be.db'", "INSTALL httpfs", "LOAD httpfs",
+			"SELECT * FROM read_text('/etc/passwd')", "SELECT * FROM '/etc/passwd'", "SELECT * FROM read_csv('/etc/passwd')", "SELECT pg_read_file('/etc/passwd')", "SELECT * FROM glob('/*')",
+			"PRAGMA database_list", "CHECKPOINT", "EXPORT DATABASE '/tmp/naru-must-not-be'", "", "nonsense", "SELECT nothing FROM telemetry", "SELECT * FROM nowhere",
+			"WITH x AS (DELETE FROM telemetry RETURNING *) SELECT * FROM x", "SELECT set_config('transaction_read_only', 'off', true)", "CALL pragma_version()",
+		} {
+			r, err := s.Query(t.Context(), q, nil, Limits{})
+			if err == nil {
+				for _, e := range r.Rows() {
+					err = e
+				}
+			}
+			var refused *RefusedError
+			if !errors.As(err, &refused) {
+				t.Errorf("%q: %v; want it refused", q, err)
+			}
+		}
+		want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(1)}})
+		want(t, "semicolon", all(t, s, "SELECT 'a;b' ; "), [][]any{{"a;b"}})
+	})
+}
+
+func TestAQueryHasLimits(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		defer s.Close()
+		r, err := s.Query(t.Context(), "SELECT 1 FROM generate_series(1, 10) AS g(i)", nil, Limits{Rows: 3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := collect(t, r); len(got) != 3 || !r.Truncated {
+			t.Fatalf("%d rows, truncated %v", len(got), r.Truncated)
+		}
+		r, err = s.Query(t.Context(), "SELECT count(*) FROM generate_series(1, 100000000) AS a(i), generate_series(1, 100000000) AS b(i) WHERE a.i % 7 = b.i % 5", nil, Limits{Timeout: 200 * time.Millisecond})
+		if err == nil {
+			for _, e := range r.Rows() {
+				err = e
+			}
+		}
+		if err == nil || !strings.Contains(err.Error(), "took longer than") {
+			t.Fatalf("a query without end ended with: %v", err)
+		}
+		want(t, "next", fmt.Sprint(all(t, s, "SELECT 1 + 1")), "[[2]]")
+	})
+}

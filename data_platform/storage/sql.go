@@ -1,0 +1,539 @@
+// What DuckDB and PostgreSQL say alike.
+
+package storage
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/naru-platform/naru/message"
+)
+
+// quote makes a name an identifier, and text a literal.
+func quote(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
+func text(s string) string     { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+
+func join(list []int) string {
+	var b strings.Builder
+	for i, n := range list {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(strconv.Itoa(n))
+	}
+	return b.String()
+}
+
+// names are the columns' names, as a list.
+func (t *Table) names(of string) string {
+	var list []string
+	for _, c := range t.all() {
+		list = append(list, of+quote(c.Name))
+	}
+	return strings.Join(list, ", ")
+}
+
+// tables is what was ensured, in memory; the database has it too.
+type tables struct {
+	mu     sync.Mutex
+	byName map[string]*Table
+}
+
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+type execer interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
+func (s *tables) read(ctx context.Context, q querier) error {
+	rows, err := q.QueryContext(ctx, "SELECT shape FROM naru.tables")
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	all := map[string]*Table{}
+	for rows.Next() {
+		var shape string
+		t := new(Table)
+		if err := rows.Scan(&shape); err != nil {
+			return err
+		}
+		if err := json.Unmarshal([]byte(shape), t); err != nil {
+			return fmt.Errorf("read what tables there are: %w", err)
+		}
+		all[t.Name] = t
+	}
+	s.mu.Lock()
+	s.byName = all
+	s.mu.Unlock()
+	return rows.Err()
+}
+
+func (s *tables) get(name string) (*Table, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, ok := s.byName[name]
+	return t, ok
+}
+
+func (s *tables) put(t Table) {
+	t.Columns, t.Key, t.Rollups = slices.Clone(t.Columns), slices.Clone(t.Key), slices.Clone(t.Rollups) // the caller's may change
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.byName[t.Name] = &t
+}
+
+func (s *tables) list() (list []Table) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range s.byName {
+		list = append(list, *t)
+	}
+	slices.SortFunc(list, func(a, b Table) int { return strings.Compare(a.Name, b.Name) })
+	return list
+}
+
+// owners tells for each name of a table or roll-up whose it is.
+func (s *tables) owners() map[string]string {
+	m := map[string]string{}
+	for _, t := range s.list() {
+		m[t.Name] = t.Name
+		for _, r := range t.Rollups {
+			m[r.Name] = t.Name
+		}
+	}
+	return m
+}
+
+func same(a, b *Table) bool { return reflect.DeepEqual(*a, *b) }
+
+// dialect is what the engines say differently.
+type dialect struct {
+	types  map[Type]string
+	bucket func(every time.Duration, column string) string
+	create func(t *Table) []string // statements that make a table of rows; nil for the plain one
+}
+
+// ensure brings a table from what it is, which is nil for none, to what it is to be.
+func ensure(have, want *Table, owners map[string]string, d dialect, run func(string) error) error {
+	for _, name := range append([]string{want.Name}, rollupNames(want)...) {
+		if of := owners[name]; of != "" && of != want.Name {
+			return fmt.Errorf("the name %s is taken by dataset %s", name, of)
+		}
+	}
+	do := func(list ...string) error {
+		for _, s := range list {
+			if err := run(s); err != nil {
+				return fmt.Errorf("%s: %w", firstLine(s), err)
+			}
+		}
+		return nil
+	}
+	if have == nil {
+		if err := do(creation(want, d)...); err != nil {
+			return err
+		}
+	} else if err := alter(have, want, d, do); err != nil {
+		return err
+	}
+	for _, r := range want.Rollups {
+		if have != nil {
+			if slices.ContainsFunc(have.Rollups, func(o Rollup) bool { return reflect.DeepEqual(o, r) }) {
+				continue
+			}
+			if err := do("DROP TABLE IF EXISTS " + quote(r.Name)); err != nil {
+				return err
+			}
+		}
+		if err := do("CREATE TABLE " + quote(r.Name) + " AS " + rolled(want, &r, "", d)); err != nil {
+			return err
+		}
+	}
+	if have != nil {
+		for _, r := range have.Rollups {
+			if !slices.Contains(rollupNames(want), r.Name) {
+				if err := do("DROP TABLE IF EXISTS " + quote(r.Name)); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	shape, err := json.Marshal(want)
+	if err != nil {
+		return err
+	}
+	return do("INSERT INTO naru.tables (name, shape) VALUES (" + text(want.Name) + ", " + text(string(shape)) + ") ON CONFLICT (name) DO UPDATE SET shape = excluded.shape")
+}
+
+func rollupNames(t *Table) (list []string) {
+	for _, r := range t.Rollups {
+		list = append(list, r.Name)
+	}
+	return list
+}
+
+func creation(t *Table, d dialect) []string {
+	if d.create != nil {
+		return d.create(t)
+	}
+	return []string{"CREATE TABLE " + quote(t.Name) + " (" + columnsOf(t, d) + ")"}
+}
+
+func columnsOf(t *Table, d dialect) string {
+	var list []string
+	for _, c := range t.all() {
+		s := quote(c.Name) + " " + d.types[c.Type]
+		if c.Name != "device" && c.Name != "trace_id" && slices.Contains(System, c) {
+			s += " NOT NULL"
+		}
+		list = append(list, s)
+	}
+	return strings.Join(list, ", ")
+}
+
+// alter adds and widens columns. Columns that are wanted no more stay, and are null from then on: what is there is not
+// thrown away because a model says less.
+func alter(have, want *Table, d dialect, do func(...string) error) error {
+	kept := slices.Clone(want.Columns)
+	for _, old := range have.Columns {
+		if _, ok := want.column(old.Name); !ok {
+			return fmt.Errorf("column %s is in the table and not in the model any more; its values would be lost. Keep the field, or begin a new dataset", old.Name)
+		}
+	}
+	for _, c := range kept {
+		old, ok := have.column(c.Name)
+		switch {
+		case !ok:
+			if err := do("ALTER TABLE " + quote(want.Name) + " ADD COLUMN " + quote(c.Name) + " " + d.types[c.Type]); err != nil {
+				return err
+			}
+		case old.Type == c.Type:
+		case old.Type == Int && c.Type == Double:
+			if err := do("ALTER TABLE " + quote(want.Name) + " ALTER COLUMN " + quote(c.Name) + " TYPE " + d.types[c.Type]); err != nil {
+				return err
+			}
+		default:
+			return fmt.Errorf("column %s is %s in the table and %s in the model; only int becomes double. Begin a new dataset", c.Name, old.Type, c.Type)
+		}
+	}
+	return nil
+}
+
+// rolled is the SELECT of a roll-up over the rows of a table.
+func rolled(t *Table, r *Rollup, where string, d dialect) string {
+	list, group := []string{d.bucket(r.Every, `"time"`) + " AS bucket"}, []string{"1"}
+	for i, b := range r.By {
+		list = append(list, quote(b))
+		group = append(group, strconv.Itoa(i+2))
+	}
+	list = append(list, values(r.Values)...)
+	if t.Late > 0 {
+		late := "recorded - \"time\" <= INTERVAL '" + strconv.FormatFloat(t.Late.Seconds(), 'f', -1, 64) + " seconds'"
+		if where == "" {
+			where = " WHERE " + late
+		} else {
+			where += " AND " + late
+		}
+	}
+	return "SELECT " + strings.Join(list, ", ") + " FROM " + quote(t.Name) + where + " GROUP BY " + strings.Join(group, ", ")
+}
+
+func values(list []RollupValue) (out []string) {
+	for _, v := range list {
+		for _, f := range v.Functions {
+			out = append(out, f+"("+quote(v.Column)+") AS "+quote(v.Column+"_"+f))
+		}
+	}
+	return out
+}
+
+// rollup computes anew the buckets that rows fall into, and counts those that came too late.
+func rollup(t *Table, rows []Row, but []int, done *Loaded, d dialect, run func(string, ...any) error) error {
+	if len(t.Rollups) == 0 {
+		return nil
+	}
+	skip := map[int]bool{}
+	for _, i := range but {
+		skip[i] = true
+	}
+	var times []time.Time
+	for i := range rows {
+		switch r := &rows[i]; {
+		case skip[i]:
+		case t.Late > 0 && r.Recorded.Sub(r.Time) > t.Late:
+			done.Late++
+		default:
+			times = append(times, r.Time)
+		}
+	}
+	for _, r := range t.Rollups {
+		buckets := map[int64]bool{}
+		for _, x := range times {
+			buckets[bucketOf(x, r.Every)] = true
+		}
+		var starts []int64
+		for b := range buckets {
+			starts = append(starts, b)
+		}
+		slices.Sort(starts)
+		// Neighbours are one range, so that a batch of one device's past is few statements.
+		for i := 0; i < len(starts); {
+			j := i + 1
+			every := int64(r.Every / time.Second)
+			for j < len(starts) && starts[j] == starts[j-1]+every {
+				j++
+			}
+			from, to := time.Unix(starts[i], 0).UTC(), time.Unix(starts[j-1]+every, 0).UTC()
+			if err := run("DELETE FROM "+quote(r.Name)+" WHERE bucket >= $1 AND bucket < $2", from, to); err != nil {
+				return err
+			}
+			if err := run("INSERT INTO "+quote(r.Name)+" "+rolled(t, &r, ` WHERE "time" >= $1 AND "time" < $2`, d), from, to); err != nil {
+				return err
+			}
+			i = j
+		}
+	}
+	return nil
+}
+
+// origin is where buckets are counted from: a Monday, as in both engines.
+var origin = time.Date(2000, 1, 3, 0, 0, 0, 0, time.UTC).Unix()
+
+func bucketOf(t time.Time, every time.Duration) int64 {
+	e := int64(every / time.Second)
+	n := t.Unix() - origin
+	n -= ((n % e) + e) % e
+	return n + origin
+}
+
+// duplicates selects `ord` of the staged rows whose key is in the table, or in a row before; and those that come again
+// though their message is there.
+func duplicates(t *Table, stage string) string {
+	var parts []string
+	if len(t.Key) > 0 {
+		var equal, keys []string
+		for _, k := range t.Key {
+			equal = append(equal, "t."+quote(k)+" = s."+quote(k))
+			keys = append(keys, quote(k))
+		}
+		list := strings.Join(keys, ", ")
+		whole := strings.Join(keys, " IS NOT NULL AND ") + " IS NOT NULL" // a key that lacks a part is equal to none
+		parts = append(parts, "SELECT s.ord FROM "+stage+" s WHERE EXISTS (SELECT 1 FROM "+quote(t.Name)+" t WHERE "+strings.Join(equal, " AND ")+")",
+			"SELECT ord FROM (SELECT ord, row_number() OVER (PARTITION BY "+list+" ORDER BY ord) AS nth FROM "+stage+" WHERE "+whole+") n WHERE nth > 1")
+	}
+	parts = append(parts, "SELECT s.ord FROM "+stage+" s WHERE s.again AND EXISTS (SELECT 1 FROM "+quote(t.Name)+" t WHERE t.recorded = s.recorded AND t.message_id = s.message_id)")
+	return strings.Join(parts, " UNION ") + " ORDER BY 1"
+}
+
+func ints(rows *sql.Rows) (list []int, err error) {
+	defer rows.Close()
+	for rows.Next() {
+		var n int
+		if err := rows.Scan(&n); err != nil {
+			return nil, err
+		}
+		list = append(list, n)
+	}
+	return list, rows.Err()
+}
+
+// mark reads how far a source was loaded; lock is added to the SELECT.
+func mark(ctx context.Context, q querier, s Source, lock string) (m Mark, err error) {
+	var fates string
+	err = q.QueryRowContext(ctx, "SELECT CAST(sequence AS BIGINT), idx, fates FROM naru.marks WHERE consumer = $1 AND log = $2 AND generation = $3 AND partition = $4"+lock,
+		s.Consumer, s.Log.String(), int64(s.Generation), int64(s.Partition)).Scan(&m.Sequence, &m.Index, &fates)
+	if errors.Is(err, sql.ErrNoRows) {
+		return Mark{}, nil
+	}
+	if err != nil {
+		return Mark{}, err
+	}
+	if err := json.Unmarshal([]byte(fates), &m.Fates); err != nil {
+		return Mark{}, fmt.Errorf("read the fates of %s: %w", s.Consumer, err)
+	}
+	return m, nil
+}
+
+// setMark moves the mark of a batch, if it does.
+func setMark(ctx context.Context, e execer, b *Batch, done *Loaded) error {
+	if b.From.Sequence == b.Upto.Sequence && b.From.Index == b.Upto.Index {
+		return nil
+	}
+	fates := slices.Clone(b.Upto.Fates)
+	for _, i := range done.Duplicates {
+		if p := b.Rows[i].Position; !b.Rows[i].Again {
+			fates = append(fates, Fate{Sequence: p.Sequence, Index: p.Index})
+		}
+	}
+	if fates == nil {
+		fates = []Fate{}
+	}
+	list, err := json.Marshal(fates)
+	if err != nil {
+		return err
+	}
+	s := b.Source
+	_, err = e.ExecContext(ctx, `INSERT INTO naru.marks (consumer, log, generation, partition, sequence, idx, fates) VALUES ($1, $2, $3, $4, $5, $6, $7)
+		ON CONFLICT (consumer, log, generation, partition) DO UPDATE SET sequence = excluded.sequence, idx = excluded.idx, fates = excluded.fates`,
+		s.Consumer, s.Log.String(), int64(s.Generation), int64(s.Partition), int64(b.Upto.Sequence), int64(b.Upto.Index), string(list))
+	return err
+}
+
+func latest(t *Table, device string) (string, []any) {
+	if device != "" {
+		return "SELECT " + t.names("") + " FROM " + quote(t.Name) + ` WHERE device = $1 ORDER BY "time" DESC, recorded DESC LIMIT 1`, []any{device}
+	}
+	return "SELECT DISTINCT ON (device) " + t.names("") + " FROM " + quote(t.Name) + ` ORDER BY device, "time" DESC, recorded DESC`, nil
+}
+
+func (s *Span) limit() int {
+	if s.Limit <= 0 {
+		return 1000
+	}
+	return s.Limit
+}
+
+// where is the condition of a span.
+func (s *Span) where() (string, []any) {
+	var list []string
+	var args []any
+	add := func(condition string, v any) {
+		args = append(args, v)
+		list = append(list, condition+" $"+strconv.Itoa(len(args)))
+	}
+	if s.Device != "" {
+		add("device =", s.Device)
+	}
+	if !s.From.IsZero() {
+		add(`"time" >=`, s.From.UTC())
+	}
+	if !s.To.IsZero() {
+		add(`"time" <`, s.To.UTC())
+	}
+	if list == nil {
+		return "", nil
+	}
+	return " WHERE " + strings.Join(list, " AND "), args
+}
+
+func span(t *Table, s *Span) (string, []any, error) {
+	names := t.names("")
+	if len(s.Columns) > 0 {
+		var list []string
+		for _, c := range s.Columns {
+			if _, ok := t.column(c); !ok {
+				return "", nil, refuse("dataset %s has no column %s", t.Name, c)
+			}
+			list = append(list, quote(c))
+		}
+		names = strings.Join(list, ", ")
+	}
+	where, args := s.where()
+	order := `"time", recorded`
+	if s.Newest {
+		order = `"time" DESC, recorded DESC`
+	}
+	return "SELECT " + names + " FROM " + quote(t.Name) + where + " ORDER BY " + order + " LIMIT " + strconv.Itoa(s.limit()+1), args, nil
+}
+
+func aggregate(t *Table, a *Aggregation, d dialect) (string, []any, error) {
+	types := map[string]Type{}
+	for _, c := range t.all() {
+		types[c.Name] = c.Type
+	}
+	if err := t.validValues(a.Values, types); err != nil {
+		return "", nil, refuse("dataset %s: %v", t.Name, err)
+	}
+	var list, group []string
+	if a.Every > 0 {
+		if a.Every%time.Second != 0 {
+			return "", nil, refuse("buckets of %v: want whole seconds", a.Every)
+		}
+		list, group = append(list, d.bucket(a.Every, `"time"`)+" AS bucket"), append(group, "1")
+	}
+	for _, b := range a.By {
+		if types[b] == "" {
+			return "", nil, refuse("dataset %s has no column %s", t.Name, b)
+		}
+		list = append(list, quote(b))
+		group = append(group, strconv.Itoa(len(list)))
+	}
+	list = append(list, values(a.Values)...)
+	where, args := a.where()
+	s := "SELECT " + strings.Join(list, ", ") + " FROM " + quote(t.Name) + where
+	if len(group) > 0 {
+		order := slices.Clone(group)
+		if a.Newest {
+			order[0] += " DESC"
+		}
+		s += " GROUP BY " + strings.Join(group, ", ") + " ORDER BY " + strings.Join(order, ", ")
+	}
+	return s + " LIMIT " + strconv.Itoa(a.limit()+1), args, nil
+}
+
+func byTrace(all []Table, trace string) (string, []any) {
+	var list []string
+	for _, t := range all {
+		list = append(list, "SELECT "+text(t.Name)+` AS dataset, "time", device, subject, message_id, recorded FROM `+quote(t.Name)+" WHERE trace_id = $1")
+	}
+	if list == nil {
+		return "", nil
+	}
+	return strings.Join(list, " UNION ALL ") + " ORDER BY recorded, dataset", []any{trace}
+}
+
+func traced(r *Result) (list []Traced, err error) {
+	for row, err := range r.Rows() {
+		if err != nil {
+			return nil, err
+		}
+		x := Traced{Dataset: row[0].(string), Time: row[1].(time.Time), Subject: row[3].(string), Recorded: row[5].(time.Time)}
+		x.Device, _ = row[2].(string)
+		if x.Message, err = message.ParseID(row[4].(string)); err != nil {
+			return nil, err
+		}
+		list = append(list, x)
+	}
+	return list, nil
+}
+
+func between(from, to time.Time) (string, error) {
+	var list []string
+	for _, c := range []struct {
+		condition string
+		at        time.Time
+	}{{`"time" >= `, from}, {`"time" < `, to}} {
+		if !c.at.IsZero() {
+			list = append(list, c.condition+"TIMESTAMPTZ "+text(c.at.UTC().Format("2006-01-02 15:04:05.999999")+"+00"))
+		}
+	}
+	if !from.IsZero() && !to.IsZero() && !to.After(from) {
+		return "", refuse("from %s to %s: nothing lies between", from.Format(time.RFC3339), to.Format(time.RFC3339))
+	}
+	if list == nil {
+		return "", nil
+	}
+	return " WHERE " + strings.Join(list, " AND "), nil
+}
+
+func stats(ctx context.Context, q querier, t *Table) (s Stats, err error) {
+	var oldest, newest, last sql.NullTime
+	err = q.QueryRowContext(ctx, `SELECT count(*), min("time"), max("time"), max(recorded) FROM `+quote(t.Name)).Scan(&s.Rows, &oldest, &newest, &last)
+	s.Oldest, s.Newest, s.Last = oldest.Time.UTC(), newest.Time.UTC(), last.Time.UTC()
+	if s.Rows == 0 {
+		s.Oldest, s.Newest, s.Last = time.Time{}, time.Time{}, time.Time{}
+	}
+	return s, err
+}
