@@ -33,6 +33,9 @@ type Child struct {
 	Calls int
 	Retry Retry
 	From  Start
+	// Gather and GatherMax are as in Spec.
+	Gather    time.Duration
+	GatherMax int
 	// Version tells this declaration from others of the name: where it has changed, the child is stopped and started
 	// with what is said now, going on behind what it has finished.
 	Version string
@@ -48,7 +51,7 @@ const (
 // spec is the child as what it is to the runner: a component. It says what its parent may say.
 func (c *Child) spec(parent *Spec) Spec {
 	s := Spec{Name: parent.Name + "/" + c.Name, Doc: cmp.Or(c.Doc, parent.Doc), Hears: c.Hears, Says: parent.Says, State: Local,
-		Calls: c.Calls, Required: parent.Required, From: c.From, Retry: c.Retry, of: parent.Name, defaults: struct{}{}}
+		Calls: c.Calls, Gather: c.Gather, GatherMax: c.GatherMax, Required: parent.Required, From: c.From, Retry: c.Retry, of: parent.Name, defaults: struct{}{}}
 	s.build = func(e Env, _ json.RawMessage) (*Part, error) { return c.Build(e) }
 	return s
 }

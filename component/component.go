@@ -43,6 +43,11 @@ type Spec struct {
 	Parallel int
 	// Calls is how many messages are called for at the same time, where the part has Call; 16 where zero.
 	Calls int
+	// Gather is for how long messages of a partition are gathered before HandleAll is called for them, and GatherMax how
+	// many are: it is called as soon as either is reached, a batch being whole. With zero it is called with what is at
+	// hand, and up to 8192 messages.
+	Gather    time.Duration
+	GatherMax int
 	// PerNode says that each process that runs the component is a consumer of its own, `<name>/<node>`, with all messages
 	// and its own local state.
 	PerNode bool
@@ -159,6 +164,14 @@ type Part struct {
 	// HandleBatch handles a whole batch in its place, all or nothing, heard or not; an error is tried again, and holds the
 	// batch's partition back meanwhile, but no other.
 	HandleBatch func(ctx context.Context, tx Tx, log string, s bus.Stored) error
+	// HandleAll decides the fates of many messages of one partition at once: of all that its batches at hand hold and the
+	// component hears, in order; Spec.Gather says how many are waited for. It wants State Local. fates[i] is that of in[i],
+	// as Handle's result is one, but none is tried again: any error is a death. err says that none was decided: all are
+	// tried again with back-off, their partition being held meanwhile, and no other. What it does elsewhere, such as a
+	// transaction of a database, it does before it returns, and keeps the positions with it: where the process dies
+	// before the fates are committed, the same messages come again, perhaps in other groups, and it gives the same fates.
+	// What it says would follow from no one message, so Tx.Say refuses.
+	HandleAll func(ctx context.Context, tx Tx, log string, in []Heard) (fates []error, err error)
 	// Call handles a message outside, and may take its time: Spec.Calls of them run at once, those of one key one after
 	// the other, those that came in first before others; it wants State Local. Its error is a fate, as Handle's; a
 	// *RetryAfter puts the next attempt off. What it says follows from the message, and is said together with its fate,
@@ -166,7 +179,7 @@ type Part struct {
 	// whose end was not committed when the process died is made again: at least once, with the message's id as the key
 	// by which the other side knows it. ctx ends when the component stops; what then fails is tried again by its next
 	// start. m must not be changed.
-	// A component has one of the three.
+	// A component has one of the four.
 	Call func(ctx context.Context, m *message.Message, try Try) (say []*message.Message, err error)
 	// Key is what the order of calls is kept by; m.Key() where it is nil.
 	Key func(m *message.Message) string

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"time"
-
-	"github.com/naru-platform/naru/bus"
 )
 
 // hold keeps a partition back that cannot go on, so that the others do: a batch of it fails, or too many of its messages
@@ -67,6 +65,9 @@ func (w *worker) goOn(ctx context.Context) error {
 			w.stand(at, "")
 		}
 		for len(h.queue) > 0 {
+			if w.part.HandleAll != nil {
+				h.queue = w.regroup(h.queue)
+			}
 			done, err := w.deal(ctx, h.queue[0], h.attempt)
 			if err != nil {
 				return err
@@ -104,11 +105,12 @@ func (w *worker) ready(e event) bool {
 	return false
 }
 
-// failed notes that HandleBatch failed, holds the partition back, and says when it is tried again.
-func (w *worker) failed(at place, s bus.Stored, attempt int, cause error) {
-	w.stand(at, fmt.Sprintf("batch %d, attempt %d: %v", s.Position.Sequence, attempt, cause))
+// failed notes that HandleBatch or HandleAll failed, holds the partition back, and says when it is tried again.
+func (w *worker) failed(e event, sequence uint64, attempt int, cause error) {
+	at := e.at
+	w.stand(at, fmt.Sprintf("batch %d, attempt %d: %v", sequence, attempt, cause))
 	if attempt == 1 || attempt%10 == 0 {
-		w.env.Log.Warn("handle a batch", "log", at.log, "sequence", s.Position.Sequence, "attempt", attempt, "error", cause)
+		w.env.Log.Warn("handle a batch", "log", at.log, "sequence", sequence, "attempt", attempt, "error", cause)
 	}
-	w.hold(event{at: at, stored: s}, attempt, time.Now().Add(w.retry.delay(attempt)))
+	w.hold(e, attempt, time.Now().Add(w.retry.delay(attempt)))
 }

@@ -464,7 +464,7 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 		return nil, err
 	}
 	ways := 0
-	for _, has := range []bool{part.Handle != nil, part.HandleBatch != nil, part.Call != nil} {
+	for _, has := range []bool{part.Handle != nil, part.HandleBatch != nil, part.HandleAll != nil, part.Call != nil} {
 		if has {
 			ways++
 		}
@@ -472,9 +472,11 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 	handles := ways > 0
 	switch {
 	case ways > 1:
-		return nil, fmt.Errorf("component %s has more than one of Handle, HandleBatch and Call", r.spec.Name)
+		return nil, fmt.Errorf("component %s has more than one of Handle, HandleBatch, HandleAll and Call", r.spec.Name)
 	case part.Call != nil && r.spec.State != Local, part.Call == nil && (r.spec.Calls != 0 || part.Key != nil), r.spec.Calls < 0:
 		return nil, fmt.Errorf("component %s: Call wants a local state; Calls (%d) and Key want Call", r.spec.Name, r.spec.Calls)
+	case part.HandleAll != nil && r.spec.State != Local, part.HandleAll == nil && (r.spec.Gather != 0 || r.spec.GatherMax != 0), r.spec.Gather < 0, r.spec.GatherMax < 0:
+		return nil, fmt.Errorf("component %s: HandleAll wants a local state; Gather (%v) and GatherMax (%d) want HandleAll", r.spec.Name, r.spec.Gather, r.spec.GatherMax)
 	case handles != (len(r.spec.Hears) > 0):
 		return nil, fmt.Errorf("component %s: its handlers do not fit what it declares to hear", r.spec.Name)
 	case (part.Take != nil) != (len(r.spec.Takes) > 0):

@@ -201,7 +201,12 @@ func (w *worker) retryDue(ctx context.Context) error {
 // again tries a parked message; settled says that it has left.
 func (w *worker) again(ctx context.Context, x *parked) (settled bool, err error) {
 	w.dirty[x.at] = true
-	result := w.call(ctx, x.m)
+	var result error
+	if w.part.HandleAll != nil {
+		result = w.onceMore(ctx, x)
+	} else {
+		result = w.call(ctx, x.m)
+	}
 	if ctx.Err() != nil && result != nil && !errors.Is(result, ErrNotMatched) {
 		return false, ctx.Err()
 	}

@@ -15,12 +15,13 @@ import (
 // tx is what one handler call does: kept apart until the handler has succeeded, so that a failure leaves nothing.
 type tx struct {
 	w     *worker
-	cause *message.Message  // nil in HandleBatch
+	cause *message.Message  // nil in HandleBatch and HandleAll
 	ops   map[string][]byte // nil deletes
 	order []string
 	said  []said
 	bytes int // of it
 	after []func()
+	mute  bool   // in HandleAll
 	below *layer // what earlier messages of its shard did; nil where all is handled in one goroutine
 }
 
@@ -127,6 +128,9 @@ func (t *tx) Scan(prefix []byte, f func(key, value []byte) bool) error {
 
 // Say says a consequence.
 func (t *tx) Say(m *message.Message) error {
+	if t.mute {
+		return message.Rejectf(message.Undeclared, "%s says %s in HandleAll, where it follows from no one message", t.w.env.Spec.Name, m.Subject)
+	}
 	t.w.env.Mint(m)
 	if t.cause != nil {
 		if err := m.Follow(t.cause); err != nil {

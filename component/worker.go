@@ -38,6 +38,7 @@ type worker struct {
 	over       chan struct{}   // closed when run has ended
 	stopping   <-chan struct{} // nothing new is begun
 	holds      map[place]*hold // partitions that are kept back
+	gathered   map[place]*gathering
 	swept      time.Time
 	tx         *tx
 	shards     *shards       // nil where all is handled in one goroutine
@@ -70,6 +71,7 @@ type event struct {
 	noted    chan struct{}  // closed when that is committed
 	finished bool           // a sealed generation was read to its end
 	trimmed  bool           // what comes next was trimmed before it was read
+	group    []bus.Stored   // batches for HandleAll
 	alarm    message.Reason // to be raised
 	detail   string
 }
@@ -79,7 +81,7 @@ func newWorker(ctx context.Context, env Env, part *Part, keep keeper, m *metrics
 	w := &worker{env: env, part: part, retry: env.Spec.Retry.withDefaults(env.Spec.State), keep: keep, metrics: m,
 		events: make(chan event), deliveries: make(chan bus.Delivery), calls: make(chan call), over: make(chan struct{}), stopping: make(chan struct{}), done: make(chan struct{}), swept: env.Now(),
 		points: map[place]*Checkpoint{}, parked: parking{keyOf: keyInLog, rows: map[parkKey][]*parked{}, sums: map[place]Sum{}}, dirty: map[place]bool{}, torn: map[place]bool{},
-		reports: map[place]Report{}, faults: map[place]string{}, from: map[place]bus.Position{}, holds: map[place]*hold{}, gates: map[place]chan struct{}{}}
+		reports: map[place]Report{}, faults: map[place]string{}, from: map[place]bus.Position{}, holds: map[place]*hold{}, gathered: map[place]*gathering{}, gates: map[place]chan struct{}{}}
 	w.tx = &tx{w: w, ops: map[string][]byte{}}
 	if n := env.Spec.Parallel; n > 1 && part.Handle != nil {
 		w.shards = newShards(w, n)
@@ -125,7 +127,7 @@ func (w *worker) run(stop, ctx context.Context) error {
 	}
 	for {
 		w.dispatch(calling)
-		timer.Reset(min(w.untilDue(), w.untilHeld(), w.untilCommit(), sweepEvery))
+		timer.Reset(min(w.untilDue(), w.untilHeld(), w.untilCommit(), w.untilGathered(), sweepEvery))
 		var err error
 		select {
 		case <-w.stopping:
@@ -154,6 +156,9 @@ func (w *worker) run(stop, ctx context.Context) error {
 		}
 		if err == nil {
 			err = w.drain(ctx, calling)
+		}
+		if err == nil {
+			err = w.handDue(ctx)
 		}
 		switch {
 		case errors.Is(err, errStopping):
@@ -296,6 +301,18 @@ func (w *worker) handle(ctx context.Context, e event) error {
 		h.queue = append(h.queue, e)
 		return nil
 	}
+	if w.part.HandleAll != nil {
+		if e.batch() {
+			return w.gather(ctx, e)
+		}
+		if err := w.handGathered(ctx, e.at); err != nil { // it was before
+			return err
+		}
+		if h := w.holds[e.at]; h != nil {
+			h.queue = append(h.queue, e)
+			return nil
+		}
+	}
 	_, err := w.deal(ctx, e, 0)
 	return err
 }
@@ -309,6 +326,8 @@ func (w *worker) deal(ctx context.Context, e event, attempts int) (done bool, er
 		}
 	}
 	switch {
+	case e.group != nil:
+		return w.all(ctx, e, attempts)
 	case e.began != nil:
 		for _, p := range e.began {
 			at := place{e.at.log, p.Generation, p.Partition}
@@ -335,6 +354,8 @@ func (w *worker) deal(ctx context.Context, e event, attempts int) (done bool, er
 			}
 			w.dirty[e.at] = true
 		}
+	case e.stored.Position.Sequence > 0 && w.part.HandleAll != nil: // with an alarm
+		return w.all(ctx, event{at: e.at, group: []bus.Stored{e.stored}}, attempts)
 	case e.stored.Position.Sequence > 0:
 		return w.batch(ctx, e, attempts)
 	}
@@ -463,7 +484,7 @@ func (w *worker) wholeBatch(ctx context.Context, c *Checkpoint, at place, s bus.
 		if ctx.Err() != nil {
 			return false, ctx.Err()
 		}
-		w.failed(at, s, attempt, err)
+		w.failed(event{at: at, stored: s}, s.Position.Sequence, attempt, err)
 		return false, nil
 	}
 	if err := w.keepEffects(ctx, w.tx, nil); err != nil {
