@@ -1,6 +1,7 @@
 package nats
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -80,7 +81,9 @@ func (b *Bus) Log(ctx context.Context, name string, o bus.LogOptions) (bus.Log, 
 	}
 	l := &Log{b: b, name: name}
 	b.mu.Unlock()
-	err := b.patiently(ctx, openPatience, func(ctx context.Context) error { return l.openOrCreate(ctx, max(o.Partitions, 1)) })
+	err := b.patiently(ctx, openPatience, func(ctx context.Context) error {
+		return l.openOrCreate(ctx, max(cmp.Or(o.Partitions, b.o.Partitions[name]), 1))
+	})
 	b.mu.Lock()
 	if err != nil {
 		return nil, fmt.Errorf("open log %s: %w", name, b.closed(err))
@@ -120,6 +123,10 @@ func (l *Log) openOrCreate(ctx context.Context, partitions int) error {
 				return err
 			}
 		}
+	}
+	if want, n := l.b.o.Partitions[l.name], len(m.open().Trimmed); want > 0 && want != n {
+		l.b.log.Info("a log has other partitions than it would be created with", "log", l.name, "partitions", n, "configured", want,
+			"look", fmt.Sprintf("naru log repartition %s --partitions %d", l.name, want))
 	}
 	for part := range m.open().Trimmed {
 		if err := l.createStream(ctx, m.open().Number, uint32(part)); err != nil {

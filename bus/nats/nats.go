@@ -42,6 +42,8 @@ type Options struct {
 	TLS            *tls.Config
 	// Replicas is how many copies a stream has; 1 where zero. A cluster wants 3.
 	Replicas int
+	// Partitions is how many a log has when it is created, by its name, where who creates it says nothing.
+	Partitions map[string]int
 	// LowWater is how many bytes of disk are kept for internal appends; see bus.Space. Where zero it is 5 % of the file
 	// system, at least 256 MiB, at most 2 GiB or a quarter of it.
 	LowWater uint64

@@ -202,3 +202,29 @@ func benchmarkAppend(b *testing.B, publishers, size int) {
 
 func BenchmarkAppend50x100(b *testing.B) { benchmarkAppend(b, 50, 100) }
 func BenchmarkAppend1x1(b *testing.B)    { benchmarkAppend(b, 1, 1) }
+
+func TestALogIsCreatedWithTheConfiguredPartitions(t *testing.T) {
+	dir := t.TempDir()
+	for _, configured := range []int{4, 2} { // the second time it is there
+		b, err := Open(t.Context(), Options{Dir: dir, Partitions: map[string]int{"device": configured}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range map[string]int{"device": 4, "operator": 1} {
+			l, err := b.Log(t.Context(), name, bus.LogOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			info, err := l.Info(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := len(info.Generations[0].Partitions); n != want {
+				t.Errorf("log %s has %d partitions; want %d", name, n, want)
+			}
+		}
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -17,6 +17,7 @@ import (
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/message/catalog"
+	"github.com/naru-platform/naru/operator/partition"
 	"github.com/naru-platform/naru/service_platform/broker"
 )
 
@@ -34,19 +35,21 @@ type config struct {
 }
 
 type busConfig struct {
-	URL           string `json:"url"`    // external NATS JetStream; the embedded one where empty
-	Listen        string `json:"listen"` // where others may join the embedded one
-	User          string `json:"user"`
-	PasswordFile  string `json:"password_file"`
-	CredsFile     string `json:"creds_file"`
-	CertFile      string `json:"cert_file"`
-	KeyFile       string `json:"key_file"`
-	Replicas      int    `json:"replicas"`        // copies of each stream; 3 on a cluster
-	LowWaterBytes uint64 `json:"low_water_bytes"` // disk kept for what is inside; 0 for 5 %
+	URL          string `json:"url"`    // external NATS JetStream; the embedded one where empty
+	Listen       string `json:"listen"` // where others may join the embedded one
+	User         string `json:"user"`
+	PasswordFile string `json:"password_file"`
+	CredsFile    string `json:"creds_file"`
+	CertFile     string `json:"cert_file"`
+	KeyFile      string `json:"key_file"`
+	Replicas     int    `json:"replicas"` // copies of each stream; 3 on a cluster
+	// Partitions is how many a log has when it is created, by its name; 1 where it is not named. Later: naru log repartition.
+	Partitions    map[string]int `json:"partitions"`
+	LowWaterBytes uint64         `json:"low_water_bytes"` // disk kept for what is inside; 0 for 5 %
 }
 
 func defaultConfig() *config {
-	return &config{HTTP: "127.0.0.1:8780", Bus: busConfig{Replicas: 1}, Channels: []channel{}, Catalog: catalog.Default(), Components: map[string]json.RawMessage{}}
+	return &config{HTTP: "127.0.0.1:8780", Bus: busConfig{Replicas: 1, Partitions: map[string]int{}}, Channels: []channel{}, Catalog: catalog.Default(), Components: map[string]json.RawMessage{}}
 }
 
 // doors are the broker's listeners, as far as the wiring must know them.
@@ -178,6 +181,13 @@ func loadConfig(s *start) (*config, error) {
 	}
 	if c.Bus.Replicas < 1 || c.Bus.Replicas > 5 {
 		errs = append(errs, fmt.Errorf("bus.replicas is %d; want 1 to 5", c.Bus.Replicas))
+	}
+	for _, log := range slices.Sorted(maps.Keys(c.Bus.Partitions)) {
+		if n := c.Bus.Partitions[log]; !slices.Contains(message.Namespaces(), log) {
+			errs = append(errs, fmt.Errorf("bus.partitions: %w", component.UnknownKey(log, message.Namespaces())))
+		} else if n < 1 || n > partition.Most {
+			errs = append(errs, fmt.Errorf("bus.partitions: %s is %d; want 1 to %d", log, n, partition.Most))
+		}
 	}
 	return c, errors.Join(errs...)
 }

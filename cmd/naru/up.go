@@ -33,6 +33,7 @@ import (
 	"github.com/naru-platform/naru/operator/deadletter"
 	"github.com/naru-platform/naru/operator/journal"
 	"github.com/naru-platform/naru/operator/ledger"
+	"github.com/naru-platform/naru/operator/partition"
 	"github.com/naru-platform/naru/operator/retention"
 	"github.com/naru-platform/naru/operator/status"
 	"github.com/naru-platform/naru/operator/topic"
@@ -61,6 +62,7 @@ func specs(admission *x509.Admission, platform simulator.Platform) []component.S
 		deadletter.Spec,
 		topic.Spec,
 		retention.Spec,
+		partition.Spec,
 		status.Spec,
 	}
 }
@@ -316,7 +318,7 @@ func random(n int) string {
 
 func (p *process) openBus(ctx context.Context) (*nats.Bus, error) {
 	b := p.conf.Bus
-	o := nats.Options{URL: b.URL, Listen: b.Listen, User: b.User, CredsFile: b.CredsFile, Replicas: b.Replicas, LowWater: b.LowWaterBytes, Log: p.log.With("component", "bus")}
+	o := nats.Options{URL: b.URL, Listen: b.Listen, User: b.User, CredsFile: b.CredsFile, Replicas: b.Replicas, Partitions: b.Partitions, LowWater: b.LowWaterBytes, Log: p.log.With("component", "bus")}
 	if b.URL == "" {
 		o.Dir = filepath.Join(p.data, "bus")
 	}

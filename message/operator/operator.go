@@ -75,7 +75,7 @@ type Alarm struct {
 
 // Contracts lists what the platform says of itself.
 func Contracts() []message.Contract {
-	return append(retryContracts(), []message.Contract{
+	return append(append(retryContracts(), partitionContracts()...), []message.Contract{
 		{
 			Subjects: "operator.dead.*.*", Type: "operator.dead.v1", Owner: "platform", Route: message.ByLog,
 			Doc:         "A component gave a message up, for this reason. The original is inside, untouched. Not said: nothing died there.",
