@@ -5,8 +5,8 @@
 // it. Beside them stands a [Table], small and watchable, for what is configuration rather than traffic; and a [Lease],
 // which chooses one owner among several but fences nobody: the log does that, by the expected place of every append.
 //
-// Engines: bus/nats (NATS JetStream, embedded or external), bus/mem (for tests). bus/bustest holds each of them to the
-// promises below.
+// Engines: bus/nats (NATS JetStream, embedded or external), bus/mem (for tests). bus/kinesis adds to an engine one log
+// that lies in an Amazon Kinesis data stream. bus/bustest holds each of them to the promises below.
 package bus
 
 import (
@@ -144,6 +144,24 @@ type Log interface {
 	// over to it by themselves; readers end the old one with ErrSealed.
 	Repartition(ctx context.Context, n int) error
 }
+
+// Copy is a log whose batches a component copies out of another one into a store elsewhere, which answers slowly, for
+// money, or not at all. It has no appenders, writers, fences or generations of its own and cannot be trimmed: what was
+// said is said in its source, and what is kept is for that store to decide. Its sequences grow and are not contiguous.
+// What its methods, and Info, say is known without asking that store.
+type Copy interface {
+	Log
+	// Source is the name of the log that is copied.
+	Source() string
+	// Reached is how far a reader that stands at a position has come in the source: nothing in that partition of the
+	// source up to there is behind it. A reader that has read all there is in its partition has come as far as the copy.
+	Reached(ctx context.Context, p Position) (Position, error)
+	// Written is how many messages of each row are in a partition, up to its last batch.
+	Written(ctx context.Context, generation, partition uint32) (map[string]uint64, error)
+}
+
+// ErrCopy is what a [Copy] refuses to be written with.
+var ErrCopy = errors.New("the log is a copy of another one, which is where messages are said")
 
 // PartitionOf is the partition that a key belongs to among n: FNV-1a of 32 bits over the key's bytes, modulo n. It is
 // for ever, since the order of a key's messages depends on it.

@@ -1,0 +1,316 @@
+package kinesis
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"time"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/message"
+)
+
+const (
+	aheadBytes = 4 << 20     // a reader that has so much at hand leaves its lane, which others wait for
+	lookEvery  = time.Second // how often a reader that waits asks whether more will come
+)
+
+// Reader reads one partition of the Kinesis log.
+type Reader struct {
+	l         *Log
+	gen, part uint32
+	hash      *big.Int
+	looking   bool // it looks something up: what is missing before it does not matter
+	ctx       context.Context
+	close     context.CancelFunc
+	woken     chan struct{} // holds one
+
+	// For the goroutine that reads.
+	last     uint64 // sequence of the last record that was given
+	purged   error
+	pieces   place // of what is in partial
+	partial  []byte
+	anchored time.Time // when an anchor was left last
+	anchorAt spot      // and where
+
+	// Guarded by the log's mutex.
+	at       spot // where it goes on
+	lane     *lane
+	began    bool   // it has had a place
+	ended    string // the shard that it has read to its end
+	settling bool
+	queue    []got
+	bytes    int
+}
+
+// got is a record that was read.
+type got struct {
+	place
+	data []byte
+	at   spot
+}
+
+func (l *Log) newReader(from bus.Position) *Reader {
+	r := &Reader{l: l, gen: from.Generation, part: from.Partition, hash: l.hash(from.Partition), woken: make(chan struct{}, 1), last: from.Sequence, anchored: l.o.Now()}
+	r.ctx, r.close = context.WithCancel(l.ctx)
+	return r
+}
+
+// Reader begins behind a position. Whether that is still in the stream is found out by reading: Next says so.
+func (l *Log) Reader(ctx context.Context, from bus.Position) (bus.Reader, error) {
+	wrap := func(err error) error {
+		return fmt.Errorf("read %s/%d/%d from %d: %w", l.name, from.Generation, from.Partition, from.Sequence, err)
+	}
+	if l.ctx.Err() != nil {
+		return nil, wrap(bus.ErrClosed)
+	}
+	if from.Sequence > 0 && !from.Log.IsZero() && from.Log != l.ID() {
+		return nil, wrap(fmt.Errorf("%w: the stream %s is another one than was read", bus.ErrTruncated, l.o.Stream))
+	}
+	info, err := l.Info(ctx)
+	if err != nil {
+		return nil, wrap(err)
+	}
+	newest := info.Generations[len(info.Generations)-1]
+	if from.Generation > newest.Number {
+		return nil, wrap(fmt.Errorf("%w; its newest generation is %d", bus.ErrTruncated, newest.Number))
+	}
+	for _, g := range info.Generations {
+		if g.Number == from.Generation && int(from.Partition) >= len(g.Partitions) {
+			return nil, wrap(fmt.Errorf("the log has no such partition: %w", bus.ErrNotFound))
+		}
+	}
+	return l.newReader(from), nil
+}
+
+// Close ends a waiting Next.
+func (r *Reader) Close() {
+	r.close()
+	r.l.mu.Lock()
+	defer r.l.mu.Unlock()
+	r.leave()
+	r.queue = nil
+}
+
+// push takes a record. l.mu is held.
+func (r *Reader) push(p place, data []byte, at spot) {
+	r.at = at
+	r.queue = append(r.queue, got{p, data, at})
+	if r.bytes += len(data); r.bytes > aheadBytes {
+		r.leave() // it comes back here when it has caught up
+	}
+	r.ring()
+}
+
+func (r *Reader) ring() {
+	select {
+	case r.woken <- struct{}{}:
+	default:
+	}
+}
+
+// pop gives the next record at hand, and sees to it that there will be more.
+func (r *Reader) pop() (g got, ok bool) {
+	r.l.mu.Lock()
+	defer r.l.mu.Unlock()
+	if len(r.queue) > 0 {
+		g, ok = r.queue[0], true
+		r.queue[0] = got{}
+		r.queue = r.queue[1:]
+		r.bytes -= len(g.data)
+	}
+	if r.lane == nil && !r.settling && r.bytes < aheadBytes/2 && r.ctx.Err() == nil {
+		r.settling = true
+		r.l.work.Go(r.settle)
+	}
+	return g, ok
+}
+
+// settle finds the reader's place, however long that takes.
+func (r *Reader) settle() {
+	wait := backOffMin
+	for {
+		err := r.l.settle(r.ctx, r)
+		if err == nil || r.ctx.Err() != nil {
+			break
+		}
+		r.l.o.Log.Log(r.ctx, levelOf(err), "find a place in the stream", "log", r.l.name, "partition", r.part, "error", err, "again_in", wait)
+		if pause(r.ctx, wait) != nil {
+			break
+		}
+		wait = min(2*wait, backOffMax)
+	}
+	r.l.mu.Lock()
+	defer r.l.mu.Unlock()
+	r.settling = false
+	if r.ctx.Err() != nil {
+		r.leave()
+	}
+	r.ring()
+}
+
+// levelOf is how loudly a fault is told: throttling is the usual way of things.
+func levelOf(err error) slog.Level {
+	if hasCode(err, "ProvisionedThroughputExceededException") || hasCode(err, "LimitExceededException") {
+		return slog.LevelDebug
+	}
+	return slog.LevelWarn
+}
+
+// Next waits for the next batch.
+func (r *Reader) Next(ctx context.Context) (bus.Stored, error) {
+	s, err := r.read(ctx)
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("read on %s/%d/%d at %d: %w", r.l.name, r.gen, r.part, r.last, err)
+	}
+	return s, err
+}
+
+func (r *Reader) read(ctx context.Context) (bus.Stored, error) {
+	for {
+		switch {
+		case r.ctx.Err() != nil:
+			return bus.Stored{}, bus.ErrClosed
+		case ctx.Err() != nil:
+			return bus.Stored{}, ctx.Err()
+		case r.purged != nil:
+			return bus.Stored{}, r.purged
+		}
+		if g, ok := r.pop(); ok {
+			if s, ok := r.take(ctx, g); ok {
+				r.leaveAnchor(ctx, false)
+				return s, nil
+			}
+			continue
+		}
+		r.leaveAnchor(ctx, true)
+		t := time.NewTimer(lookEvery)
+		select {
+		case <-r.woken:
+			t.Stop()
+			continue
+		case <-t.C:
+		case <-ctx.Done():
+		case <-r.ctx.Done():
+		}
+		t.Stop()
+		if r.ctx.Err() == nil && ctx.Err() == nil {
+			if err := r.finished(ctx); err != nil {
+				return bus.Stored{}, err
+			}
+		}
+	}
+}
+
+// finished says whether nothing will come any more: the generation is sealed, all of it was copied, and the last record
+// was given.
+func (r *Reader) finished(ctx context.Context) error {
+	info, err := r.l.Info(ctx)
+	if err != nil {
+		return nil // it is asked again
+	}
+	if !r.looking && info.ID != r.l.ID() {
+		return bus.ErrTruncated
+	}
+	for _, g := range info.Generations {
+		if g.Number != r.gen {
+			continue
+		}
+		last := g.Partitions[r.part].Last
+		switch {
+		case r.looking && r.last >= last:
+			return bus.ErrNotFound
+		case g.Sealed && r.last >= last:
+			return bus.ErrSealed
+		}
+		return nil
+	}
+	r.l.mu.Lock()
+	defer r.l.mu.Unlock()
+	if c := r.l.copied[sourcePart{r.gen, r.part / uint32(r.l.tokens)}]; c == nil || r.last >= c.Rows[r.part].Last {
+		return bus.ErrSealed // the source has it no more
+	}
+	return nil // the stream may still have it
+}
+
+// take makes a batch of a record; ok is false for a repeat, and for a piece.
+func (r *Reader) take(ctx context.Context, g got) (s bus.Stored, ok bool) {
+	if g.seq <= r.last {
+		return s, false
+	}
+	data := g.data
+	if g.pieces > 1 {
+		if g.piece == 0 {
+			r.pieces, r.partial = g.place, nil
+		} else if g.seq != r.pieces.seq || g.piece != r.pieces.piece+1 {
+			return s, false // a repeat, or its beginning is gone
+		}
+		r.pieces = g.place
+		if r.partial = append(r.partial, data...); g.piece+1 < g.pieces {
+			return s, false
+		}
+		data, r.partial = r.partial, nil
+	}
+	s.Position = bus.Position{Log: r.l.ID(), Generation: r.gen, Partition: r.part, Sequence: g.seq}
+	s.Batch, s.Err = message.ParseBatch(data)
+	before := uint64(0)
+	if s.Err == nil {
+		h := &s.Batch.Header
+		if len(h.Mark) < 8 || h.Source.Log != g.source || h.Source.Sequence != origin(g.seq) {
+			s.Batch, s.Err = message.Batch{}, &message.CorruptError{Record: -1, What: fmt.Sprintf("record %s of stream %s says that it is another one", g.place, r.l.o.Stream)}
+		} else {
+			before = binary.LittleEndian.Uint64(h.Mark)
+			s.Appender = string(bytes.Clone(h.Mark[8:]))
+			s.Position.Index = max(h.Count, 1) - 1
+		}
+	}
+	switch {
+	case before <= r.last || r.looking:
+	case r.last > 0:
+		r.purged = fmt.Errorf("%w, at %d", bus.ErrPurged, g.seq)
+		return bus.Stored{}, false
+	default:
+		r.tellFirst(ctx, g.seq)
+	}
+	r.last = g.seq
+	r.anchorAt = g.at
+	return s, true
+}
+
+// tellFirst lets others know that what was before a record is gone from the stream.
+func (r *Reader) tellFirst(ctx context.Context, seq uint64) {
+	key := fmt.Sprintf("first/%d/%d", r.gen, r.part)
+	r.l.mu.Lock()
+	known := r.l.first(r.gen, r.part) >= seq
+	r.l.mu.Unlock()
+	if known {
+		return
+	}
+	if err := r.l.remember(ctx, key, seq); err != nil {
+		r.l.o.Log.Debug("tell where a partition begins", "log", r.l.name, "partition", r.part, "error", err)
+	}
+}
+
+// remember puts something into the table.
+func (l *Log) remember(ctx context.Context, key string, v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	rev, err := l.table.Put(ctx, l.key(key), raw)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if old, ok := l.entries[key]; !ok || old.Revision < rev {
+		l.entries[key] = bus.Entry{Key: l.key(key), Value: raw, Revision: rev}
+	}
+	return nil
+}
