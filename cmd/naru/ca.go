@@ -151,16 +151,6 @@ one with retire.`,
 	}
 }
 
-func caRetire(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use: "retire FINGERPRINT", Short: "Trust a root of before no more; its devices are shut out", Args: cobra.ExactArgs(1),
-		Example: "  naru ca retire 3c1f…",
-		RunE: func(c *cobra.Command, args []string) error {
-			return o.changeCA(c, "/api/v1/ca/retire", map[string]string{"fingerprint": args[0]})
-		},
-	}
-}
-
 // changeCA asks for a change and shows how things are then.
 func (o *options) changeCA(c *cobra.Command, path string, in any) error {
 	cl, err := o.client()
@@ -248,22 +238,6 @@ func caSwitch(o *options, verb, what string) *cobra.Command {
 				return err
 			}
 			return o.show(c.OutOrStdout(), r, func(p *printer) { p.line("%s: done", r.Name) })
-		},
-	}
-}
-
-func caRemove(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use: "remove FINGERPRINT", Short: "Trust a registered CA no more", Args: cobra.ExactArgs(1), Example: "  naru ca remove 3c1f…",
-		RunE: func(c *cobra.Command, args []string) error {
-			cl, err := o.client()
-			if err != nil {
-				return err
-			}
-			if err := cl.do(c.Context(), "DELETE", "/api/v1/ca/registered/"+url.PathEscape(args[0]), nil, nil, nil); err != nil {
-				return err
-			}
-			return o.show(c.OutOrStdout(), map[string]string{"removed": args[0]}, func(p *printer) { p.line("%s: done", args[0]) })
 		},
 	}
 }

@@ -168,3 +168,33 @@ func TestFieldThatIsNotKnownIsNamed(t *testing.T) {
 		t.Errorf("what an answer shows of a device: %v, %s", err, fmt.Sprint(d))
 	}
 }
+
+// A CA does not end by the way: first who depends on it, then a yes.
+func TestCAEndsOnlyWhereThatIsConfirmed(t *testing.T) {
+	ended := 0
+	end := func(w http.ResponseWriter, r *http.Request) { ended++; says(200, x509.CAStatus{})(w, r) }
+	ways := map[string]http.HandlerFunc{
+		"GET /api/v1/ca/dependents":           says(200, x509.Dependents{Fingerprint: "ab12", Name: "old", Devices: 7, ShutOut: 3, Seen: 2, Examples: []string{"d-1", "d-2"}}),
+		"POST /api/v1/ca/retire":              end,
+		"DELETE /api/v1/ca/registered/{hash}": end,
+	}
+	for _, verb := range []string{"retire", "remove"} {
+		ended = 0
+		_, hints, err := asked(t, ways, "ca", verb, "ab12")
+		for _, want := range []string{"7 devices hold", "3 of them", "d-1, d-2, and 1 more", "2 devices came"} {
+			if !strings.Contains(hints, want) {
+				t.Errorf("%s: %q does not say %q", verb, hints, want)
+			}
+		}
+		if err == nil || !strings.Contains(err.Error(), "nothing was changed: 3 devices") || ended != 0 {
+			t.Errorf("%s: %v, ended %d", verb, err, ended)
+		}
+		out, hints, err := asked(t, ways, "ca", verb, "ab12", "-o", "json")
+		if err == nil || ended != 0 || hints != "" || !json.Valid([]byte(out)) || !strings.Contains(out, `"shut_out": 3`) {
+			t.Errorf("%s -o json: %v, ended %d, %s", verb, err, ended, out)
+		}
+		if out, _, err := asked(t, ways, "ca", verb, "ab12", "--yes", "-o", "json"); err != nil || ended != 1 || !json.Valid([]byte(out)) {
+			t.Errorf("%s --yes: %v, ended %d, %s", verb, err, ended, out)
+		}
+	}
+}

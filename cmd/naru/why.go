@@ -30,6 +30,11 @@ type because struct {
 	Remedy   string         `json:"remedy"` // what to do
 	Reason   string         `json:"reason,omitempty"`
 	Attempts []x509.Attempt `json:"attempts"` // newest first
+	// Others came under the device's name with a certificate that is not registered for it: they say nothing of the device.
+	Others []x509.Attempt `json:"claimed_by_others,omitempty"`
+
+	of  x509.Device         // as it is registered
+	cas []x509.RegisteredCA // for what their certificates are refused for
 }
 
 func whyDevice(o *options) *cobra.Command {
@@ -40,7 +45,9 @@ func whyDevice(o *options) *cobra.Command {
 		Long: `Reads the device's registration and its last attempts to get in, of a day at most, and says what keeps it out: expired,
 unknown CA, revoked, disabled, unregistered, a client id that is not its name, policy, rate limit, a wrong clock, a
 handshake that did not end, or at its enrolment a token, a template, an approval hook. With --address, attempts from there
-count too, for a device that never got to say its name. It exits with 2 when something keeps the device out.
+count too, for a device that never got to say its name. It exits with 2 when something keeps the device out. Who came under
+the name of a registered device with a certificate that is not registered for it is shown apart, as someone else. The name
+of a claim certificate is explained too.
 
 Without an ID, --address and --ca list who came from there, or with that CA's certificate (its name or key identifier);
 --by-ca sums all attempts up by the CA, and exits with 2 when one that is known here has refused devices.`,
@@ -85,7 +92,20 @@ func (o *options) whyOne(c *cobra.Command, cl *client, id, address, ca string) e
 			return err
 		}
 	}
-	b := explain(id, device.Device, known, found.Attempts, time.Now())
+	var cas x509.CAStatus
+	if err := cl.get(c.Context(), "/api/v1/ca/status", nil, &cas); err != nil {
+		return err
+	}
+	b := explain(id, device.Device, known, found.Attempts, cas.Registered, time.Now())
+	if !known {
+		var claims []x509.Claim
+		if err := cl.get(c.Context(), "/api/v1/claims", nil, &claims); err != nil {
+			return err
+		}
+		if i := slices.IndexFunc(claims, func(k x509.Claim) bool { return k.Name == id }); i >= 0 {
+			b = explainClaim(claims[i], found.Attempts, cas.Registered, time.Now())
+		}
+	}
 	if err := o.show(c.OutOrStdout(), b, func(p *printer) { showBecause(p, b) }); err != nil {
 		return err
 	}
@@ -115,6 +135,11 @@ func showBecause(p *printer, b because) {
 	if len(b.Attempts) > 0 {
 		p.line("")
 		showAttempts(p, b.Attempts, false)
+	}
+	if len(b.Others) > 0 {
+		p.line("")
+		p.line("someone else claimed this name:")
+		showAttempts(p, b.Others, false)
 	}
 }
 

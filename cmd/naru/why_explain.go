@@ -11,20 +11,91 @@ import (
 )
 
 // explain says what keeps a device out, by its registration first, then by its last attempt.
-func explain(id string, d x509.Device, known bool, attempts []x509.Attempt, now time.Time) because {
-	b := because{Device: id, State: "unregistered", Attempts: attempts}
+func explain(id string, d x509.Device, known bool, attempts []x509.Attempt, cas []x509.RegisteredCA, now time.Time) because {
+	b := because{Device: id, State: "unregistered", Attempts: attempts, of: d, cas: cas}
 	if known {
 		b.State = d.State(now)
+		b.Attempts, b.Others = apart(d, attempts)
+		attempts = b.Attempts
 	}
 	b.decide(d, known, attempts, now)
 	// That it was refused another certificate does not keep a device out that has a good one.
 	if len(attempts) > 0 && enrols(&attempts[0]) && !attempts[0].Admitted && b.State == "active" && b.Well {
-		why := because{Device: id, State: b.State}
+		why := because{Device: id, State: b.State, of: d, cas: cas}
 		why.explainRefusal(&attempts[0])
 		b.Cause += " But it was refused another certificate, " + ago(attempts[0].Last, now) + ": " + why.Cause
 		b.Remedy = why.Remedy
 	}
+	if i := slices.IndexFunc(b.Others, func(a x509.Attempt) bool { return !a.Admitted }); i >= 0 {
+		other := &b.Others[i]
+		why := because{Device: id, State: "unregistered", cas: cas}
+		why.explainRefusal(other)
+		b.Cause += fmt.Sprintf(" Someone else claimed this name with a certificate that is not registered for it, and was refused, %s from %s, %d times: %s",
+			ago(other.Last, now), orNowhere(other.Address), other.Count, why.Cause)
+		if len(attempts) == 0 && b.Well {
+			b.Remedy = "If that is the device itself: " + why.Remedy + ". If not, nothing is to be done: he does not get in"
+		}
+	}
 	return b
+}
+
+// apart parts what a registered device did from what others did under its name. A name is anybody's to claim; a certificate
+// that is registered for the device is not. Who asks for a certificate with a token has none.
+func apart(d x509.Device, attempts []x509.Attempt) (own, others []x509.Attempt) {
+	own = []x509.Attempt{}
+	for _, a := range attempts {
+		if a.Fingerprint == "" && enrols(&a) || slices.ContainsFunc(d.Certs, func(c x509.Certificate) bool { return c.Fingerprint == a.Fingerprint }) {
+			own = append(own, a)
+		} else {
+			others = append(others, a)
+		}
+	}
+	return own, others
+}
+
+// explainClaim says of a claim certificate whether it is good, and what became of who used it last.
+func explainClaim(k x509.Claim, attempts []x509.Attempt, cas []x509.RegisteredCA, now time.Time) because {
+	b := because{Device: k.Name, State: "a claim certificate", Attempts: attempts, cas: cas}
+	whom := "It is for the templates " + strings.Join(k.Templates, ", ") + ", and no device."
+	switch {
+	case !k.RevokedAt.IsZero():
+		b.say("cert_revoked", "It was revoked "+k.RevokedAt.Format(time.RFC3339)+".", "naru ca claim add NAME, for another; what was provisioned with this one stays")
+	case !now.Before(k.NotAfter):
+		b.say("cert_expired", "It ended "+k.NotAfter.Format(time.RFC3339)+".", "naru ca claim add NAME, for another; what was provisioned with this one stays")
+	case len(attempts) == 0:
+		b.Well = true
+		b.Cause = whom + " Nobody came with it within a day."
+	case !attempts[0].Admitted:
+		b.explainRefusal(&attempts[0])
+		b.Cause = whom + " Who came with it last, " + ago(attempts[0].Last, now) + ", was refused: " + b.Cause
+	default:
+		b.Well = true
+		b.Cause = whom + " It was last used " + ago(attempts[0].Last, now) + " from " + orNowhere(attempts[0].Address) + "."
+		if became := attempts[0].Becomes; became != "" {
+			b.Remedy = "naru why device " + became + " goes on with what became of it"
+		}
+	}
+	return b
+}
+
+// trustedNoMore explains a registered certificate whose CA is trusted no more, and any certificate of a CA that is switched
+// off; false where neither is so.
+func (b *because) trustedNoMore(a *x509.Attempt) bool {
+	for _, ca := range b.cas {
+		if ca.Disabled && (a.CA != "" && a.CA == ca.KeyID() || a.CA == "" && a.Issuer == ca.Name) {
+			b.say(a.Reason, fmt.Sprintf("Its certificate is by the registered CA %q, which is switched off.", ca.Name), "naru ca enable "+ca.Fingerprint)
+			return true
+		}
+	}
+	if !slices.ContainsFunc(b.of.Certs, func(c x509.Certificate) bool { return c.Fingerprint == a.Fingerprint }) {
+		return false
+	}
+	if b.of.CA != "" && !strings.HasPrefix(b.of.CA, "claim:") {
+		b.say(a.Reason, fmt.Sprintf("Its certificate is by %q, a CA that was registered here and removed.", a.Issuer), "naru ca registration-code, then naru ca register, to trust it again; or naru device rotate "+b.Device)
+		return true
+	}
+	b.say(a.Reason, fmt.Sprintf("Its certificate is by %q, below a root that was retired.", a.Issuer), "naru device rotate "+b.Device+", and put the new certificate on the device, with the new ca.crt")
+	return true
 }
 
 // enrols says whether somebody asked for a certificate, and not to be let in.
@@ -109,12 +180,18 @@ func (b *because) explainRefusal(a *x509.Attempt) {
 		b.say(a.Reason, "It comes with an expired certificate. "+a.Detail+".", "naru device rotate "+b.Device+"; if it was renewed already, the device does not use the new one")
 	case a.Reason == "cert_not_yet_valid":
 		b.say(a.Reason, "A clock is wrong: it comes with a certificate that begins in the future. "+a.Detail+".", "Compare this machine's clock, and that of whoever issued the certificate, with a time server")
+	case a.Reason == "cert_unknown_ca" && b.trustedNoMore(a):
 	case a.Reason == "cert_unknown_ca":
 		b.say(a.Reason, fmt.Sprintf("Its certificate is by %q, a CA that is not trusted here. %s.", a.Issuer, a.Detail), "naru ca status shows who is trusted; naru ca register trusts another. Was the device made for another platform?")
 	case a.Reason == "client_id_mismatch":
 		b.say(a.Reason, "Its MQTT client id is not the name in its certificate. "+a.Detail+".", "Set the client id to "+a.Device)
+	case a.Reason == "acl_denied" && strings.Contains(a.Detail, "and there is none"):
+		b.say(a.Reason, "It is registered with a policy that is not configured. "+a.Detail+".",
+			fmt.Sprintf(`Configure it (naru config show has those that are there), or give the device another: echo '{"id":%q,"policy":"NAME"}' | naru device import -`, b.Device))
+	case a.Reason == "acl_denied" && b.of.Policy != "":
+		b.say(a.Reason, "Policy refused it as it connected. "+a.Detail+".", fmt.Sprintf("Its policy %q must allow its will; `naru mqtt may` asks what a device may, `naru config show` has the policy", b.of.Policy))
 	case a.Reason == "acl_denied":
-		b.say(a.Reason, "Policy refused it. "+a.Detail+".", "Its will, or what else it says at CONNECT, must be on device/"+b.Device+"/…")
+		b.say(a.Reason, "Policy refused it as it connected. "+a.Detail+".", "Its will must be on device/"+b.Device+"/…; another topic wants a policy that allows it, see docs/mqtt.md")
 	case a.Reason == "cert_unregistered" && b.State != "unregistered":
 		b.say(a.Reason, "It is registered, but not with the certificate it comes with. "+a.Detail+".", "naru device show "+b.Device+" lists those that are; does the device use an old one?")
 	default:

@@ -10,7 +10,7 @@ import (
 
 func TestWhyDeviceNamesTheCauseAndTheRemedy(t *testing.T) {
 	now := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
-	good := x509.Device{ID: "d-1", Certs: []x509.Certificate{{NotAfter: now.Add(90 * 24 * time.Hour)}}}
+	good := x509.Device{ID: "d-1", Certs: []x509.Certificate{{Fingerprint: "f", NotAfter: now.Add(90 * 24 * time.Hour)}}}
 	with := func(change func(*x509.Device)) x509.Device {
 		d := good
 		d.Certs = append([]x509.Certificate{}, good.Certs...)
@@ -18,13 +18,14 @@ func TestWhyDeviceNamesTheCauseAndTheRemedy(t *testing.T) {
 		return d
 	}
 	refused := func(reason, step string, change func(*x509.Attempt)) []x509.Attempt {
-		a := x509.Attempt{Last: now, Count: 1, Reason: reason, Device: "d-1", Detail: "particulars", Issuer: "Factory CA",
+		a := x509.Attempt{Last: now, Count: 1, Reason: reason, Device: "d-1", Fingerprint: "f", Detail: "particulars", Issuer: "Factory CA",
 			Steps: []x509.Step{{Name: "certificate", OK: true}, {Name: step}}}
 		if change != nil {
 			change(&a)
 		}
 		return []x509.Attempt{a}
 	}
+	cas := []x509.RegisteredCA{{Name: "Lazy CA", Fingerprint: "ab12", Disabled: true}}
 	for name, c := range map[string]struct {
 		device   x509.Device
 		known    bool
@@ -32,41 +33,53 @@ func TestWhyDeviceNamesTheCauseAndTheRemedy(t *testing.T) {
 		well     bool
 		says     []string
 	}{
-		"admitted":     {good, true, []x509.Attempt{{Admitted: true, Last: now}}, true, []string{"Nothing keeps it out", "last got in"}},
+		"admitted":     {good, true, []x509.Attempt{{Admitted: true, Fingerprint: "f", Last: now}}, true, []string{"Nothing keeps it out", "last got in"}},
 		"never seen":   {good, true, nil, true, []string{"did not try", "firewall"}},
 		"nobody":       {x509.Device{}, false, nil, false, []string{"No device of that id", "device add"}},
 		"expired":      {good, true, refused("cert_expired", "time", func(a *x509.Attempt) { a.NotAfter = now.Add(-48 * time.Hour) }), false, []string{"expired certificate", "rotate"}},
 		"clock behind": {good, true, refused("cert_not_yet_valid", "time", nil), false, []string{"clock is wrong", "time server"}},
 		"just expired": {good, true, refused("cert_expired", "time", func(a *x509.Attempt) { a.NotAfter = now.Add(-time.Minute) }), false, []string{"less than an hour", "clock"}},
-		"unknown CA":   {good, true, refused("cert_unknown_ca", "signature", nil), false, []string{`"Factory CA"`, "naru ca register"}},
-		"revoked":      {with(func(d *x509.Device) { d.Certs[0].RevokedAt = now }), true, nil, false, []string{"revoked", "rotate"}},
+		"unknown CA":   {x509.Device{}, false, refused("cert_unknown_ca", "signature", nil), false, []string{`"Factory CA"`, "naru ca register"}},
+		"retired":      {good, true, refused("cert_unknown_ca", "signature", nil), false, []string{"below a root that was retired", "rotate d-1"}},
+		"removed CA":   {with(func(d *x509.Device) { d.CA = "ab12" }), true, refused("cert_unknown_ca", "signature", nil), false, []string{"registered here and removed", "ca register"}},
+		"switched off": {with(func(d *x509.Device) { d.CA = "ab12" }), true, refused("cert_unknown_ca", "signature", func(a *x509.Attempt) { a.Issuer = "Lazy CA" }), false, []string{"switched off", "naru ca enable ab12"}},
+		"a stranger, and the device is in": {good, true, append(refused("cert_unknown_ca", "signature", func(a *x509.Attempt) { a.Fingerprint = "g" }), x509.Attempt{Admitted: true, Fingerprint: "f", Last: now}), true,
+			[]string{"Nothing keeps it out", "Someone else claimed this name"}},
+		"a stranger alone": {good, true, refused("cert_unknown_ca", "signature", func(a *x509.Attempt) { a.Fingerprint = "g" }), true,
+			[]string{"did not try", "Someone else claimed this name", "If that is the device itself: naru ca status"}},
+		"no such policy": {with(func(d *x509.Device) { d.Policy = "pump" }), true, refused("acl_denied", "connect", func(a *x509.Attempt) {
+			a.Detail = `policy "pump" is named for device "d-1", and there is none; there are device`
+		}), false,
+			[]string{"a policy that is not configured", "device import"}},
+		"its own policy": {with(func(d *x509.Device) { d.Policy = "pump" }), true, refused("acl_denied", "connect", nil), false, []string{"as it connected", `policy "pump"`, "naru mqtt may"}},
+		"revoked":        {with(func(d *x509.Device) { d.Certs[0].RevokedAt = now }), true, nil, false, []string{"revoked", "rotate"}},
 		"disabled": {with(func(d *x509.Device) { d.Disabled, d.DisabledBy, d.DisabledReason = true, "jun", "floods" }), true, refused("device_disabled", "registration", nil),
 			false, []string{"by jun: floods", "device enable"}},
 		"CN mismatch":     {good, true, refused("client_id_mismatch", "client_id", nil), false, []string{"client id", "Set the client id to d-1"}},
 		"policy":          {good, true, refused("acl_denied", "connect", nil), false, []string{"Policy", "particulars", "device/d-1/"}},
 		"refused a topic": {good, true, refused("acl_denied", "policy", nil), true, []string{"gets in", "by policy", "particulars"}},
 		"rate limit":      {good, true, refused("receive_maximum_exceeded", "rate_limit", nil), false, []string{"rate limit", "loop"}},
-		"old certificate": {good, true, refused("cert_unregistered", "registration", nil), false, []string{"not with the certificate it comes with"}},
+		"old certificate": {good, true, refused("cert_unregistered", "registration", func(a *x509.Attempt) { a.Fingerprint = "g" }), true, []string{"Someone else claimed this name", "If that is the device itself"}},
 		"connect rate":    {good, true, refused("connection_limit", "rate_limit", nil), false, []string{"rate limit", "particulars"}},
 		"read slowly":     {good, true, refused("rate_limited", "rate_limit", nil), true, []string{"gets in", "holds it back", "publish_rate"}},
 		"claim's rate":    {x509.Device{}, false, refused("rate_limited", "throttle", func(a *x509.Attempt) { a.Door = "claim" }), false, []string{"rate limit on certificates", "ca claim list"}},
 		"hook":            {x509.Device{}, false, refused("cert_unregistered", "hook", func(a *x509.Attempt) { a.Door = "jit" }), false, []string{"not approved", "approval hook"}},
 		"template":        {x509.Device{}, false, refused("acl_denied", "template", func(a *x509.Attempt) { a.Door = "claim" }), false, []string{"template does not fit", "config show"}},
 		"ownership token": {x509.Device{}, false, refused("token_invalid", "token", func(a *x509.Attempt) { a.Door = "claim" }), false, []string{"ownership token", "anew"}},
-		"EST token":       {x509.Device{}, false, refused("token_invalid", "token", func(a *x509.Attempt) { a.Door = "est" }), false, []string{"enrolment token", "naru device token d-1"}},
-		"EST csr":         {x509.Device{}, false, refused("acl_denied", "csr", func(a *x509.Attempt) { a.Door = "est" }), false, []string{"signing request", "P-256"}},
+		"EST token":       {x509.Device{}, false, refused("token_invalid", "token", func(a *x509.Attempt) { a.Door, a.Fingerprint = "est", "" }), false, []string{"enrolment token", "naru device token d-1"}},
+		"EST csr":         {x509.Device{}, false, refused("acl_denied", "csr", func(a *x509.Attempt) { a.Door, a.Fingerprint = "est", "" }), false, []string{"signing request", "P-256"}},
 		"another's claim": {x509.Device{}, false, refused("acl_denied", "claim", func(a *x509.Attempt) { a.Door = "claim" }), false, []string{"claim certificate", "ca claim list"}},
-		"no renewal": {good, true, append(refused("token_invalid", "token", func(a *x509.Attempt) { a.Door = "est" }), x509.Attempt{Admitted: true, Last: now.Add(-time.Hour)}),
+		"no renewal": {good, true, append(refused("token_invalid", "token", func(a *x509.Attempt) { a.Door, a.Fingerprint = "est", "" }), x509.Attempt{Admitted: true, Fingerprint: "f", Last: now.Add(-time.Hour)}),
 			true, []string{"last got in", "refused another certificate", "naru device token d-1"}},
-		"expired, and no renewal": {with(func(d *x509.Device) { d.Certs[0].NotAfter = now.Add(-time.Hour) }), true, refused("token_invalid", "token", func(a *x509.Attempt) { a.Door = "est" }),
+		"expired, and no renewal": {with(func(d *x509.Device) { d.Certs[0].NotAfter = now.Add(-time.Hour) }), true, refused("token_invalid", "token", func(a *x509.Attempt) { a.Door, a.Fingerprint = "est", "" }),
 			false, []string{"enrolment token"}},
-		"fought for": {good, true, append([]x509.Attempt{{Admitted: true, Last: now}}, refused("taken_over", "turns", nil)...), false,
+		"fought for": {good, true, append([]x509.Attempt{{Admitted: true, Fingerprint: "f", Last: now}}, refused("taken_over", "turns", nil)...), false,
 			[]string{"two clients have its certificate", "Particulars", "device rotate d-1"}},
-		"fought for once": {good, true, append([]x509.Attempt{{Admitted: true, Last: now}}, refused("taken_over", "turns", func(a *x509.Attempt) { a.Last = now.Add(-time.Hour) })...), true,
+		"fought for once": {good, true, append([]x509.Attempt{{Admitted: true, Fingerprint: "f", Last: now}}, refused("taken_over", "turns", func(a *x509.Attempt) { a.Last = now.Add(-time.Hour) })...), true,
 			[]string{"Nothing keeps it out"}},
 		"handshake": {good, true, refused("handshake_failed", "handshake", nil), false, []string{"particulars", "TLS version"}},
 	} {
-		b := explain("d-1", c.device, c.known, c.attempts, now)
+		b := explain("d-1", c.device, c.known, c.attempts, cas, now)
 		for _, want := range c.says {
 			if !strings.Contains(b.Cause+b.Remedy, want) {
 				t.Errorf("%s: says %q, %q; want %q", name, b.Cause, b.Remedy, want)
@@ -74,6 +87,28 @@ func TestWhyDeviceNamesTheCauseAndTheRemedy(t *testing.T) {
 		}
 		if b.Well != c.well || b.Well == (b.Reason != "") {
 			t.Errorf("%s: well %v, reason %q", name, b.Well, b.Reason)
+		}
+	}
+}
+
+func TestWhyExplainsAClaimCertificate(t *testing.T) {
+	now := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
+	good := x509.Claim{Name: "lot-7", Templates: []string{"pumps"}, NotAfter: now.Add(time.Hour)}
+	revoked, ended := good, good
+	revoked.RevokedAt, ended.NotAfter = now, now
+	refused := []x509.Attempt{{Last: now, Reason: "rate_limited", Detail: "particulars", Door: "claim", Steps: []x509.Step{{Name: "throttle"}}}}
+	for _, c := range []struct {
+		claim    x509.Claim
+		attempts []x509.Attempt
+		reason   string
+		says     string
+	}{
+		{good, nil, "", "Nobody came with it"}, {good, []x509.Attempt{{Admitted: true, Last: now, Becomes: "pump-1"}}, "", "naru why device pump-1"},
+		{good, refused, "rate_limited", "particulars"}, {revoked, nil, "cert_revoked", "naru ca claim add"}, {ended, nil, "cert_expired", "It ended"},
+	} {
+		b := explainClaim(c.claim, c.attempts, nil, now)
+		if b.Reason != c.reason || b.Well != (c.reason == "") || !strings.Contains(b.Cause+b.Remedy, c.says) || b.State != "a claim certificate" {
+			t.Errorf("want %q, %q: %+v", c.reason, c.says, b)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package x509
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -70,7 +71,7 @@ func (a *Admission) Refused(c Client, step string, err error) {
 		fp := fingerprint(sha256.Sum256(c.Leaf.Raw))
 		a.mu.RLock()
 		at.Known = a.certs[fp] != nil
-		_, at.claim = a.claims[fp]
+		_, at.Claim = a.claims[fp]
 		a.mu.RUnlock()
 	}
 	_ = at.fail(step, err) // the same error
@@ -90,7 +91,7 @@ func (a *Admission) attempt(c Client) *Attempt {
 	}
 	if l := c.Leaf; l != nil {
 		at.Device, at.Fingerprint, at.Serial = name(l), Fingerprint(l.Raw), fmt.Sprintf("%x", l.SerialNumber)
-		at.Issuer, at.CA, at.NotBefore, at.NotAfter = l.Issuer.CommonName, hex.EncodeToString(l.AuthorityKeyId), l.NotBefore, l.NotAfter
+		at.Issuer, at.CA, at.NotBefore, at.NotAfter = l.Issuer.CommonName, issuerIDOf(l, c.Chain), l.NotBefore, l.NotAfter
 	}
 	return at
 }
@@ -140,6 +141,7 @@ func (a *Admission) admit(ctx context.Context, c Client, at *Attempt) (Admitted,
 		return none, at.fail("signature", message.Rejectf(message.CertUnknownCA, "certificate of %q by %q: %w", name(leaf), leaf.Issuer.CommonName, err))
 	}
 	if by.ca != nil {
+		at.CA = cmp.Or(at.CA, keyIDOf(by.ca.cert))
 		at.pass("signature", "by the registered CA %q", by.ca.Name)
 	} else {
 		at.pass("signature", "by the platform's CA")
@@ -162,7 +164,7 @@ func (a *Admission) admit(ctx context.Context, c Client, at *Attempt) (Admitted,
 		return none, at.fail(stepOf(err, "registration"), err)
 	}
 	who.Fingerprint = hex.EncodeToString(fp[:])
-	at.Known, at.claim = true, who.Claim != ""
+	at.Known, at.Claim = true, who.Claim != ""
 	return who, nil
 }
 
@@ -186,7 +188,7 @@ func (a *Admission) registered(ctx context.Context, leaf *stdx509.Certificate, f
 	who, err, known := a.lookup(fp)
 	if !known {
 		if claim, ok, err := a.claimed(fp); ok {
-			if at.claim = true; err == nil {
+			if at.Claim = true; err == nil {
 				at.pass("registration", "as claim certificate %q", claim.Claim)
 			}
 			return claim, err

@@ -1,8 +1,11 @@
 package x509
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
+	stdx509 "crypto/x509"
 	"encoding/hex"
 	"net/http"
 	"slices"
@@ -121,9 +124,41 @@ func (o *opened) knownCAs(ctx context.Context) (map[string]bool, error) {
 		return nil, err
 	}
 	for _, r := range registered {
-		if certs, err := parseCerts([]byte(r.Certificate)); err == nil && !r.Disabled && len(certs) > 0 && len(certs[0].SubjectKeyId) > 0 {
-			known[hex.EncodeToString(certs[0].SubjectKeyId)] = true
+		if id := r.KeyID(); id != "" && !r.Disabled {
+			known[id] = true
 		}
 	}
 	return known, nil
+}
+
+// keyIDOf names a CA by its key: the key identifier in its certificate, else the beginning of the key's hash.
+func keyIDOf(ca *stdx509.Certificate) string {
+	if len(ca.SubjectKeyId) > 0 {
+		return hex.EncodeToString(ca.SubjectKeyId)
+	}
+	sum := sha256.Sum256(ca.RawSubjectPublicKeyInfo)
+	return hex.EncodeToString(sum[:20])
+}
+
+// issuerIDOf names the CA of a certificate: by the key identifier that the certificate has of it, else by the CA's own
+// certificate where that was presented too. It is empty where neither says it.
+func issuerIDOf(leaf *stdx509.Certificate, presented []*stdx509.Certificate) string {
+	if len(leaf.AuthorityKeyId) > 0 {
+		return hex.EncodeToString(leaf.AuthorityKeyId)
+	}
+	for _, c := range presented[:min(len(presented), intermediatesMax)] {
+		if bytes.Equal(leaf.RawIssuer, c.RawSubject) && leaf.CheckSignatureFrom(c) == nil {
+			return keyIDOf(c)
+		}
+	}
+	return ""
+}
+
+// KeyID names the CA as Attempt.CA does; empty where its certificate cannot be read.
+func (r RegisteredCA) KeyID() string {
+	certs, err := parseCerts([]byte(r.Certificate))
+	if err != nil {
+		return ""
+	}
+	return keyIDOf(certs[0])
 }

@@ -127,19 +127,27 @@ func (s *service) addClaim(o *opened, w http.ResponseWriter, r *http.Request) er
 }
 
 func (s *service) claims(o *opened, w http.ResponseWriter, r *http.Request) error {
-	entries, err := scan(r.Context(), o.trust, claimPrefix)
+	list, err := o.claimList(r.Context())
 	if err != nil {
-		return fmt.Errorf("list the claim certificates: %w", err)
+		return err
+	}
+	return answer(w, http.StatusOK, list)
+}
+
+func (o *opened) claimList(ctx context.Context) ([]Claim, error) {
+	entries, err := scan(ctx, o.trust, claimPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("list the claim certificates: %w", err)
 	}
 	list := []Claim{}
 	for _, e := range entries {
 		var c Claim
 		if err := json.Unmarshal(e.Value, &c); err != nil {
-			return fmt.Errorf("the claim certificate %s cannot be read: %w", e.Key, err)
+			return nil, fmt.Errorf("the claim certificate %s cannot be read: %w", e.Key, err)
 		}
 		list = append(list, c)
 	}
-	return answer(w, http.StatusOK, list)
+	return list, nil
 }
 
 func (s *service) revokeClaim(o *opened, w http.ResponseWriter, r *http.Request) error {

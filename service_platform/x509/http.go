@@ -57,6 +57,7 @@ func (s *service) routes() []component.Route {
 		{Pattern: "GET /api/v1/admissions", Handler: with(s.admissions)},
 		{Pattern: "GET /api/v1/admissions/by-ca", Handler: with(s.admissionsByCA)},
 		{Pattern: "GET /api/v1/ca/status", Handler: with(s.caStatus)},
+		{Pattern: "GET /api/v1/ca/dependents", Handler: with(s.dependents)},
 		{Pattern: "POST /api/v1/ca/root/export", Handler: with(s.exportRoot)},
 		{Pattern: "POST /api/v1/ca/root/remove", Handler: with(s.removeRoot)},
 		{Pattern: "POST /api/v1/ca/root/restore", Handler: with(s.restoreRoot)},

@@ -137,7 +137,7 @@ func rejected(topic string, err error) Answer {
 func (p *provisioning) Provision(ctx context.Context, c Client, topic string, payload []byte) Answer {
 	at := p.door.attempt(c)
 	answer, err := p.answer(ctx, c, topic, payload, at)
-	at.Known, at.claim = true, true // the certificate was admitted: nobody else gets here
+	at.Known, at.Claim = true, true // the certificate was admitted: nobody else gets here
 	if err != nil {
 		var r *awsError
 		if !errors.As(err, &r) {

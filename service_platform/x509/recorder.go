@@ -57,8 +57,7 @@ type Attempt struct {
 	Admitted    bool      `json:"admitted"`
 	Reason      string    `json:"reason,omitempty"` // the name of a message.Reason, where it was refused
 	Detail      string    `json:"detail,omitempty"`
-
-	claim bool // the holder of a claim certificate
+	Claim       bool      `json:"claim,omitempty"` // the holder of a claim certificate
 }
 
 // Step is one thing that was looked at.
@@ -158,7 +157,7 @@ func (r *recorder) record(a Attempt) {
 	}
 	class := 0
 	switch {
-	case a.claim:
+	case a.Claim:
 		class = 2
 	case a.Known:
 		class = 1

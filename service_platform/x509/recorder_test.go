@@ -44,7 +44,7 @@ func TestFloodOfStrangersIsBounded(t *testing.T) {
 	r.record(Attempt{Device: "d-1", Known: true, At: now})
 	for i := range chunks*attemptsPerChunk + 2*attemptsPerChunk {
 		r.record(Attempt{Device: fmt.Sprint("x-", i), Address: "203.0.113.9", At: now})
-		r.record(Attempt{Device: "lot-7", ClientID: fmt.Sprint("x-", i), Known: true, claim: true, At: now})
+		r.record(Attempt{Device: "lot-7", ClientID: fmt.Sprint("x-", i), Known: true, Claim: true, At: now})
 		if i%attemptsPerChunk == 0 {
 			if err := r.flush(t.Context(), table); err != nil {
 				t.Fatal(err)

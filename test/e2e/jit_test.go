@@ -170,6 +170,6 @@ func TestMosquittoComesInJustInTime(t *testing.T) {
 	p.ok("ca", "enable", f.registered.Fingerprint)
 	admitted("its CA is switched on again", second)
 	refused("on again, what is revoked stays so", "meter-1", "cert_revoked", first)
-	p.ok("ca", "remove", f.registered.Fingerprint)
+	p.ok("ca", "remove", f.registered.Fingerprint, "--yes")
 	refused("its CA is removed", "meter-2", "cert_unknown_ca", second)
 }
