@@ -156,9 +156,33 @@ type Copy interface {
 	// Reached is how far a reader that stands at a position has come in the source: nothing in that partition of the
 	// source up to there is behind it. A reader that has read all there is in its partition has come as far as the copy.
 	Reached(ctx context.Context, p Position) (Position, error)
+	// Read reads a batch of the source; ErrNotFound as with Fetch.
+	Read(ctx context.Context, at Position) (Stored, error)
 	// Written is how many messages of each row are in a partition, up to its last batch.
 	Written(ctx context.Context, generation, partition uint32) (map[string]uint64, error)
 }
+
+// Copier is a [Copy] as the component knows it that makes it.
+type Copier interface {
+	Copy
+	// Append puts a batch of the source into the copy, and returns when all of it is there. What follows from that is set
+	// in st; an error leaves st as it was, and what was put is put again, with the same bytes. committed is to be called
+	// when st is committed, together with the position in the source. It is for one goroutine.
+	Append(ctx context.Context, st State, s Stored) (committed func(), err error)
+	// Tell lets other processes and the next start know how far the copy has come; who copies calls it from time to time.
+	// What is told late makes nothing wrong: the copy looks shorter than it is.
+	Tell(ctx context.Context) error
+}
+
+// State is where a copier keeps what it has done.
+type State interface {
+	// Get gives nil where there is no such key.
+	Get(key []byte) ([]byte, error)
+	Set(key, value []byte)
+}
+
+// CopyName is the name of the log that is a copy of another one, where there is one.
+func CopyName(source string) string { return source + ".kinesis" }
 
 // ErrCopy is what a [Copy] refuses to be written with.
 var ErrCopy = errors.New("the log is a copy of another one, which is where messages are said")

@@ -50,7 +50,7 @@ const (
 
 // spec is the child as what it is to the runner: a component. It says what its parent may say.
 func (c *Child) spec(parent *Spec) Spec {
-	s := Spec{Name: parent.Name + "/" + c.Name, Doc: cmp.Or(c.Doc, parent.Doc), Hears: c.Hears, Says: parent.Says, State: Local,
+	s := Spec{Name: parent.Name + "/" + c.Name, Doc: cmp.Or(c.Doc, parent.Doc), Hears: c.Hears, Instead: parent.Instead, Says: parent.Says, State: Local,
 		Calls: c.Calls, Gather: c.Gather, GatherMax: c.GatherMax, Required: parent.Required, From: c.From, Retry: c.Retry, of: parent.Name, defaults: struct{}{}}
 	s.build = func(e Env, _ json.RawMessage) (*Part, error) { return c.Build(e) }
 	return s

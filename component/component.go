@@ -25,6 +25,11 @@ type Spec struct {
 	Doc string
 	// Hears lists the patterns it handles by the log; which logs are read follows from them.
 	Hears []message.Pattern
+	// Instead names, for a log that what it hears can come from, another one that is read in its place: a copy of it
+	// ([bus.Copy]). Its children read that, too.
+	Instead map[string]string
+	// Also lists logs that are read as well: copies, whose messages are heard once more.
+	Also []string
 	// Takes lists the patterns it takes from the queue.
 	Takes []message.Pattern
 	// Says lists the patterns it may say. Anything else is refused with reason undeclared.

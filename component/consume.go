@@ -11,18 +11,21 @@ import (
 	"github.com/naru-platform/naru/message/operator"
 )
 
-// Logs are the logs that what a component hears can come from.
+// Logs are the logs that what a component hears is read from.
 func (s *Spec) Logs() []string {
 	var names []string
 	for _, ns := range message.Namespaces() {
 		for _, p := range s.Hears {
 			if p[0] == '*' || p[0] == '>' || message.Subject(p).Namespace() == ns {
+				if copied := s.Instead[ns]; copied != "" {
+					ns = copied
+				}
 				names = append(names, ns)
 				break
 			}
 		}
 	}
-	return names
+	return append(names, s.Also...)
 }
 
 // consume feeds a worker from its logs and queues until ctx is done. A partition that cannot go on says why in its

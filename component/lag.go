@@ -21,7 +21,7 @@ type lag struct {
 
 func (l *lag) add(n uint64, at time.Time) {
 	l.messages += n
-	if n > 0 && (l.oldest.IsZero() || at.Before(l.oldest)) {
+	if n > 0 && !at.IsZero() && (l.oldest.IsZero() || at.Before(l.oldest)) {
 		l.oldest = at
 	}
 }
@@ -87,6 +87,9 @@ func (r *run) measureLag(ctx context.Context, workers []*worker) error {
 // unread adds what lies behind a position: by the running counts of the rows that wrote to the partition last, which
 // leaves out only rows that have been silent for many batches and were not read yet.
 func unread(ctx context.Context, log bus.Log, g bus.Generation, p bus.Partition, rep Report, l *lag) error {
+	if c, ok := log.(bus.Copy); ok {
+		return uncopied(ctx, c, g, p, rep, l)
+	}
 	next := max(rep.Position.Sequence+1, p.First)
 	if next > p.Last {
 		return nil
@@ -123,5 +126,34 @@ func unread(ctx context.Context, log bus.Log, g bus.Generation, p bus.Partition,
 		}
 		l.add(n, oldest)
 	}
+	return nil
+}
+
+// uncopied adds what lies behind a position in a copy, as far as that is known without asking where the copy is. How old
+// it is the source says, where it still has it.
+func uncopied(ctx context.Context, c bus.Copy, g bus.Generation, p bus.Partition, rep Report, l *lag) error {
+	written, err := c.Written(ctx, g.Number, p.Number)
+	if err != nil {
+		return err
+	}
+	n := uint64(0)
+	for row, count := range written {
+		if had := rep.Rows[row].Upto.Count; count > had {
+			n += count - had
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	at, err := c.Reached(ctx, bus.Position{Generation: g.Number, Partition: p.Number, Sequence: rep.Position.Sequence})
+	if err != nil {
+		return err
+	}
+	at.Sequence++
+	oldest := time.Time{}
+	if source, err := c.Read(ctx, at); err == nil && source.Err == nil && source.Batch.Count > 0 {
+		oldest = source.Batch.First
+	}
+	l.add(n, oldest)
 	return nil
 }

@@ -166,6 +166,13 @@ func (p *Peers) drop(ctx context.Context, b bus.Bus, consumer string, now time.T
 // it runs or not: what it has not finished is not trimmed. operator.retention keeps it.
 const RequiredTable = "naru_required"
 
+// MarkOf is the consumer whose mark it is that a key of RequiredTable ends in. A consumer that reads a copy of a log has
+// a mark in that log for each partition of the copy: `<consumer>=<partition>`.
+func MarkOf(end string) (consumer string) {
+	consumer, _, _ = strings.Cut(end, "=")
+	return consumer
+}
+
 // Marks lists the keys of RequiredTable that keep messages for a consumer.
 func Marks(ctx context.Context, b bus.Bus, consumer string) (keys []string, err error) {
 	t, err := b.Table(ctx, RequiredTable, bus.TableOptions{})
@@ -175,7 +182,7 @@ func Marks(ctx context.Context, b bus.Bus, consumer string) (keys []string, err 
 	watch, cancel := context.WithCancel(ctx)
 	defer cancel()
 	err = t.Watch(watch, "", func(e bus.Entry) {
-		if part := strings.SplitN(e.Key, "/", 4); !e.Deleted && len(part) == 4 && part[3] == consumer {
+		if part := strings.SplitN(e.Key, "/", 4); !e.Deleted && len(part) == 4 && MarkOf(part[3]) == consumer {
 			keys = append(keys, e.Key)
 		}
 	}, cancel)

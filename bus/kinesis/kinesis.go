@@ -1,7 +1,7 @@
 // Package kinesis is a log in an Amazon Kinesis data stream: a copy of a log of the bus, for who wants what lands in the
 // data platform in the cloud's own stream, or to read it from there.
 //
-// A component reads the source log and calls [Log.Copy] with each of its batches. The messages of a batch are regrouped by
+// A component reads the source log and calls [Log.Append] with each of its batches. The messages of a batch are regrouped by
 // token, which is what a key belongs to for ever, and each group becomes one Kinesis record, whose bytes are a batch of
 // our own codec. All that stands in a record follows from the source's batch and from what was copied before it, so that
 // a copy made twice, after a crash or by two processes, has the same bytes in the same order, and readers drop what they
@@ -63,9 +63,6 @@ func (c Config) Check() error {
 	return nil
 }
 
-// LogName is the name of the log that is a copy of another.
-func LogName(source string) string { return source + ".kinesis" }
-
 // Options are what the wiring, or a test, may give.
 type Options struct {
 	Config
@@ -90,7 +87,7 @@ type Bus struct {
 	log *Log
 }
 
-// Over adds to a bus the log [LogName] of o.Source, which lies in a Kinesis stream; all else is the bus's own. Nothing is
+// Over adds to a bus the log [bus.CopyName] of o.Source, which lies in a Kinesis stream; all else is the bus's own. Nothing is
 // asked of Kinesis yet: a stream that does not answer stops who needs it, and nobody else.
 func Over(ctx context.Context, b bus.Bus, o Options) (*Bus, error) {
 	if err := o.Check(); err != nil {
@@ -140,7 +137,7 @@ func Over(ctx context.Context, b bus.Bus, o Options) (*Bus, error) {
 
 // Log gives the Kinesis log by its name, and the bus's own by others.
 func (b *Bus) Log(ctx context.Context, name string, o bus.LogOptions) (bus.Log, error) {
-	if name != LogName(b.o.Source) {
+	if name != bus.CopyName(b.o.Source) {
 		return b.Bus.Log(ctx, name, o)
 	}
 	return b.Kinesis(ctx)
@@ -156,7 +153,7 @@ func (b *Bus) Kinesis(ctx context.Context) (*Log, error) {
 	}
 	l, err := openLog(ctx, b)
 	if err != nil {
-		return nil, fmt.Errorf("open log %s: %w", LogName(b.o.Source), err)
+		return nil, fmt.Errorf("open log %s: %w", bus.CopyName(b.o.Source), err)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -112,9 +112,10 @@ func (s *scene) copyWith(st *store, from *bus.Position, patient bool) error {
 		if err != nil {
 			return err
 		}
+		var committed func()
 		for {
-			err := s.l.Copy(s.Context(), st, b)
-			if err == nil {
+			var err error
+			if committed, err = s.l.Append(s.Context(), st, b); err == nil {
 				break
 			}
 			if !patient {
@@ -123,9 +124,7 @@ func (s *scene) copyWith(st *store, from *bus.Position, patient bool) error {
 		}
 		st.commit()
 		*from = b.Position
-		if err := s.l.Copied(st, b); err != nil {
-			return err
-		}
+		committed()
 	}
 	return nil
 }

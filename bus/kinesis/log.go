@@ -23,7 +23,7 @@ import (
 // `first/…` of each partition of the Kinesis log.
 const Table = "naru_kinesis"
 
-// Log is a log in a stream. All methods may be called by any number of goroutines, except Copy.
+// Log is a log in a stream. All methods may be called by any number of goroutines, except Append.
 type Log struct {
 	b      *Bus
 	o      Options
@@ -63,10 +63,10 @@ type copied struct {
 	Rows map[uint32]row `json:"rows"` // by partition of the Kinesis log
 }
 
-var _ bus.Copy = (*Log)(nil)
+var _ bus.Copier = (*Log)(nil)
 
 func openLog(ctx context.Context, b *Bus) (*Log, error) {
-	l := &Log{b: b, o: b.o, client: b.client, name: LogName(b.o.Source), synced: make(chan struct{}),
+	l := &Log{b: b, o: b.o, client: b.client, name: bus.CopyName(b.o.Source), synced: make(chan struct{}),
 		entries: map[string]bus.Entry{}, copied: map[sourcePart]*copied{}, touched: map[sourcePart]bool{}}
 	l.shards.init()
 	var err error
@@ -345,6 +345,11 @@ func (l *Log) Reached(ctx context.Context, p bus.Position) (bus.Position, error)
 	return reached, nil
 }
 
+// Read as in [bus.Copy].
+func (l *Log) Read(ctx context.Context, at bus.Position) (bus.Stored, error) {
+	return l.source.Fetch(ctx, at)
+}
+
 // Written as in [bus.Copy].
 func (l *Log) Written(ctx context.Context, generation, partition uint32) (map[string]uint64, error) {
 	if err := l.known(ctx); err != nil {
@@ -361,31 +366,31 @@ func (l *Log) Written(ctx context.Context, generation, partition uint32) (map[st
 	return counts, nil
 }
 
-// Copied says that a batch of the source was copied, once that is committed: with what Copy set in st. Tell has it known.
-func (l *Log) Copied(st State, s bus.Stored) error {
+// note makes what says that a batch of the source was copied, once that is committed: with what is set in st.
+func (l *Log) note(st bus.State, s bus.Stored) (committed func(), err error) {
 	at := sourcePart{s.Position.Generation, s.Position.Partition}
 	rows := map[uint32]row{}
 	for token := range uint32(l.tokens) {
 		part := at.part*uint32(l.tokens) + token
 		r, err := readRow(st, at.gen, part)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if r.Last > 0 {
 			rows[part] = *r
 		}
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if c := l.copied[at]; c == nil || c.Upto < s.Position.Sequence {
-		l.copied[at] = &copied{s.Position.Sequence, rows}
-		l.touched[at] = true
-	}
-	return nil
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if c := l.copied[at]; c == nil || c.Upto < s.Position.Sequence {
+			l.copied[at] = &copied{s.Position.Sequence, rows}
+			l.touched[at] = true
+		}
+	}, nil
 }
 
-// Tell writes what was copied into the table, for other processes and the next start: who copies calls it from time to
-// time. What is told late makes nothing wrong: a log looks shorter than it is.
+// Tell as in [bus.Copier].
 func (l *Log) Tell(ctx context.Context) error {
 	l.mu.Lock()
 	news := map[string][]byte{}

@@ -19,15 +19,21 @@ import (
 const (
 	putRecords  = 500                    // in one request, as Kinesis takes them
 	putBytes    = 4 << 20                // and their bytes; it takes 5 MiB at least
-	putPatience = 5 * time.Second        // for how long Copy tries by itself; who calls it then says what the matter is
+	putPatience = 5 * time.Second        // for how long Append tries by itself; who calls it then says what the matter is
 	putWait     = 10 * time.Second       // for one answer
 	backOffMin  = 100 * time.Millisecond // after a fault, doubled each time
 	backOffMax  = 5 * time.Second
 )
 
-// Copy puts a batch of the source into the stream, and returns when all of it is there. What follows from that is set in
-// st; an error leaves st as it was, and what was put is put again, with the same bytes. It is for one goroutine.
-func (l *Log) Copy(ctx context.Context, st State, s bus.Stored) error {
+// Append as in [bus.Copier].
+func (l *Log) Append(ctx context.Context, st bus.State, s bus.Stored) (committed func(), err error) {
+	if err := l.append(ctx, st, s); err != nil {
+		return nil, err
+	}
+	return l.note(st, s)
+}
+
+func (l *Log) append(ctx context.Context, st bus.State, s bus.Stored) error {
 	if err := l.contact(ctx); err != nil {
 		return err
 	}

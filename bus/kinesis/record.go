@@ -86,17 +86,11 @@ type rowCounts struct {
 	Sum     uint64 `json:"sum"`
 }
 
-// State is where a copier keeps what was copied, in one commit with its position in the source; [component.Tx] is one.
-type State interface {
-	Get(key []byte) ([]byte, error)
-	Set(key, value []byte)
-}
-
 func stateKey(gen, part uint32) []byte { return fmt.Appendf(nil, "copied/%d/%d", gen, part) }
 
 // regroup makes the records of a source's batch, in order for each partition of the Kinesis log, and says what each of
 // these has come to. It changes nothing.
-func regroup(st State, s *bus.Stored, tokens, recordMax int) (map[uint32][]record, map[uint32]*row, error) {
+func regroup(st bus.State, s *bus.Stored, tokens, recordMax int) (map[uint32][]record, map[uint32]*row, error) {
 	if s.Err != nil || s.Batch.Count == 0 {
 		return nil, nil, nil
 	}
@@ -166,7 +160,7 @@ func regroup(st State, s *bus.Stored, tokens, recordMax int) (map[uint32][]recor
 	return records, rows, nil
 }
 
-func readRow(st State, gen, part uint32) (*row, error) {
+func readRow(st bus.State, gen, part uint32) (*row, error) {
 	r := &row{}
 	v, err := st.Get(stateKey(gen, part))
 	if err != nil {

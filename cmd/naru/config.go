@@ -14,6 +14,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 
+	"github.com/naru-platform/naru/bus/kinesis"
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/message/catalog"
@@ -46,6 +47,8 @@ type busConfig struct {
 	// Partitions is how many a log has when it is created, by its name; 1 where it is not named. Later: naru log repartition.
 	Partitions    map[string]int `json:"partitions"`
 	LowWaterBytes uint64         `json:"low_water_bytes"` // disk kept for what is inside; 0 for 5 %
+
+	Kinesis kinesis.Config `json:"kinesis"` // stream that the log of the data platform is copied into, and read from
 }
 
 func defaultConfig() *config {
@@ -179,6 +182,7 @@ func loadConfig(s *start) (*config, error) {
 		errs = append(errs, c.set("device.simulator", "devices", s.sim), c.set("device.simulator", "server", c.mqtt(nil)),
 			c.set("service_platform.rule", "demo", true), c.set(brokerName, "envelope", true)) // devices go on with the trace that came to them
 	}
+	errs = append(errs, c.Bus.Kinesis.Check())
 	if c.Bus.Replicas < 1 || c.Bus.Replicas > 5 {
 		errs = append(errs, fmt.Errorf("bus.replicas is %d; want 1 to 5", c.Bus.Replicas))
 	}
@@ -232,6 +236,13 @@ func (c *config) merge(raw []byte) error {
 		for name := range b {
 			if settings := component.Keys(busConfig{}); !slices.Contains(settings, name) {
 				return fmt.Errorf("bus: %w", component.UnknownKey(name, settings))
+			}
+		}
+		if k, ok := b["kinesis"].(map[string]any); ok {
+			for name := range k {
+				if settings := component.Keys(kinesis.Config{}); !slices.Contains(settings, name) {
+					return fmt.Errorf("bus.kinesis: %w", component.UnknownKey(name, settings))
+				}
 			}
 		}
 	}

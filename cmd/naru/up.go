@@ -26,10 +26,14 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/bus/kinesis"
 	"github.com/naru-platform/naru/bus/nats"
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/data_platform/pump"
 	"github.com/naru-platform/naru/device/simulator"
 	"github.com/naru-platform/naru/internal/answer"
+	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/operator/deadletter"
 	"github.com/naru-platform/naru/operator/journal"
 	"github.com/naru-platform/naru/operator/ledger"
@@ -57,6 +61,7 @@ func specs(admission *x509.Admission, platform simulator.Platform) []component.S
 		webhook.Spec,
 		twin.Spec,
 		command.Spec,
+		pump.Spec,
 		journal.Spec,
 		ledger.Spec,
 		deadletter.Spec,
@@ -134,7 +139,7 @@ type process struct {
 	node  string
 	token string
 	log   *slog.Logger
-	bus   *nats.Bus
+	bus   bus.Bus
 	host  *component.Host
 	url   string
 	ca    string
@@ -172,6 +177,10 @@ func (s *start) run(ctx context.Context, c *cobra.Command) error {
 	platform := &self{}
 	var chosen []component.Spec
 	for _, spec := range specs(admission, platform) {
+		spec, here := conf.overKinesis(spec)
+		if !here {
+			continue
+		}
 		all = append(all, spec.Name)
 		if s.chosen(spec.Name) {
 			chosen = append(chosen, spec)
@@ -316,7 +325,36 @@ func random(n int) string {
 	return hex.EncodeToString(b)
 }
 
-func (p *process) openBus(ctx context.Context) (*nats.Bus, error) {
+// openBus opens the bus, with the Kinesis log where one is configured.
+func (p *process) openBus(ctx context.Context) (bus.Bus, error) {
+	inner, err := p.openNats(ctx)
+	if err != nil || p.conf.Bus.Kinesis.Stream == "" {
+		return inner, err
+	}
+	b, err := kinesis.Over(ctx, inner, kinesis.Options{Config: p.conf.Bus.Kinesis, Source: message.DataPlatform, Log: p.log.With("component", "bus")})
+	if err != nil {
+		inner.Close()
+		return nil, err
+	}
+	return b, nil
+}
+
+// overKinesis says what reads the Kinesis log, where there is one: the etl instead of the log that is copied, and the ledger
+// as well as that. Without one nobody copies.
+func (c *config) overKinesis(spec component.Spec) (_ component.Spec, here bool) {
+	copied := bus.CopyName(message.DataPlatform)
+	switch {
+	case c.Bus.Kinesis.Stream == "":
+		return spec, spec.Name != pump.Name
+	case spec.Name == "data_platform.etl":
+		spec.Instead = map[string]string{message.DataPlatform: copied}
+	case spec.Name == ledger.Spec.Name:
+		spec.Also = []string{copied}
+	}
+	return spec, true
+}
+
+func (p *process) openNats(ctx context.Context) (*nats.Bus, error) {
 	b := p.conf.Bus
 	o := nats.Options{URL: b.URL, Listen: b.Listen, User: b.User, CredsFile: b.CredsFile, Replicas: b.Replicas, Partitions: b.Partitions, LowWater: b.LowWaterBytes, Log: p.log.With("component", "bus")}
 	if b.URL == "" {

@@ -34,6 +34,8 @@ type Rig struct {
 	Dir string
 	// Config is each component's configuration, by its name.
 	Config map[string]json.RawMessage
+	// Over puts more on the process's bus, where it is set before Start.
+	Over func(bus.Bus) bus.Bus
 	// Host is the process as it was started last.
 	Host *component.Host
 
@@ -61,7 +63,11 @@ func (r *Rig) Close() {
 // Start runs the specs. A second start on the same rig is a process that starts again; stop the first before.
 func (r *Rig) Start(specs ...component.Spec) {
 	r.tb.Helper()
-	r.Host = &component.Host{Bus: faulty{r.Bus, r.faults}, Catalog: catalog.Default(), Dir: r.Dir, Node: r.Node, Specs: specs, Config: r.Config,
+	b := bus.Bus(faulty{r.Bus, r.faults})
+	if r.Over != nil {
+		b = r.Over(b)
+	}
+	r.Host = &component.Host{Bus: b, Catalog: catalog.Default(), Dir: r.Dir, Node: r.Node, Specs: specs, Config: r.Config,
 		Log: slog.New(slog.NewTextHandler(r.tb.Output(), &slog.HandlerOptions{Level: slog.LevelError}))}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -228,8 +228,17 @@ func (l *Ledger) sound(ctx context.Context) {
 	}
 }
 
+// numbered has the logs by their numbers in keys, which are for ever: those of the namespaces, and then a copy of each.
+var numbered = func() []string {
+	all := message.Namespaces()
+	for _, ns := range message.Namespaces() {
+		all = append(all, bus.CopyName(ns))
+	}
+	return all
+}()
+
 func placePrefix(kind byte, p place) []byte {
-	k := []byte{kind, byte(slices.Index(message.Namespaces(), p.log))}
+	k := []byte{kind, byte(slices.Index(numbered, p.log))}
 	k = binary.BigEndian.AppendUint32(k, p.generation)
 	return binary.BigEndian.AppendUint32(k, p.partition)
 }
@@ -259,10 +268,10 @@ func parseRowKey(k []byte) (row string, seq uint64, ok bool) {
 }
 
 func parsePlace(k []byte) (p place, ok bool) {
-	if len(k) < placeSize || int(k[1]) >= len(message.Namespaces()) {
+	if len(k) < placeSize || int(k[1]) >= len(numbered) {
 		return p, false
 	}
-	return place{message.Namespaces()[k[1]], binary.BigEndian.Uint32(k[2:]), binary.BigEndian.Uint32(k[6:])}, true
+	return place{numbered[k[1]], binary.BigEndian.Uint32(k[2:]), binary.BigEndian.Uint32(k[6:])}, true
 }
 
 func encodeSum(s component.Sum) []byte {

@@ -132,24 +132,33 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at 
 	forgotten := r.env.Peers.Forgotten()
 	reported := map[string]bool{}
 	for _, report := range r.env.Peers.Reports() {
-		if !report.Required || report.Log != name || report.Position.Generation != at.Generation || report.Position.Partition != at.Partition {
+		if !report.Required || report.Log != name && report.Log != bus.CopyName(name) {
 			continue
 		}
-		reported[report.Consumer] = true
-		have := report.Position
-		if report.Needed > 0 && report.Needed <= have.Sequence {
+		mark, have := report.Consumer, report.Position
+		if report.Log != name {
+			var err error
+			if mark, have, err = r.copied(ctx, &report, name); err != nil {
+				return 0, err
+			}
+		}
+		if have.Generation != at.Generation || have.Partition != at.Partition {
+			continue
+		}
+		reported[mark] = true
+		if report.Needed > 0 && report.Needed <= have.Sequence && report.Log == name {
 			have.Sequence = report.Needed - 1 // what is parked is read from the log again
 		}
 		value, err := json.Marshal(have)
 		if err != nil {
 			return 0, err
 		}
-		old, err := marks.Get(ctx, prefix+report.Consumer)
+		old, err := marks.Get(ctx, prefix+mark)
 		if err != nil && !errors.Is(err, bus.ErrNotFound) {
 			return 0, err
 		}
 		if string(old.Value) != string(value) {
-			if _, err := marks.Put(ctx, prefix+report.Consumer, value); err != nil {
+			if _, err := marks.Put(ctx, prefix+mark, value); err != nil {
 				return 0, err
 			}
 		}
@@ -163,7 +172,7 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at 
 		if e.Deleted || json.Unmarshal(e.Value, &p) != nil || p.Log != at.Log {
 			return
 		}
-		if consumer := strings.TrimPrefix(e.Key, prefix); !forgotten[consumer].IsZero() && !reported[consumer] {
+		if consumer := strings.TrimPrefix(e.Key, prefix); !forgotten[component.MarkOf(consumer)].IsZero() && !reported[consumer] {
 			gone = append(gone, e.Key)
 			return
 		}
@@ -179,7 +188,8 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at 
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
 	}
-	for _, consumer := range away {
+	for _, mark := range away {
+		consumer := component.MarkOf(mark)
 		if r.env.Now().Sub(r.told[consumer]) >= tellEvery {
 			r.told[consumer] = r.env.Now()
 			r.env.Log.Warn("messages are kept for a required consumer that is not heard of; if it went for good: naru ledger forget "+consumer, "consumer", consumer, "log", name)
@@ -194,6 +204,21 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at 
 		return 0, nil
 	}
 	return floor, nil
+}
+
+// copied is how far a consumer that reads a copy of a log has come in the log itself, and its mark there. What is not
+// finished is kept here as well, where a person finds it; the copy may forget it any time.
+func (r *Retention) copied(ctx context.Context, report *component.Report, name string) (mark string, have bus.Position, err error) {
+	log, err := r.env.Bus.Log(ctx, report.Log, bus.LogOptions{})
+	if err != nil {
+		return "", have, err
+	}
+	c, ok := log.(bus.Copy)
+	if !ok || c.Source() != name {
+		return "", have, fmt.Errorf("log %s, which %s reads, is not known here as a copy of %s", report.Log, report.Consumer, name)
+	}
+	have, err = c.Reached(ctx, report.Position)
+	return fmt.Sprintf("%s=%d", report.Consumer, report.Position.Partition), have, err
 }
 
 // target is the sequence to trim to: the newest that is too old, or as many as the partition is too large by; at most
