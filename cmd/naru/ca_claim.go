@@ -58,7 +58,7 @@ func claimAdd(o *options) *cobra.Command {
 	c.Flags().StringSliceVar(&templates, "template", nil, "template that it is for; may be given more than once")
 	c.Flags().StringVar(&out, "out", "", "directory to write to (default: the name)")
 	c.Flags().StringVar(&csr, "csr", "", "certificate signing request, PEM; the key stays where it was made")
-	c.Flags().StringVar(&validity, "validity", "", "how long it is valid (default 730d)")
+	c.Flags().Var((*lasting)(&validity), "validity", "how long it is valid (default 730d)")
 	_ = c.MarkFlagRequired("template")
 	return c
 }
@@ -133,7 +133,7 @@ Nothing else is on standard output; how long it is good stands on standard error
 			return o.show(c.OutOrStdout(), t, func(p *printer) { p.line("%s", t.Token) })
 		},
 	}
-	c.Flags().StringVar(&expires, "expires", "", "from now (default 24h)")
-	c.Flags().StringVar(&validity, "validity", "", "how long the certificate will be valid")
+	c.Flags().Var((*lasting)(&expires), "expires", "from now (default 24h)")
+	c.Flags().Var((*lasting)(&validity), "validity", "how long the certificate will be valid")
 	return c
 }

@@ -115,7 +115,7 @@ func dependence(d x509.Dependents, now time.Time) string {
 		fmt.Fprintf(&b, "\n  %d claim certificates are of it, and will provision nobody any more", d.Claims)
 	}
 	if d.ShutOut > 0 {
-		b.WriteString("\n  before: naru device rotate, or EST, for each; a new certificate comes with the new root (ca.crt)")
+		b.WriteString("\n  before: give each a new certificate (naru device rotate, or EST), and the ca.crt that comes with it")
 	}
 	return b.String()
 }

@@ -107,7 +107,7 @@ A device that has a certificate already is refused: rotate gives it a new one, a
 	}
 	c.Flags().StringVar(&out, "out", "", "directory to write to (default: the device's id)")
 	c.Flags().StringVar(&csr, "csr", "", "certificate signing request, PEM")
-	c.Flags().StringVar(&validity, "validity", "", "how long the certificate is valid, such as 90d")
+	c.Flags().Var((*lasting)(&validity), "validity", "how long the certificate is valid, such as 90d")
 	c.Flags().StringSliceVar(&groups, "group", nil, "group that it belongs to; may be given more than once")
 	c.Flags().StringArrayVar(&attributes, "attribute", nil, "name=value; may be given more than once")
 	c.Flags().StringVar(&policy, "policy", "", "name of its policy")

@@ -53,8 +53,8 @@ goes on with the key that is there.`,
 	}
 	c.Flags().StringVar(&out, "out", "", "directory to write to (default: the device's id and the day)")
 	c.Flags().StringVar(&csr, "csr", "", "certificate signing request, PEM; the key stays where it was made")
-	c.Flags().StringVar(&validity, "validity", "", "how long the certificate is valid, such as 90d")
-	c.Flags().StringVar(&overlap, "overlap", "", "how much longer the old one is accepted (default 7d)")
+	c.Flags().Var((*lasting)(&validity), "validity", "how long the certificate is valid, such as 90d")
+	c.Flags().Var((*lasting)(&overlap), "overlap", "how much longer the old one is accepted (default 7d)")
 	return c
 }
 
@@ -112,6 +112,19 @@ func deviceExpiring(o *options) *cobra.Command {
 			return err
 		},
 	}
-	c.Flags().StringVar(&within, "within", "30d", "how far to look ahead")
+	within = "30d"
+	c.Flags().Var((*lasting)(&within), "within", "how far to look ahead")
 	return c
+}
+
+// lasting is a flag's time that may be written in days, such as 90d. It is looked at here, so that what is wrong is named by
+// its flag.
+type lasting string
+
+func (l *lasting) String() string { return string(*l) }
+func (l *lasting) Type() string   { return "duration" }
+func (l *lasting) Set(text string) error {
+	var d x509.Duration
+	*l = lasting(text)
+	return d.UnmarshalText([]byte(text))
 }

@@ -198,3 +198,13 @@ func TestCAEndsOnlyWhereThatIsConfirmed(t *testing.T) {
 		}
 	}
 }
+
+func TestTimeThatIsTooLongIsNamedByItsFlag(t *testing.T) {
+	for _, args := range []string{"device token d --expires", "device add d --validity", "device rotate d --overlap", "device expiring --within", "ca claim add l --template t --validity"} {
+		_, _, err := asked(t, nil, append(strings.Fields(args), "100000d")...)
+		flag := args[strings.LastIndex(args, "--"):]
+		if err == nil || !strings.Contains(err.Error(), flag) || !strings.Contains(err.Error(), "too long; 73000d") {
+			t.Errorf("%s: %v", args, err)
+		}
+	}
+}

@@ -30,8 +30,8 @@ func explain(id string, d x509.Device, known bool, attempts []x509.Attempt, cas 
 		other := &b.Others[i]
 		why := because{Device: id, State: "unregistered", cas: cas}
 		why.explainRefusal(other)
-		b.Cause += fmt.Sprintf(" Someone else claimed this name with a certificate that is not registered for it, and was refused, %s from %s, %d times: %s",
-			ago(other.Last, now), orNowhere(other.Address), other.Count, why.Cause)
+		b.Cause += fmt.Sprintf(" Someone else claimed this name with a certificate that is not registered for it, and was refused, %s from %s, %s: %s",
+			ago(other.Last, now), orNowhere(other.Address), times(other.Count), why.Cause)
 		if len(attempts) == 0 && b.Well {
 			b.Remedy = "If that is the device itself: " + why.Remedy + ". If not, nothing is to be done: he does not get in"
 		}
@@ -65,6 +65,10 @@ func explainClaim(k x509.Claim, attempts []x509.Attempt, cas []x509.RegisteredCA
 	case len(attempts) == 0:
 		b.Well = true
 		b.Cause = whom + " Nobody came with it within a day."
+	case attempts[0].Reason == "acl_denied" && step(&attempts[0]) == "policy":
+		b.Well = true
+		b.Cause = whom + " It gets in, and what it said or wanted to hear was refused, " + ago(attempts[0].Last, now) + ": " + attempts[0].Detail + "."
+		b.Remedy = "A claim certificate asks on $aws/certificates/create… and $aws/provisioning-templates/…, and may do nothing else: docs/certificates.md"
 	case !attempts[0].Admitted:
 		b.explainRefusal(&attempts[0])
 		b.Cause = whom + " Who came with it last, " + ago(attempts[0].Last, now) + ", was refused: " + b.Cause
@@ -132,6 +136,10 @@ func (b *because) decide(d x509.Device, known bool, attempts []x509.Attempt, now
 		b.say("cert_revoked", "All its certificates are revoked.", "naru device rotate "+id+", if it is to come back")
 	case b.State == "pending":
 		b.say("cert_unregistered", "It is registered, but has no certificate yet.", "naru device add "+id+", or let it enrol")
+	case last == nil && slices.ContainsFunc(attempts, func(a x509.Attempt) bool { return a.Admitted }):
+		b.Well = true
+		b.Cause = "Nothing keeps it out. It got a certificate, and has not come with it since, nor with another within a day."
+		b.Remedy = "Does it use the new certificate, and the address and port for devices? They are what `naru up` says at its start."
 	case last == nil:
 		b.Well = true
 		b.Cause = "Nothing keeps it out, and it did not try to get in within a day: not one of its connections reached a listener."
@@ -183,6 +191,9 @@ func (b *because) explainRefusal(a *x509.Attempt) {
 	case a.Reason == "cert_unknown_ca" && b.trustedNoMore(a):
 	case a.Reason == "cert_unknown_ca":
 		b.say(a.Reason, fmt.Sprintf("Its certificate is by %q, a CA that is not trusted here. %s.", a.Issuer, a.Detail), "naru ca status shows who is trusted; naru ca register trusts another. Was the device made for another platform?")
+	case a.Reason == "cert_wrong_usage":
+		b.say(a.Reason, "Its certificate is not one that a device may show. "+a.Detail+".",
+			"Have its CA issue it for client authentication: extendedKeyUsage clientAuth, keyUsage digitalSignature, and a P-256, Ed25519 or RSA key of 2048 bits or more")
 	case a.Reason == "client_id_mismatch":
 		b.say(a.Reason, "Its MQTT client id is not the name in its certificate. "+a.Detail+".", "Set the client id to "+a.Device)
 	case a.Reason == "acl_denied" && strings.Contains(a.Detail, "and there is none"):
@@ -213,6 +224,13 @@ func fought(attempts []x509.Attempt, now time.Time) *x509.Attempt {
 		}
 	}
 	return nil
+}
+
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
 }
 
 func capital(s string) string {

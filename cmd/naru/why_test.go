@@ -40,6 +40,7 @@ func TestWhyDeviceNamesTheCauseAndTheRemedy(t *testing.T) {
 		"clock behind": {good, true, refused("cert_not_yet_valid", "time", nil), false, []string{"clock is wrong", "time server"}},
 		"just expired": {good, true, refused("cert_expired", "time", func(a *x509.Attempt) { a.NotAfter = now.Add(-time.Minute) }), false, []string{"less than an hour", "clock"}},
 		"unknown CA":   {x509.Device{}, false, refused("cert_unknown_ca", "signature", nil), false, []string{`"Factory CA"`, "naru ca register"}},
+		"wrong usage":  {good, true, refused("cert_wrong_usage", "usage", nil), false, []string{"particulars", "extendedKeyUsage clientAuth"}},
 		"retired":      {good, true, refused("cert_unknown_ca", "signature", nil), false, []string{"below a root that was retired", "rotate d-1"}},
 		"removed CA":   {with(func(d *x509.Device) { d.CA = "ab12" }), true, refused("cert_unknown_ca", "signature", nil), false, []string{"registered here and removed", "ca register"}},
 		"switched off": {with(func(d *x509.Device) { d.CA = "ab12" }), true, refused("cert_unknown_ca", "signature", func(a *x509.Attempt) { a.Issuer = "Lazy CA" }), false, []string{"switched off", "naru ca enable ab12"}},
@@ -104,6 +105,7 @@ func TestWhyExplainsAClaimCertificate(t *testing.T) {
 		says     string
 	}{
 		{good, nil, "", "Nobody came with it"}, {good, []x509.Attempt{{Admitted: true, Last: now, Becomes: "pump-1"}}, "", "naru why device pump-1"},
+		{good, []x509.Attempt{{Last: now, Reason: "acl_denied", Detail: "particulars", Steps: []x509.Step{{Name: "policy"}}}}, "", "may do nothing else"},
 		{good, refused, "rate_limited", "particulars"}, {revoked, nil, "cert_revoked", "naru ca claim add"}, {ended, nil, "cert_expired", "It ended"},
 	} {
 		b := explainClaim(c.claim, c.attempts, nil, now)
