@@ -24,7 +24,7 @@ race: ## the suites under the race detector
 long: ## SIGKILL, clusters, full disks, clients of others: the suites behind the build tags `long` and `foreign`
 	@tools/needs.sh
 	go test -race -tags long -count=1 -timeout 35m ./bus/nats
-	go test -tags "long foreign" -count=1 -timeout 35m -p 1 ./service_platform/twin ./test/... # the cache does not see that the binary has changed
+	go test -tags "long foreign" -count=1 -timeout 35m -p 1 ./bus/kinesis ./service_platform/twin ./test/... # the cache does not see that the binary has changed
 	go test -race -tags long -count=1 -timeout 15m -run 'NothingAcknowledged|Alone' ./test/e2e # of the binary too
 
 fuzz: ## each fuzz target for 20 s (FUZZTIME=1m for longer)

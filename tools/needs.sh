@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What the tests want beyond Go: a C and a C++ compiler, for the race detector and for DuckDB, and programs of others that naru is held against.
 # What is missing and can be had without asking is fetched: packages of Debian's as root (or with sudo, given --sudo), and
-# the MQTT clients for Node. What cannot is named, with how to get it, and the exit code is 1: no test is left out.
+# the programs for Node. What cannot is named, with how to get it, and the exit code is 1: no test is left out.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 declare -A package=([cc]=gcc [c++]=g++ [mosquitto_pub]=mosquitto-clients [mosquitto_sub]=mosquitto-clients [mosquitto_rr]=mosquitto-clients
@@ -38,9 +38,9 @@ if [ -n "$tools" ]; then
 fi
 stamp=test/foreign/node_modules/.package-lock.json
 if [ ! -e "$stamp" ] || [ test/foreign/package-lock.json -nt "$stamp" ]; then
-  echo "fetching the MQTT clients of others into test/foreign/node_modules"
+  echo "fetching the programs of others for Node into test/foreign/node_modules"
   if ! (cd test/foreign && npm ci --no-audit --no-fund --loglevel=error); then
-    echo "the MQTT clients for Node are missing: with the npm registry in reach, run npm ci in test/foreign" >&2
+    echo "the programs for Node are missing: with the npm registry in reach, run npm ci in test/foreign" >&2
     exit 1
   fi
   touch "$stamp"

@@ -34,7 +34,11 @@ type Engine struct {
 type Features struct {
 	// Bubble runs each promise in a bubble of testing/synctest, where time passes by itself. It is for an engine that
 	// lives in this process's memory alone.
-	Bubble                                       bool
+	Bubble bool
+	// Copied says that the log is read from a copy (bus.Copy) of another engine's, whose promises about writing and keeping
+	// are seen with that engine: rows and their owners, fences, trimming, generations, queues, tables, leases. A copy knows
+	// no end that must not be passed, since it may lie behind its source.
+	Copied                                       bool
 	Reopen, SetDown, LoseAcks, Corrupt, SetSpace bool
 }
 
@@ -53,6 +57,17 @@ func (f Features) missing(has Features) (names []string) {
 	return names
 }
 
+// beyondCopies are promises about appending and reading that a copy does not make.
+var beyondCopies = []string{"a reader beyond the end is told the log is truncated"}
+
+// promises are all of them, or those of a copy.
+func (f Features) promises() []promise {
+	if f.Copied {
+		return slices.DeleteFunc(slices.Concat(appending(), reading()), func(p promise) bool { return slices.Contains(beyondCopies, p.name) })
+	}
+	return slices.Concat(appending(), owning(), reading(), trimming(), repartitioning(), queueing(), tabling(), leasing(), fencing())
+}
+
 // promise is one sentence of the contract and how it is seen.
 type promise struct {
 	name  string
@@ -62,7 +77,7 @@ type promise struct {
 
 // Run tests every promise on an engine of its own, in a subtest named as the promise.
 func Run(t *testing.T, f Features, open func(t *testing.T) Engine) {
-	for _, p := range slices.Concat(appending(), owning(), reading(), trimming(), repartitioning(), queueing(), tabling(), leasing(), fencing()) {
+	for _, p := range f.promises() {
 		if p.needs.missing(f) != nil {
 			continue
 		}

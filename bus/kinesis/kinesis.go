@@ -14,6 +14,7 @@
 package kinesis
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,6 +76,8 @@ type Options struct {
 	Now         func() time.Time // time.Now where nil
 	// RecordMax is the largest record in bytes, with its partition key; 1 MiB where zero, which is what Kinesis takes.
 	RecordMax int
+
+	readEvery time.Duration // as the constant, where zero
 }
 
 // Bus is a bus with one log more.
@@ -105,6 +108,7 @@ func Over(ctx context.Context, b bus.Bus, o Options) (*Bus, error) {
 	if o.RecordMax == 0 {
 		o.RecordMax = 1 << 20
 	}
+	o.readEvery = cmp.Or(o.readEvery, readEvery)
 	var load []func(*config.LoadOptions) error
 	if o.Region != "" {
 		load = append(load, config.WithRegion(o.Region))

@@ -49,7 +49,10 @@ type scene struct {
 
 func newScene(t *testing.T, shards int, o Options) *scene {
 	s := &scene{T: t, f: newFake(shards), inner: mem.New(mem.Options{MaxBatch: 8 << 20}), st: newStore()}
-	o.Stream, o.Region, o.Source, o.HTTP, o.Log = "s", "eu-north-1", "data_platform", s.f, slog.New(slog.DiscardHandler)
+	o.Stream, o.Region, o.Source, o.Log = "s", "eu-north-1", "data_platform", slog.New(slog.DiscardHandler)
+	if o.Endpoint == "" {
+		o.HTTP = s.f
+	}
 	o.Credentials = credentials.NewStaticCredentialsProvider("id", "secret", "")
 	var err error
 	s.b, err = Over(t.Context(), s.inner, o)
@@ -82,11 +85,16 @@ func (s *scene) say(n, devices int) map[string][]message.ID {
 	ids := map[string][]message.ID{}
 	for i := range n {
 		m := s.message(fmt.Sprint("d-", i%devices))
-		_, err := bus.AppendSync(s.Context(), s.door, m)
-		s.must(err)
+		s.tell(m)
 		ids[m.Device] = append(ids[m.Device], m.ID)
 	}
 	return ids
+}
+
+func (s *scene) tell(m *message.Message) {
+	s.Helper()
+	_, err := bus.AppendSync(s.Context(), s.door, m)
+	s.must(err)
 }
 
 // copy copies what the source has behind what was copied.

@@ -295,7 +295,7 @@ func (n *lane) read(iterator string) (*aws_kinesis.GetRecordsOutput, error) {
 		return nil, n.l.ctx.Err()
 	}
 	defer func() { n.s.turn <- struct{}{} }()
-	if wait := readEvery - n.l.o.Now().Sub(n.s.last); wait > 0 {
+	if wait := n.l.o.readEvery - n.l.o.Now().Sub(n.s.last); wait > 0 {
 		t := time.NewTimer(wait)
 		defer t.Stop()
 		select {

@@ -1,0 +1,69 @@
+//go:build linux
+
+package bustest
+
+import (
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// alone is set in a process that has a network of its own.
+const alone = "NARU_TEST_NETWORK"
+
+// Alone gives the test a network of its own, in which there is the loopback only: for servers of others that listen at all
+// addresses, and must not be reachable from anywhere. The test is run again in a process there, its outcome is taken over,
+// and ok is false for the caller to return.
+func Alone(t *testing.T) (ok bool) {
+	t.Helper()
+	if os.Getenv(alone) != "" {
+		if err := loopback(); err != nil {
+			t.Fatalf("bring up the loopback: %v", err)
+		}
+		return true
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-test.run", "^" + regexp.QuoteMeta(t.Name()) + "$", "-test.count=1", "-test.v"}
+	for _, a := range os.Args[1:] {
+		if strings.HasPrefix(a, "-test.timeout") {
+			args = append(args, a)
+		}
+	}
+	again := exec.CommandContext(t.Context(), self, args...)
+	again.Env = append(os.Environ(), alone+"=1")
+	again.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if os.Getuid() != 0 {
+		again.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		again.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		again.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+	out, err := again.CombinedOutput()
+	t.Logf("in a network of its own:\n%s", out)
+	if err != nil {
+		t.Fatalf("this test wants a network of its own, as root or with user namespaces (sysctl kernel.unprivileged_userns_clone=1): %v", err)
+	}
+	return false
+}
+
+// loopback brings up the loopback interface, which is down in a new network.
+func loopback() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	r, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	r.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r)
+}
