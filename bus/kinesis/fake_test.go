@@ -279,7 +279,11 @@ func (f *fake) get(body []byte) (any, error) {
 			after = r.seq
 		}
 	}
-	out := map[string]any{"Records": list, "MillisBehindLatest": 0}
+	behind := 0
+	if n := len(s.records); n > 0 && later(s.records[n-1].seq, after) {
+		behind = 1000
+	}
+	out := map[string]any{"Records": list, "MillisBehindLatest": behind}
 	if list == nil {
 		out["Records"] = []any{}
 	}

@@ -576,3 +576,93 @@ func TestGenerationEndsWhenItIsCopied(t *testing.T) {
 		}
 	})
 }
+
+func TestReaderFarBehindKeepsNobodyWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, 1, Options{Config: Config{Tokens: 1}})
+		s.say(3000, 1)
+		s.copy()
+		at := map[uint32]bus.Position{}
+		s.read(3000, at)
+		live, err := s.l.Reader(t.Context(), at[0])
+		s.must(err)
+		defer live.Close()
+		next := func() {
+			t.Helper()
+			s.say(1, 1)
+			s.copy()
+			_, err := live.Next(t.Context())
+			s.must(err)
+		}
+		next()
+		behind, err := s.l.Reader(t.Context(), bus.Position{Generation: 1})
+		s.must(err)
+		defer behind.Close()
+		_, err = behind.Next(t.Context())
+		s.must(err)
+		for range 5 {
+			began := time.Now()
+			if next(); time.Since(began) > 3*readEvery {
+				t.Errorf("who is at the end waited %s for one far behind", time.Since(began))
+			}
+		}
+		for range 3005 {
+			_, err = behind.Next(t.Context())
+			s.must(err)
+		}
+		next() // both read together now
+		reads := s.f.count("GetRecords")
+		time.Sleep(time.Minute)
+		s.l.mu.Lock()
+		lanes := len(s.l.shards.byID["shardId-000000000000"].lanes)
+		s.l.mu.Unlock()
+		if n := s.f.count("GetRecords") - reads; lanes != 1 || n > int(time.Minute/readEvery)+1 {
+			t.Errorf("%d lanes read %d times in a minute; want one, that keeps what Kinesis allows", lanes, n)
+		}
+	})
+}
+
+func TestFetchFindsWhatIsThereAndEndsWhereItIsNot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, 1, Options{Config: Config{Tokens: 1}})
+		s.say(100, 1)
+		s.copy()
+		b, err := s.l.Fetch(t.Context(), bus.Position{Generation: 1, Sequence: 77 << chunkBits})
+		s.must(err)
+		if b.Batch.Number != 77 {
+			t.Errorf("fetched number %d, want 77", b.Batch.Number)
+		}
+		s.f.purge(0, 100)
+		for _, seq := range []uint64{1, 77 << chunkBits, 100 << chunkBits, 101 << chunkBits} {
+			if _, err := s.l.Fetch(t.Context(), bus.Position{Generation: 1, Sequence: seq}); !errors.Is(err, bus.ErrNotFound) {
+				t.Errorf("got error %v for %d, which is gone; want ErrNotFound", err, seq)
+			}
+		}
+		s.f.set(func() { s.f.down = true })
+		if _, err := s.l.Fetch(t.Context(), bus.Position{Generation: 1, Sequence: 100 << chunkBits}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got error %v while Kinesis is away, want that it took too long", err)
+		}
+	})
+}
+
+func BenchmarkRegroup(b *testing.B) {
+	var list message.Builder
+	list.Reset(message.Header{}, 1<<20)
+	for i := range 1000 {
+		list.Add(&message.Message{ID: message.NewID(time.Now()), Subject: message.NewSubject("data_platform", "t", "d"), Device: fmt.Sprint("d-", i%200), Data: make([]byte, 200)})
+	}
+	raw := list.Seal(1, 0, 0, message.NewID(time.Now()))
+	batch, err := message.ParseBatch(raw)
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := bus.Stored{Position: bus.Position{Log: message.NewID(time.Now()), Generation: 1, Sequence: 1}, Appender: "door", Batch: batch}
+	b.SetBytes(int64(len(raw)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, _, err := regroup(newStore(), &s, 16, 1<<20); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(1000*float64(b.N)/b.Elapsed().Seconds(), "messages/s")
+}

@@ -44,6 +44,9 @@ type Log struct {
 	touched map[sourcePart]bool // in copied, and not in the table yet
 	met     bool                // the stream is there, and the one that was known
 	shards  shardMap
+	warned  time.Time   // when trouble was told aloud
+	latest  bus.LogInfo // as it was asked last, for readers that wait
+	asked   time.Time
 }
 
 // meta is what a log is.
@@ -318,6 +321,23 @@ func (l *Log) Info(ctx context.Context) (bus.LogInfo, error) {
 	return out, nil
 }
 
+// lately is Info as it was a moment ago: many readers ask.
+func (l *Log) lately(ctx context.Context) (bus.LogInfo, error) {
+	l.mu.Lock()
+	info, fresh := l.latest, !l.asked.IsZero() && l.o.Now().Sub(l.asked) < lookEvery/2
+	l.mu.Unlock()
+	if fresh {
+		return info, nil
+	}
+	info, err := l.Info(ctx)
+	if err == nil {
+		l.mu.Lock()
+		l.latest, l.asked = info, l.o.Now()
+		l.mu.Unlock()
+	}
+	return info, err
+}
+
 // first is the sequence of the oldest record that a reader found in a partition, where the ones before were gone. l.mu is
 // held.
 func (l *Log) first(gen, part uint32) (seq uint64) {
@@ -457,6 +477,8 @@ func (l *Log) Fetch(ctx context.Context, at bus.Position) (bus.Stored, error) {
 	if at.Sequence == 0 || !there {
 		return wrap(bus.ErrNotFound)
 	}
+	ctx, cancel := context.WithTimeout(ctx, fetchMost)
+	defer cancel()
 	from := at
 	from.Sequence--
 	r := l.newReader(from)

@@ -15,8 +15,10 @@ import (
 )
 
 const (
-	aheadBytes = 4 << 20     // a reader that has so much at hand leaves its lane, which others wait for
-	lookEvery  = time.Second // how often a reader that waits asks whether more will come
+	aheadBytes = 4 << 20          // a reader that has so much at hand leaves its lane, which others wait for
+	lookEvery  = 5 * time.Second  // how often a reader that waits asks whether more will come
+	fetchMost  = 20 * time.Second // for one that looks something up
+	warnEvery  = 30 * time.Second // how often the same trouble is told aloud; readers have it all at once
 )
 
 // Reader reads one partition of the Kinesis log.
@@ -41,6 +43,7 @@ type Reader struct {
 	at       spot // where it goes on
 	lane     *lane
 	began    bool   // it has had a place
+	tip      bool   // it has been at the end of a shard
 	ended    string // the shard that it has read to its end
 	settling bool
 	queue    []got
@@ -113,10 +116,11 @@ func (r *Reader) ring() {
 	}
 }
 
-// pop gives the next record at hand, and sees to it that there will be more.
-func (r *Reader) pop() (g got, ok bool) {
+// pop gives the next record at hand, and sees to it that there will be more; end says that there are none now.
+func (r *Reader) pop() (g got, ok, end bool) {
 	r.l.mu.Lock()
 	defer r.l.mu.Unlock()
+	end = r.tip && len(r.queue) == 0
 	if len(r.queue) > 0 {
 		g, ok = r.queue[0], true
 		r.queue[0] = got{}
@@ -127,7 +131,7 @@ func (r *Reader) pop() (g got, ok bool) {
 		r.settling = true
 		r.l.work.Go(r.settle)
 	}
-	return g, ok
+	return g, ok, end
 }
 
 // settle finds the reader's place, however long that takes.
@@ -138,7 +142,7 @@ func (r *Reader) settle() {
 		if err == nil || r.ctx.Err() != nil {
 			break
 		}
-		r.l.o.Log.Log(r.ctx, levelOf(err), "find a place in the stream", "log", r.l.name, "partition", r.part, "error", err, "again_in", wait)
+		r.l.o.Log.Log(r.ctx, r.l.levelOf(err), "find a place in the stream", "log", r.l.name, "partition", r.part, "error", err, "again_in", wait)
 		if pause(r.ctx, wait) != nil {
 			break
 		}
@@ -153,11 +157,17 @@ func (r *Reader) settle() {
 	r.ring()
 }
 
-// levelOf is how loudly a fault is told: throttling is the usual way of things.
-func levelOf(err error) slog.Level {
+// levelOf is how loudly a fault is told: throttling is the usual way of things, and of the rest one speaks for all.
+func (l *Log) levelOf(err error) slog.Level {
 	if hasCode(err, "ProvisionedThroughputExceededException") || hasCode(err, "LimitExceededException") {
 		return slog.LevelDebug
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.warned.IsZero() && l.o.Now().Sub(l.warned) < warnEvery {
+		return slog.LevelDebug
+	}
+	l.warned = l.o.Now()
 	return slog.LevelWarn
 }
 
@@ -180,12 +190,16 @@ func (r *Reader) read(ctx context.Context) (bus.Stored, error) {
 		case r.purged != nil:
 			return bus.Stored{}, r.purged
 		}
-		if g, ok := r.pop(); ok {
+		g, ok, end := r.pop()
+		if ok {
 			if s, ok := r.take(ctx, g); ok {
 				r.leaveAnchor(ctx, false)
 				return s, nil
 			}
 			continue
+		}
+		if end && r.looking {
+			return bus.Stored{}, bus.ErrNotFound
 		}
 		r.leaveAnchor(ctx, true)
 		t := time.NewTimer(lookEvery)
@@ -209,22 +223,15 @@ func (r *Reader) read(ctx context.Context) (bus.Stored, error) {
 // finished says whether nothing will come any more: the generation is sealed, all of it was copied, and the last record
 // was given.
 func (r *Reader) finished(ctx context.Context) error {
-	info, err := r.l.Info(ctx)
+	info, err := r.l.lately(ctx)
 	if err != nil {
 		return nil // it is asked again
-	}
-	if !r.looking && info.ID != r.l.ID() {
-		return bus.ErrTruncated
 	}
 	for _, g := range info.Generations {
 		if g.Number != r.gen {
 			continue
 		}
-		last := g.Partitions[r.part].Last
-		switch {
-		case r.looking && r.last >= last:
-			return bus.ErrNotFound
-		case g.Sealed && r.last >= last:
+		if g.Sealed && r.last >= g.Partitions[r.part].Last {
 			return bus.ErrSealed
 		}
 		return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"net/url"
 	"strings"
 	"time"
 
@@ -137,13 +138,14 @@ func (m *shardMap) child(of string, h *big.Int) *shard {
 	return nil
 }
 
-// lane reads a shard from one place on, for all readers that are there. Where it comes to the place of another lane, its
-// readers go over to that; what they have seen they drop. So a reader that is far behind keeps nobody waiting, and those
+// lane reads a shard from one place on, for all readers that are there. Where it has come to the end of the shard, as
+// another lane has, its readers go over to that; what they have seen they drop. So a reader that is far behind keeps nobody waiting, and those
 // at the end share what is read.
 type lane struct {
 	l       *Log
 	s       *shard
 	after   string // the last record that was read; empty for the oldest
+	tip     bool   // its last read came to the end of what there was
 	readers map[*Reader]bool
 }
 
@@ -187,7 +189,7 @@ func (n *lane) run() {
 			var out *aws_kinesis.GetRecordsOutput
 			if out, err = n.read(iterator); err == nil {
 				iterator, wait = aws.ToString(out.NextShardIterator), backOffMin
-				n.deliver(out.Records)
+				n.deliver(out.Records, aws.ToInt64(out.MillisBehindLatest) == 0)
 				if iterator == "" {
 					n.end()
 					return
@@ -217,7 +219,7 @@ func (n *lane) run() {
 			l.mu.Unlock()
 			iterator = ""
 		default:
-			l.o.Log.Log(l.ctx, levelOf(err), "read a shard", "stream", l.o.Stream, "shard", n.s.id, "error", err, "again_in", wait)
+			l.o.Log.Log(l.ctx, l.levelOf(err), "read a shard", "stream", l.o.Stream, "shard", n.s.id, "error", err, "again_in", wait)
 		}
 		if pause(l.ctx, wait) != nil {
 			return
@@ -226,13 +228,13 @@ func (n *lane) run() {
 	}
 }
 
-// over ends a lane without readers, and hands its readers to another lane that is not further than it is.
+// over ends a lane without readers, and hands its readers to another lane that is at the end as well, and no further.
 func (n *lane) over() bool {
 	l := n.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, other := range n.s.lanes {
-		if other != n && !later(other.after, n.after) && len(other.readers) > 0 && n.before(other) {
+		if other != n && n.tip && other.tip && !later(other.after, n.after) && len(other.readers) > 0 && n.before(other) {
 			for r := range n.readers {
 				other.readers[r], r.lane = true, other
 			}
@@ -314,11 +316,8 @@ func (n *lane) read(iterator string) (*aws_kinesis.GetRecordsOutput, error) {
 	return out, nil
 }
 
-// deliver hands records to the readers of their partitions, and moves all of the lane's on.
-func (n *lane) deliver(records []types.Record) {
-	if len(records) == 0 {
-		return
-	}
+// deliver hands records to the readers of their partitions, and moves all of the lane's on. tip says that there are no more.
+func (n *lane) deliver(records []types.Record, tip bool) {
 	source := n.l.source.ID()
 	places := make([]place, len(records))
 	for i := range records {
@@ -339,6 +338,12 @@ func (n *lane) deliver(records []types.Record) {
 			}
 		}
 		n.after = seq
+	}
+	n.tip = tip
+	for r := range n.readers {
+		if r.tip = tip; tip && r.looking {
+			r.ring()
+		}
 	}
 }
 
@@ -403,6 +408,9 @@ func plain(err error) error {
 	}
 	if errors.As(err, &api) {
 		return &fault{api.ErrorCode(), api.ErrorMessage()}
+	}
+	if way := (*url.Error)(nil); errors.As(err, &way) {
+		return way // what was asked is said by who asked
 	}
 	return err
 }
