@@ -20,7 +20,7 @@ import (
 )
 
 // TestEachMessageIsOnceInKinesis has a rule put what simulated devices say into the data platform, and a Kinesis server of
-// others behind that. The platform is killed five times. Then each message of the log is read from the stream once, by
+// others behind that. The platform is killed eight times, five of them under load. Then each message of the log is read from the stream once, by
 // what the ledger says, and by what is in both.
 func TestEachMessageIsOnceInKinesis(t *testing.T) {
 	if !bustest.Alone(t) {
@@ -53,7 +53,7 @@ func TestEachMessageIsOnceInKinesis(t *testing.T) {
 		return found
 	}
 	handled := uint64(0)
-	for range 5 {
+	for range 3 {
 		for late := time.Now().Add(3 * time.Minute); ; {
 			if l := line("operator.ledger", "data_platform.kinesis"); l.Handled >= handled+20 {
 				handled = l.Handled
@@ -66,6 +66,8 @@ func TestEachMessageIsOnceInKinesis(t *testing.T) {
 		p.kill()
 		p.start()
 	}
+	p.stop()
+	killUnderLoad(p, 5, []*sender{newSender("d-0", p.plain), newSender("d-1", p.plain)})
 	p.stop()
 	p.args = []string{"--config", file} // without devices
 	p.start()
@@ -97,7 +99,7 @@ func TestEachMessageIsOnceInKinesis(t *testing.T) {
 	if !maps.Equal(got, want) || uint64(len(want)) != near.Handled {
 		t.Errorf("%d messages are in the stream, %d in the log, and %d were copied", len(got), len(want), near.Handled)
 	}
-	t.Logf("%d messages through five kills", len(got))
+	t.Logf("%d messages through eight kills", len(got))
 }
 
 // readAll reads a log until it has found so many messages, and what lies behind them for a moment; by id, how often.

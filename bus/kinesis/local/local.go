@@ -9,16 +9,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
 )
 
 // Kinesalite starts kinesalite, and gives its endpoint. It keeps the limits of a request, and knows SplitShard and MergeShards.
+// It does not outlive a client that is killed in the middle of a request, so it is started again on what it has stored.
 func Kinesalite(t testing.TB) (endpoint string) {
 	t.Helper()
 	dir := modules(t)
-	return start(t, dir, "4567", "node", filepath.Join(dir, "kinesalite", "cli.js"), "--createStreamMs", "20", "--updateStreamMs", "20", "--shardLimit", "100")
+	return start(t, dir, "4567", "node", filepath.Join(dir, "kinesalite", "cli.js"), "--createStreamMs", "20", "--updateStreamMs", "20", "--shardLimit", "100", "--path", t.TempDir())
 }
 
 // KinesisLocal starts kinesis-local, and gives its endpoint. It knows UpdateShardCount.
@@ -45,19 +47,27 @@ func modules(t testing.TB) string {
 	return ""
 }
 
+const startsMax = 100
+
 func start(t testing.TB, dir, port, program string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "LOG_LEVEL=ERROR")
-	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		cancel()
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cancel(); _ = cmd.Wait() })
+	over := make(chan struct{})
+	t.Cleanup(func() { cancel(); <-over })
+	go func() {
+		defer close(over)
+		runtime.LockOSThread() // a process ends with the thread that started it
+		for starts := 0; ctx.Err() == nil && starts < startsMax; starts++ {
+			cmd := exec.CommandContext(ctx, program, args...)
+			cmd.Dir = dir
+			cmd.Env = append(os.Environ(), "LOG_LEVEL=ERROR")
+			cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
+			cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+			if err := cmd.Run(); ctx.Err() == nil {
+				t.Logf("%s ended: %v", program, err)
+			}
+		}
+	}()
 	address := net.JoinHostPort("127.0.0.1", port)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
