@@ -1,5 +1,10 @@
 // Command naru is the whole platform in one binary: it runs the components, and it is what an operator asks.
 //
+// A command is in the file of its first word, and what is much of its own in one behind that: `naru device add` in device.go,
+// `naru device import` in device_fleet.go. What only looks at the platform (ledger, status, node, graph, reasons) is in ask.go,
+// what follows messages (trace, topic) in messages.go, and what starts it (run) in up.go. All reach a running platform by
+// client.go, and print by output.go.
+//
 // Exit codes: 0 done, 1 a mistake or a failure, 2 a fault of the platform was found.
 package main
 
