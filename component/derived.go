@@ -1,6 +1,7 @@
 package component
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -16,7 +17,7 @@ import (
 const (
 	markOnlyAfter = time.Second // for how long a position without anything said may wait
 	parkedDetail  = 128         // bytes of a parked message's error in a mark
-	parkedFixed   = 54          // bytes of a parked message in a mark, without its texts
+	parkedFixed   = 90          // bytes of a parked message in a mark at most, without its texts and its record
 	markRoom      = 64 << 10    // what a mark may take beside what is parked and said
 )
 
@@ -40,8 +41,9 @@ type derived struct {
 	next   uint64
 	home   []*message.Message // of the commit under way
 	away   []said
-	bytes  int // of both
-	parked int // bytes of what is parked, in the mark
+	bytes  int          // of both
+	parked int          // bytes of what is parked, in the mark
+	taken  []message.ID // retries that were taken from the queue, and are not in retakenTable yet
 }
 
 // laneRow names the row of a partition's lane, in every log that the lane writes to.
@@ -81,7 +83,7 @@ func (k *derived) restore(ctx context.Context, w *worker) error {
 	} else {
 		m.birth = message.NewID(k.env.Now())
 	}
-	k.next = m.next
+	k.next, k.taken = m.next, m.taken
 	k.out = newOutbox(k.env, laneRow(k.env.Spec.Name, k.at), m.birth, nil)
 	k.out.crash = k.crashes
 	k.out.resume(m.away)
@@ -104,6 +106,12 @@ func (k *derived) fetchParked(ctx context.Context, list []*parked) error {
 	slices.SortFunc(list, func(a, b *parked) int { return earlier(a.position, b.position) })
 	for _, x := range list {
 		x.at, x.position.Log, x.position.Generation, x.position.Partition = k.at, k.source.ID(), k.at.gen, k.at.part
+		if x.record != nil {
+			x.written = true
+			k.w.parked.push(x)
+			k.parked += parkedSize(x)
+			continue
+		}
 		if x.position.Sequence != s.Position.Sequence {
 			var err error
 			if s, err = k.source.Fetch(ctx, x.position); err != nil && !errors.Is(err, bus.ErrNotFound) {
@@ -154,7 +162,11 @@ func (k *derived) set([]byte, []byte) error                        { return errS
 func (k *derived) delete([]byte) error                             { return errStateless }
 
 func parkedSize(x *parked) int {
-	return parkedFixed + min(len(x.detail), parkedDetail)
+	n := parkedFixed + min(len(x.detail), parkedDetail)
+	if x.record != nil {
+		n += len(x.record)
+	}
+	return n
 }
 
 func (k *derived) park(x *parked) error {
@@ -222,7 +234,7 @@ func (k *derived) commit(ctx context.Context, dirty []*Checkpoint, p *parking) e
 	}
 	c := k.w.point(k.at)
 	c.Needed = p.oldest()
-	m := mark{birth: k.out.birth, next: k.next, point: c, away: k.away}
+	m := mark{birth: k.out.birth, next: k.next, point: c, away: k.away, taken: k.taken}
 	for _, row := range p.rows {
 		m.parked = append(m.parked, row...)
 	}
@@ -270,21 +282,37 @@ type mark struct {
 	point  *Checkpoint
 	parked []*parked
 	away   []said
+	taken  []message.ID
 }
 
-const markVersion = 1
+// The versions of a mark. The second one has letters that were taken back, and is written only where there are any.
+const (
+	markVersion      = 1
+	markWithLetters  = 2
+	markVersionsText = "1 and 2"
+)
+
+func (m *mark) version() byte {
+	if len(m.taken) > 0 || slices.ContainsFunc(m.parked, func(x *parked) bool { return x.record != nil }) {
+		return markWithLetters
+	}
+	return markVersion
+}
 
 // encode writes, all of it big-endian: the version (1 byte), birth (16), next (8), the checkpoint as JSON behind its
 // length (4), the count of parked messages (4), for each its sequence (8), index (4), id (16), attempts (2), first and
 // next try in Unix nanoseconds (8 each), reason (2) and detail behind its length (2); the count of messages for other
-// logs (4), for each its number (8) and its record behind its length (4).
+// logs (4), for each its number (8) and its record behind its length (4). Version 2 has, behind each parked message, the
+// letter (16) and job (16) that it was taken back from and its record behind its length (4), zero where it is in the log;
+// and at the end the count (4) and the ids (16 each) of retries that were taken.
 func (m *mark) encode() ([]byte, error) {
 	point, err := json.Marshal(m.point)
 	if err != nil {
 		return nil, err
 	}
 	be := binary.BigEndian
-	b := append(make([]byte, 0, 256+len(point)), markVersion)
+	v := m.version()
+	b := append(make([]byte, 0, 256+len(point)), v)
 	b = append(b, m.birth[:]...)
 	b = be.AppendUint64(b, m.next)
 	b = append(be.AppendUint32(b, uint32(len(point))), point...)
@@ -297,11 +325,21 @@ func (m *mark) encode() ([]byte, error) {
 		detail := x.detail[:min(len(x.detail), parkedDetail)]
 		b = be.AppendUint16(be.AppendUint16(b, uint16(x.reason)), uint16(len(detail)))
 		b = append(b, detail...)
+		if v == markWithLetters {
+			b = append(append(b, x.letter.id[:]...), x.letter.job[:]...)
+			b = append(be.AppendUint32(b, uint32(len(x.record))), x.record...)
+		}
 	}
 	b = be.AppendUint32(b, uint32(len(m.away)))
 	for _, s := range m.away {
 		b = be.AppendUint32(be.AppendUint64(b, s.number), uint32(len(s.record)))
 		b = append(b, s.record...)
+	}
+	if v == markWithLetters {
+		b = be.AppendUint32(b, uint32(len(m.taken)))
+		for _, id := range m.taken {
+			b = append(b, id[:]...)
+		}
 	}
 	return b, nil
 }
@@ -321,8 +359,9 @@ func parseMark(b []byte) (m mark, err error) {
 	u16 := func() uint16 { return be.Uint16(take(2)) }
 	u32 := func() uint32 { return be.Uint32(take(4)) }
 	u64 := func() uint64 { return be.Uint64(take(8)) }
-	if v := take(1)[0]; !short && v != markVersion {
-		return m, fmt.Errorf("it has version %d, and this naru knows version %d", v, markVersion)
+	v := take(1)[0]
+	if !short && v != markVersion && v != markWithLetters {
+		return m, fmt.Errorf("it has version %d, and this naru knows versions %s", v, markVersionsText)
 	}
 	m.birth = message.ID(take(16))
 	m.next = u64()
@@ -339,6 +378,16 @@ func parseMark(b []byte) (m mark, err error) {
 		x.first, x.next = time.Unix(0, int64(u64())), time.Unix(0, int64(u64()))
 		x.reason = message.Reason(u16())
 		x.detail = string(take(uint64(u16())))
+		if v == markWithLetters {
+			x.letter = letter{message.ID(take(16)), message.ID(take(16))}
+			if record := slices.Clone(take(uint64(u32()))); !short && len(record) > 0 {
+				id := x.m.ID
+				if _, err := message.DecodeRecord(record, x.m); err != nil || x.m.ID != id {
+					return m, fmt.Errorf("message %s, which was taken back: %w", id, cmp.Or(err, errors.New("another one is in its place")))
+				}
+				x.record = record
+			}
+		}
 		m.parked = append(m.parked, x)
 	}
 	for n := u32(); n > 0 && !short; n-- {
@@ -350,6 +399,11 @@ func parseMark(b []byte) (m mark, err error) {
 			return m, fmt.Errorf("message %d for another log: %w", s.number, err)
 		}
 		m.away = append(m.away, s)
+	}
+	if v == markWithLetters {
+		for n := u32(); n > 0 && !short; n-- {
+			m.taken = append(m.taken, message.ID(take(16)))
+		}
 	}
 	switch {
 	case short:

@@ -36,6 +36,7 @@ type parked struct {
 	reason   message.Reason // zero where it was not tried
 	detail   string
 	letter   letter // that it was taken back from; zero for none
+	record   []byte // with State Derived, of one that was taken back: the log may have it no more, or as it was before it was edited
 
 	key     parkKey
 	order   uint64    // in which they came, also of a former process, log by log
@@ -81,8 +82,14 @@ func (p *parking) pop(k parkKey) {
 // oldest is the sequence of the oldest batch with a parked message; zero where nothing is parked.
 func (p *parking) oldest() (seq uint64) {
 	for _, row := range p.rows {
-		if s := row[0].position.Sequence; seq == 0 || s < seq {
-			seq = s
+		for _, x := range row {
+			if x.record != nil {
+				continue // the mark has it
+			}
+			if s := x.position.Sequence; seq == 0 || s < seq {
+				seq = s
+			}
+			break
 		}
 	}
 	return seq
@@ -259,6 +266,9 @@ func (w *worker) fate(ctx context.Context, x *parked, result error) (left bool, 
 // take decides the fate of a queued message. Its outcome is recorded under its id in the commit that carries its
 // effects, and only then is the queue answered; so a redelivery does nothing.
 func (w *worker) take(ctx context.Context, d bus.Delivery) error {
+	if w.store == nil {
+		return w.retake(ctx, d)
+	}
 	m := d.Message()
 	w.pendingMessages++
 	seen, err := get(w.store.batch, outcomeKey(m.ID))

@@ -14,9 +14,9 @@ import (
 // letter is the dead letter that a parked message was taken back from, and the job that this is part of.
 type letter struct{ id, job message.ID }
 
-// takesBack says whether messages that died at the component can be given to it again. What waits is kept in its store:
-// with State Derived there is none, and a consumer of each node's own is none that a letter could name for long.
-func (s *Spec) takesBack() bool { return s.State == Local && !s.PerNode && len(s.Hears) > 0 }
+// takesBack says whether messages that died at the component can be given to it again. A consumer of each node's own is
+// none that a letter could name for long.
+func (s *Spec) takesBack() bool { return s.State != None && !s.PerNode && len(s.Hears) > 0 }
 
 // taken is what the component takes from the queue, its own dead letters among it.
 func (s *Spec) taken() []message.Pattern {
@@ -51,9 +51,13 @@ func (w *worker) takeBack(ctx context.Context, m *message.Message) error {
 		w.caller.add(x)
 		return nil
 	}
+	if w.env.Spec.State == Derived {
+		x.record = message.AppendRecord(nil, x.m)
+	}
 	w.parked.push(x)
+	err = w.keep.park(x)
 	x.written = true
-	return w.keep.park(x)
+	return err
 }
 
 // wasHere finds the account that a dead letter's message is in.
@@ -64,7 +68,7 @@ func (w *worker) wasHere(ctx context.Context, r *operator.Retry) (*parked, error
 	}
 	at := place{r.Log, p.Generation, p.Partition}
 	c := w.points[at]
-	if c == nil || c.Outcomes[Dead].Count == 0 || p.Sequence > c.Position.Sequence {
+	if c == nil || c.Outcomes[Dead].Count == 0 || p.Sequence > c.Position.Sequence && !c.Within.holds(p) {
 		return nil, fmt.Errorf("%s has no account of it in %s: its state was begun anew since, and what is there it hears again", w.env.Spec.Name, at.log)
 	}
 	p.Log = c.Position.Log
@@ -83,6 +87,11 @@ func (w *worker) wasHere(ctx context.Context, r *operator.Retry) (*parked, error
 		}
 	}
 	return &parked{m: m, at: at, position: p}, nil
+}
+
+// holds says whether a message was dealt with in the middle of the batch behind a position.
+func (w *Within) holds(p bus.Position) bool {
+	return w != nil && w.Sequence == p.Sequence && p.Index < w.Count
 }
 
 // fetch reads a message whose data a letter could not hold.

@@ -22,6 +22,10 @@ type lane struct {
 	at   place
 	stop context.CancelCauseFunc
 	over chan struct{}
+
+	letters chan bus.Delivery // dead letters that are to be taken back
+	first   chan struct{}     // closed when the first of them was handed over, where the lane is opened for it; else nil
+	handed  sync.Once
 }
 
 // errGivenBack ends a lane so that another process may have its partition.
@@ -36,6 +40,11 @@ var errFinished = errors.New("finished")
 func (r *run) spread(ctx, drained context.Context, part *Part) error {
 	s := &spread{r: r, part: part, held: map[place]*lane{}, finished: map[place]bool{}, begins: map[string]*begin{}, rested: map[place]time.Time{}, done: make(chan struct{}, 1)}
 	defer s.drain()
+	if part.Handle != nil {
+		var group sync.WaitGroup
+		defer group.Wait()
+		group.Go(func() { s.letters(ctx, drained) })
+	}
 	for ctx.Err() == nil {
 		wait := leaseTTL / 5
 		if err := s.look(ctx, drained); err != nil && ctx.Err() == nil {
@@ -65,6 +74,8 @@ type spread struct {
 	over     time.Time         // when what others leave was looked at last
 	rested   map[place]time.Time
 	done     chan struct{} // a lane has read its partition to the end
+
+	taking sync.Mutex // of a partition, from the look whether it is held to its lane
 
 	mu    sync.Mutex
 	held  map[place]*lane
@@ -108,25 +119,38 @@ func (s *spread) look(ctx, drained context.Context) error {
 		s.over = s.r.h.Now()
 	}
 	for i := range wants {
-		w := &wants[i]
-		at := w.at()
-		s.mu.Lock()
-		_, mine := s.held[at]
-		held := len(s.held)
-		s.mu.Unlock()
-		if mine || held >= share && !beyond || s.r.h.Now().Before(s.rested[at]) {
-			continue
-		}
-		lease, err := s.r.h.Bus.Lease(ctx, fmt.Sprintf("consumer/%s/%s/%d/%d", s.r.spec.Name, at.log, at.gen, at.part), s.r.h.Node, leaseTTL)
-		if errors.Is(err, bus.ErrHeld) {
-			continue
-		}
-		if err != nil {
+		if err := s.tryTake(ctx, drained, &wants[i], share, beyond); err != nil {
 			return err
 		}
-		s.start(ctx, drained, w, lease)
 	}
 	return nil
+}
+
+// tryTake takes a partition that nobody has, if there is room in this process's share.
+func (s *spread) tryTake(ctx, drained context.Context, w *want, share int, beyond bool) error {
+	s.taking.Lock()
+	defer s.taking.Unlock()
+	at := w.at()
+	s.mu.Lock()
+	_, mine := s.held[at]
+	held := len(s.held)
+	s.mu.Unlock()
+	if mine || held >= share && !beyond || s.r.h.Now().Before(s.rested[at]) {
+		return nil
+	}
+	lease, err := s.lease(ctx, at)
+	if errors.Is(err, bus.ErrHeld) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s.start(ctx, drained, w, lease, nil)
+	return nil
+}
+
+func (s *spread) lease(ctx context.Context, at place) (bus.Lease, error) {
+	return s.r.h.Bus.Lease(ctx, fmt.Sprintf("consumer/%s/%s/%d/%d", s.r.spec.Name, at.log, at.gen, at.part), s.r.h.Node, leaseTTL)
 }
 
 // others are how many processes beside this one run the component, and the fewest partitions that one of them holds.
@@ -261,16 +285,19 @@ func (s *spread) begin(ctx context.Context, info bus.LogInfo) (*begin, error) {
 	return b, nil
 }
 
-// start runs a lane.
-func (s *spread) start(ctx, drained context.Context, w *want, lease bus.Lease) {
+// start runs a lane. Where first is not nil it is opened for a letter, and waits for it before it may be finished.
+func (s *spread) start(ctx, drained context.Context, w *want, lease bus.Lease, first chan struct{}) *lane {
 	ctx, stop := context.WithCancelCause(ctx)
-	l := &lane{at: w.at(), stop: stop, over: make(chan struct{})}
+	l := &lane{at: w.at(), stop: stop, over: make(chan struct{}), letters: make(chan bus.Delivery), first: first}
+	if first == nil {
+		l.handed.Do(func() {}) // nobody waits
+	}
 	s.mu.Lock()
 	s.held[l.at] = l
 	s.mu.Unlock()
 	go func() {
 		defer close(l.over)
-		err := s.lane(ctx, drained, stop, w, lease)
+		err := s.lane(ctx, drained, l, w, lease)
 		free, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer done()
 		_ = lease.Release(free) // it goes by itself
@@ -293,11 +320,12 @@ func (s *spread) start(ctx, drained context.Context, w *want, lease bus.Lease) {
 			s.r.h.metrics.restarts.WithLabelValues(s.r.spec.Name).Inc()
 		}
 	}()
+	return l
 }
 
 // lane handles one partition until ctx is done, it has another owner, or it is finished.
-func (s *spread) lane(ctx, drained context.Context, stop context.CancelCauseFunc, w *want, lease bus.Lease) error {
-	at := w.at()
+func (s *spread) lane(ctx, drained context.Context, l *lane, w *want, lease bus.Lease) error {
+	at, stop := w.at(), l.stop
 	held := make(chan struct{})
 	defer close(held)
 	go func() {
@@ -316,6 +344,7 @@ func (s *spread) lane(ctx, drained context.Context, stop context.CancelCauseFunc
 	if err != nil {
 		return err
 	}
+	worker.deliveries = l.letters
 	s.r.join(worker)
 	defer s.r.leave(worker)
 	var group sync.WaitGroup
@@ -333,6 +362,13 @@ func (s *spread) lane(ctx, drained context.Context, stop context.CancelCauseFunc
 	}
 	goes(func() error { return worker.run(ctx, drained) })
 	goes(func() error {
+		if l.first != nil {
+			select {
+			case <-l.first:
+			case <-ctx.Done():
+				return nil
+			}
+		}
 		if _, known := worker.position(at); !known && w.from != nil {
 			e := event{at: place{log: at.log}, began: []bus.Position{*w.from}, noted: make(chan struct{})}
 			if !worker.tell(ctx, e) {

@@ -3,8 +3,10 @@ package component_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/naru-platform/naru/message/operator"
 	"slices"
 	"strconv"
 	"strings"
@@ -511,4 +513,91 @@ func TestEachProcessOfAPerNodeComponentHearsAll(t *testing.T) {
 			t.Errorf("%s: %+v", name, rep.Outcomes)
 		}
 	}
+}
+
+// TestADeadMessageOfASpreadComponentGoesBackToItsPartition also where the partition was finished long ago, the process is
+// another one, and the queue gives the letter twice.
+func TestADeadMessageOfASpreadComponentGoesBackToItsPartition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := componenttest.New(t)
+		var well atomic.Int32 // 0 it dies, 1 it fails, 2 it is handled
+		spec := of(func(ctx context.Context, tx component.Tx, m *message.Message) error {
+			switch {
+			case well.Load() == 0:
+				return message.Rejectf(message.NotDecodable, "not yet")
+			case well.Load() == 1:
+				return errors.New("fails")
+			}
+			return echo(ctx, tx, m)
+		}, derived, func(s *component.Spec) {
+			s.Retry = component.Retry{First: time.Second, Most: time.Second, Attempts: 1000}
+		})
+		r.Start(spec)
+		r.Say(reading("d0", "0"), reading("d0", "1"))
+		r.Settled(worker, "device")
+		letters, dead := r.Dead(worker)
+		if len(dead) != 2 {
+			t.Fatalf("%d are dead; want 2", len(dead))
+		}
+		retry := func(i int) *message.Message {
+			data, err := json.Marshal(operator.Retry{Letter: letters[i].ID, Consumer: worker, Log: dead[i].Log, Position: dead[i].Position, Original: dead[i].Original})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return componenttest.Message(operator.RetrySubject(worker), "", string(data))
+		}
+		fates := func(handled, waiting, left uint64) {
+			t.Helper()
+			rep := r.Await(worker, "device", func(rep component.Report) bool {
+				return rep.Position.Generation == 1 && rep.Outcomes[component.Handled].Count == handled && rep.Waiting.Count == waiting && rep.Outcomes[component.Dead].Count == left
+			})
+			if owed, f := componenttest.Balance(rep); owed != f {
+				t.Errorf("accepted %+v, finished %+v", owed, f)
+			}
+		}
+		// One is taken back, fails, and waits; the process that takes over has it from the mark alone.
+		well.Store(1)
+		first := retry(0)
+		r.Say(first)
+		fates(0, 1, 1)
+		r.Stop()
+		well.Store(2)
+		r.Start(spec)
+		fates(1, 0, 1)
+		<-time.After(3 * time.Minute) // the queue knows the retry's id no more, and gives it again
+		r.Say(first)
+		<-time.After(time.Minute)
+		fates(1, 0, 1)
+		// The other one goes back to a generation that is sealed, finished and trimmed to its end.
+		if err := log(t, r).Repartition(t.Context(), 2); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(time.Minute)
+		if err := log(t, r).Trim(t.Context(), bus.Position{Generation: 1, Sequence: 2}); err != nil {
+			t.Fatal(err)
+		}
+		r.Say(retry(1))
+		fates(2, 0, 0)
+		r.Say(retry(1)) // it is dead no more
+		<-time.After(time.Minute)
+		var results, said []string
+		for _, m := range r.Said(worker) {
+			if m.Subject != operator.RetriedSubject(worker) {
+				said = append(said, string(m.Data))
+				continue
+			}
+			var x operator.Retried
+			if err := json.Unmarshal(m.Data, &x); err != nil {
+				t.Fatal(err)
+			}
+			results = append(results, x.Result)
+		}
+		if want := []string{"handled", "handled", "refused"}; !slices.Equal(results, want) {
+			t.Errorf("the retries ended as %q; want %q", results, want)
+		}
+		if want := []string{"0", "1"}; !slices.Equal(said, want) {
+			t.Errorf("it said %q; want %q", said, want)
+		}
+		r.Close()
+	})
 }
