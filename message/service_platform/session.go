@@ -31,6 +31,11 @@ type SessionState struct {
 	Asks  *Ask       `json:"asks,omitempty"`
 	Holds []Hold     `json:"holds,omitempty"`
 	Given message.ID `json:"given,omitzero"`
+	// Shares are of groups of shared subscriptions: how many members the node has by now whose sessions are not kept. Members
+	// whose sessions are kept are told with them.
+	Shares []Share `json:"shares,omitempty"`
+	// Joins are groups that have new members at the node: whoever draws for them says then how far it has heard.
+	Joins []Share `json:"joins,omitempty"`
 	// Whole says that the node lacks nothing any more.
 	Whole bool `json:"whole,omitempty"`
 }
@@ -86,6 +91,13 @@ type Hold struct {
 	From  string `json:"from,omitempty"` // the node whose it was, when that one was gone
 }
 
+// Share is a group of a shared subscription.
+type Share struct {
+	Mount   string `json:"mount,omitempty"`
+	Filter  string `json:"filter"` // with $share and the group's name
+	Members int    `json:"members,omitempty"`
+}
+
 // SessionStateSubject is where a node's broker tells of its sessions.
 func SessionStateSubject(node string) message.Subject {
 	return message.NewSubject(message.ServicePlatform, "broker", "session", node)
@@ -106,7 +118,8 @@ func sessionState() message.Contract {
 "claims":{"type":"array","items":{"type":"object","required":["client_id"]}},
 "yields":{"type":"array","items":{"type":"object","required":["client_id"]}},
 "adopts":{"type":"object","required":["node","start"]},"asks":{"type":"object","required":["id"]},
-"holds":{"type":"array","items":{"type":"object","required":["client_id"]}},"given":{"type":"string"},"whole":{"type":"boolean"}}}`),
+"holds":{"type":"array","items":{"type":"object","required":["client_id"]}},"shares":{"type":"array","items":{"type":"object","required":["filter"]}},"joins":{"type":"array","items":{"type":"object","required":["filter"]}},
+"given":{"type":"string"},"whole":{"type":"boolean"}}}`),
 		Example: json.RawMessage(`{"node":"n1","store":"0193d5a0-7b2c-7e41-9c3f-5d2f8a6b1c4e","start":"0193d5a1-0000-7e41-9c3f-5d2f8a6b1c4e","number":7,
 "clock":1763866800000000000,"claims":[{"identity":"d-17","client_id":"d-17","address":"127.0.0.1:51312"}]}`),
 	}

@@ -109,6 +109,7 @@ type outbound struct {
 	parting      chan struct{} // made with ended by who is outside; closed when the client has been told why
 	outID        uint16
 	inflight     map[uint16]flight
+	laden        atomic.Bool     // inflight is full
 	asking       int             // requests for certificates under way
 	answers      map[string]byte // QoS of their answers' topics that were subscribed to
 	waiting      []waiting

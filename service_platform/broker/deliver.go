@@ -115,7 +115,11 @@ func (c *conn) fly(id uint16, f flight) {
 		c.inflight = map[uint16]flight{}
 	}
 	c.inflight[id] = f
+	c.laden.Store(len(c.inflight) >= c.sendMax)
 }
+
+// Busy says that the client acknowledges or reads less than it gets.
+func (c *conn) Busy() bool { return c.laden.Load() || c.sock.backlog() > sendAhead }
 
 // appendPublish completes and writes a PUBLISH; nothing where the client cannot or need not have it. c.mu is held.
 func (c *conn) appendPublish(b []byte, p *packet.Publish, m *message.Message, o session.Options) []byte {
@@ -327,6 +331,7 @@ func (c *conn) acknowledged(a *packet.Ack) error {
 			c.waitingBytes -= len(w.m.Data)
 			b = c.outgoing(b, w.m, w.o)
 		}
+		c.laden.Store(len(c.inflight) >= c.sendMax)
 	}
 	c.mu.Unlock()
 	c.write(b)

@@ -85,12 +85,16 @@ func (s *Store) adopted(ctx context.Context, w *writing, by string, a *servicepl
 		return nil
 	}
 	s.mu.Lock()
-	lost, heard := a.Start == n.Former, n.Heard
+	lost, heard, store := a.Start == n.Former, n.Heard, n.Store
 	if lost {
-		heard = n.Behind
-		n.Former, n.Behind = message.ID{}, nil
+		heard, store = n.Behind, n.FormerStore
+		n.Former, n.Behind, n.FormerStore = message.ID{}, nil, message.ID{}
 	} else {
 		n.Gone = true
+		if err := s.uncasual(w, a.Node); err != nil {
+			s.mu.Unlock()
+			return err
+		}
 	}
 	c.changed()
 	s.mu.Unlock()
@@ -111,6 +115,11 @@ func (s *Store) adopted(ctx context.Context, w *writing, by string, a *servicepl
 	if err != nil {
 		return err
 	}
+	gifts, err := s.bequeath(w, store, c.nodes[by].Store)
+	if err != nil {
+		return err
+	}
+	w.gifts = append(w.gifts, gifts...) // for those who are there now
 	wills, err := moveWills(w.Tx, a.Node, by, by == c.node)
 	if err != nil || by != c.node {
 		return err
@@ -122,6 +131,7 @@ func (s *Store) adopted(ctx context.Context, w *writing, by string, a *servicepl
 	if err := s.take(ctx, w, list); err != nil {
 		return err
 	}
+	w.tell = true // who waits for the node that draws for a group waits for this one
 	left := Left{Wills: s.judge(wills)}
 	if left.Absent, err = s.absent(w.Tx, func(node string) bool { n := c.nodes[node]; return node == a.Node || n != nil && n.Gone }); err != nil {
 		return err
@@ -321,7 +331,7 @@ func (s *Store) lose(tx component.Tx, to string) error {
 			if err := wipe(tx, x.rec.ID); err != nil {
 				return err
 			}
-			s.kept--
+			s.count(x, -1)
 		}
 		x.moved = true
 		s.forget(x)

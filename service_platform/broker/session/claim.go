@@ -118,8 +118,12 @@ func (s *Store) Announce(ctx context.Context) {
 			return
 		}
 		s.mu.RLock()
-		any := len(s.cluster.asks)+len(s.cluster.ending) > 0 || s.cluster.moved.Load() && s.kept > 0
+		any := len(s.cluster.asks)+len(s.cluster.ending) > 0 || s.cluster.moved.Load() && s.kept > 0 || s.untended()
+		undrawn := s.undrawn()
 		s.mu.RUnlock()
+		for _, sub := range undrawn {
+			s.find(ctx, sub)
+		}
 		if !any {
 			continue
 		}
@@ -152,6 +156,9 @@ func (s *Store) announce(tx component.Tx) error {
 		}
 	}
 	clear(c.ending)
+	if err := s.tend(tx); err != nil {
+		return err
+	}
 	// Where nothing else is told, how far was heard is: whoever goes on with the sessions need not look through more.
 	w.tell = len(w.state.Claims)+len(w.state.Yields) > 0 || c.moved.Load() && s.kept > 0
 	return nil
@@ -197,7 +204,7 @@ func (s *Store) yield(key string) {
 					return err
 				}
 				y.Received = maps.Clone(x.received)
-				s.kept--
+				s.count(x, -1)
 			}
 			if x.moved = !of.Clean; x.moved {
 				moved = x.rec.ID
@@ -206,6 +213,7 @@ func (s *Store) yield(key string) {
 		}
 		delete(c.ending, key)
 		c.giving[key] = true
+		c.shares.era++
 		w.state.Yields, w.tell = []serviceplatform.Yield{y}, true
 		return nil
 	})

@@ -54,6 +54,8 @@ type cluster struct {
 	news    chan struct{}           // it has to be asked for again
 	touched map[string]bus.Position // where retained messages were heard
 
+	shares shares
+
 	ended   chan error // holds why this node is no more among the others
 	closing bool
 	work    sync.WaitGroup
@@ -70,14 +72,15 @@ type claim struct {
 
 // neighbour is a node, as far as it was heard.
 type neighbour struct {
-	Store  message.ID              `json:"store"`
-	Start  message.ID              `json:"start"`
-	Number uint64                  `json:"number"`
-	Lacks  bool                    `json:"lacks,omitempty"` // it has not all that is kept
-	Gone   bool                    `json:"gone,omitempty"`  // another node has adopted what was its own
-	Former message.ID              `json:"former,omitzero"` // the start of a store that the node has lost, while nobody has adopted that
-	Heard  []serviceplatform.Place `json:"heard,omitempty"`
-	Behind []serviceplatform.Place `json:"behind,omitempty"` // Heard, of Former
+	Store       message.ID              `json:"store"`
+	Start       message.ID              `json:"start"`
+	Number      uint64                  `json:"number"`
+	Lacks       bool                    `json:"lacks,omitempty"` // it has not all that is kept
+	Gone        bool                    `json:"gone,omitempty"`  // another node has adopted what was its own
+	Former      message.ID              `json:"former,omitzero"` // the start of a store that the node has lost, while nobody has adopted that
+	FormerStore message.ID              `json:"former_store,omitzero"`
+	Heard       []serviceplatform.Place `json:"heard,omitempty"`
+	Behind      []serviceplatform.Place `json:"behind,omitempty"` // Heard, of Former
 }
 
 // The keys of a store with neighbours.
@@ -88,6 +91,9 @@ const (
 	kindPart     = 'h' // node, zero, number: of a message that came in parts
 	kindHeld     = 'W' // node, zero, will id: another node's will
 	kindPresence = 'O' // device
+	kindCasual   = 'S' // node, zero, key of a group: how many members it has there whose sessions are not kept
+	kindHeir     = 'H' // store that is gone: the one that has what was its own
+	kindGift     = 'g' // store, where it was heard: what it was given, and is not known to have taken
 )
 
 // self is what a store keeps of its own node.
@@ -116,6 +122,7 @@ func (c *cluster) forget() {
 	c.keys = map[message.ID]string{}
 	c.logs, c.recent = map[message.ID]string{}, map[part]*recent{}
 	c.alone = nil
+	c.shares = newShares()
 }
 
 // load reads what is known of the nodes; the sessions come after it.
@@ -137,7 +144,7 @@ func (c *cluster) load(tx component.Tx) error {
 	if err := c.save(tx); err != nil {
 		return err
 	}
-	return errors.Join(readAll(tx, kindNode, func(name string, n *neighbour) { c.nodes[name] = n }),
+	return errors.Join(c.shares.load(tx), readAll(tx, kindNode, func(name string, n *neighbour) { c.nodes[name] = n }),
 		readAll(tx, kindClaim, func(key string, x *claim) {
 			c.claims[key] = x
 			if !x.Session.IsZero() {
@@ -173,10 +180,9 @@ func (c *cluster) save(tx component.Tx) error {
 
 // index follows which session is kept of a client.
 func (c *cluster) index(tx component.Tx, node string, id message.ID, v []byte) error {
-	var rec struct {
-		Who Who `json:"who"`
-	}
+	var rec kept
 	if v == nil {
+		c.shares.kinship(id, Who{}, false, nil)
 		key := c.keys[id]
 		delete(c.keys, id)
 		if x := c.claims[key]; x != nil && x.Session == id {
@@ -188,6 +194,7 @@ func (c *cluster) index(tx component.Tx, node string, id message.ID, v []byte) e
 	if err := json.Unmarshal(v, &rec); err != nil {
 		return err
 	}
+	c.shares.kinship(id, rec.Who, rec.Gone.IsZero(), rec.shared())
 	key := rec.Who.Key()
 	x := c.claims[key]
 	switch {
@@ -210,6 +217,7 @@ func (c *cluster) mine(key string) bool {
 
 // setClaim keeps whose a client is; nobody's where x is nil.
 func (c *cluster) setClaim(tx component.Tx, key string, x *claim) error {
+	c.shares.era++
 	if c.named != nil {
 		c.named[key] = true
 	}
@@ -313,6 +321,10 @@ func (s *Store) Begin(ctx context.Context) error {
 		defer s.mu.Unlock()
 		first := c.start.IsZero()
 		c.begun, c.start, c.number = begun, message.NewID(tx.Now()), 0
+		clear(c.shares.said)
+		for key := range c.shares.casual {
+			c.shares.shifted[key] = struct{}{}
+		}
 		w.state.Begins, w.state.Lacks, w.tell = true, c.lacks != "", true
 		for _, x := range c.alone {
 			if x.ended {

@@ -76,6 +76,7 @@ func (s *Store) hear(ctx context.Context, tx component.Tx, log string, b bus.Sto
 	var now []delivery
 	var m message.Message
 	queued := map[*Session]bool{}
+	drawn := false
 	cursor := b.Batch.Cursor()
 	for i := uint32(0); cursor.Next(&m); i++ {
 		if m.QoS == 2 && m.Client != "" {
@@ -123,6 +124,13 @@ func (s *Store) hear(ctx context.Context, tx component.Tx, log string, b bus.Sto
 			if h.x.skipsAt(b.Position) {
 				continue // it comes from a node that has heard this
 			}
+			at := b.Position
+			at.Index = i
+			if h.x.group() {
+				s.draw(tx.(*writing), h.x, &m, log, at)
+				drawn = true
+				continue
+			}
 			h.o.Retain = m.Retain && h.publish
 			if h.o.QoS == 0 || !h.x.Kept() {
 				if h.x.client != nil {
@@ -133,15 +141,13 @@ func (s *Store) hear(ctx context.Context, tx component.Tx, log string, b bus.Sto
 			if !h.x.mayHear(m.Subject, h.o.AWS) {
 				continue
 			}
-			at := b.Position
-			at.Index = i
 			h.x.enqueueRef(tx, &m, log, at, h.o)
 			queued[h.x] = true
 		}
 	}
 	s.heardUpTo(b.Position)
 	s.mu.Unlock()
-	if len(queued) > 0 {
+	if len(queued) > 0 || drawn {
 		s.cache.put(log, b)
 		if s.cluster == nil { // else when the neighbours have it
 			tx.After(func() {
@@ -280,8 +286,14 @@ func (s *Store) catchUp(ctx context.Context) error {
 // matches lists the sessions that hear a message, by their subscriptions in a trie. The store's mutex is held.
 func (s *Store) matches(t *trie.Trie[*Subscription], m *message.Message) (list []heard) {
 	t.Match(m.Subject, func(sub *Subscription) {
+		if sub.of.group() {
+			if sub.sees(m.Subject) {
+				list = append(list, heard{x: sub.of, shared: true})
+			}
+			return
+		}
 		if sub.Share != "" {
-			if sub = s.choose(sub, m.Subject); sub == nil {
+			if sub = s.fit(sub.groupKey(), m, memberAway); sub == nil {
 				return
 			}
 		}

@@ -19,6 +19,7 @@ const states = message.Pattern("service_platform.broker.session.*")
 // hearStates follows what nodes tell of their sessions, and says whether there was anything else in the batch.
 func (s *Store) hearStates(ctx context.Context, tx component.Tx, b *bus.Stored) (more bool, err error) {
 	w := tx.(*writing)
+	s.cluster.shares.at, s.cluster.shares.gifts = b.Position, 0
 	var m message.Message
 	cursor := b.Batch.Cursor()
 	for cursor.Next(&m) {
@@ -59,6 +60,9 @@ func (s *Store) hearState(ctx context.Context, w *writing, st *serviceplatform.S
 	n.Store, n.Start, n.Number, n.Gone = st.Store, st.Start, st.Number, false
 	n.Lacks = n.Lacks && !st.Whole
 	s.mu.Unlock()
+	if err := s.sharing(w, st.Node, st.Shares); err != nil {
+		return err
+	}
 	for _, q := range st.Claims {
 		if err := s.claimed(w, st.Node, q); err != nil {
 			return err
@@ -68,14 +72,24 @@ func (s *Store) hearState(ctx context.Context, w *writing, st *serviceplatform.S
 	own := st.Node == c.node && st.Store == c.store
 	ops, err := s.joinParts(w.Tx, st)
 	if err == nil {
-		err = s.locked(func() error { return s.apply(w.Tx, st, ops, own) })
+		err = s.locked(func() error { return s.apply(w, st, ops, own) })
 	}
 	if err != nil {
 		return err
 	}
 	if !st.More {
+		s.mu.Lock()
 		n.Heard = st.Heard
+		err := s.received(w, st.Store, st.Heard)
+		s.mu.Unlock()
+		if err != nil {
+			return err
+		}
 	}
+	if own {
+		s.heardJoins(st)
+	}
+	s.joined(w, st.Joins)
 	if err := keep(w.Tx, kindNode, st.Node, n); err != nil {
 		return err
 	}
@@ -101,6 +115,16 @@ func (s *Store) hearState(ctx context.Context, w *writing, st *serviceplatform.S
 	if err == nil && st.Adopts != nil {
 		err = s.adopted(ctx, w, st.Node, st.Adopts)
 	}
+	if err == nil {
+		gifts := w.gifts
+		w.gifts = nil
+		err = s.accept(ctx, w, gifts)
+	}
+	w.After(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.cluster.shares.goOn()
+	})
 	return err
 }
 
@@ -162,7 +186,14 @@ func (s *Store) begins(w *writing, n *neighbour, st *serviceplatform.SessionStat
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !n.Start.IsZero() && !n.Gone && n.Former.IsZero() && n.Store != st.Store {
-		n.Former, n.Behind = n.Start, n.Heard
+		n.Former, n.Behind, n.FormerStore = n.Start, n.Heard, n.Store
+	}
+	if _, ok := c.shares.heirs[st.Store]; ok { // it is back, and what it is given from now on is its own
+		delete(c.shares.heirs, st.Store)
+		w.Tx.Delete(key(kindHeir, st.Store))
+	}
+	if err := s.uncasual(w, node); err != nil {
+		return err
 	}
 	n.Lacks = st.Lacks
 	for key, x := range c.claims {

@@ -13,14 +13,16 @@ import (
 
 // What a store changes of its sessions goes to the neighbours as a row of operations on its keys:
 //
-//	1 byte   kind: 1 sets a key, 2 deletes one, 3 deletes all that is stored of a session, 4 sets a key where one is lacking
+//	1 byte   kind: 1 sets a key, 2 deletes one, 3 deletes all that is stored of a session, 4 sets a key where one is lacking,
+//	         5 passes a message of a shared subscription on: the key is its group's
 //	uvarint  length of the key, and the key; of kind 3 the session's id
-//	uvarint  length of the value, and the value, of kinds 1 and 4
+//	uvarint  length of the value, and the value, of kinds 1, 4 and 5
 const (
 	opSet    = 1
 	opDelete = 2
 	opReset  = 3
 	opOffer  = 4
+	opGift   = 5
 )
 
 // partMost is how many bytes of operations go into one message. What is longer is cut anywhere, and joined again.
@@ -28,7 +30,7 @@ const partMost = 128 << 10
 
 func appendOp(b []byte, kind byte, key, value []byte) []byte {
 	b = append(binary.AppendUvarint(append(b, kind), uint64(len(key))), key...)
-	if kind == opSet || kind == opOffer {
+	if kind == opSet || kind >= opOffer {
 		b = append(binary.AppendUvarint(b, uint64(len(value))), value...)
 	}
 	return b
@@ -48,10 +50,10 @@ func nextOp(b []byte) (kind byte, key, value, rest []byte, err error) {
 	}
 	kind, b = b[0], b[1:]
 	key = field()
-	if (kind == opSet || kind == opOffer) && err == nil {
+	if (kind == opSet || kind >= opOffer) && err == nil {
 		value = field()
 	}
-	if err == nil && (kind < opSet || kind > opOffer || len(key) == 0 || kind == opReset && len(key) != 16) {
+	if err == nil && (kind < opSet || kind > opGift || len(key) == 0 || kind == opReset && len(key) != 16) {
 		err = errors.New("an operation of a neighbour is unknown")
 	}
 	return kind, key, value, b, err
@@ -66,6 +68,9 @@ type writing struct {
 	state  serviceplatform.SessionState // what else is told
 	tell   bool                         // something of it
 	then   []func(error)                // once it is in the log
+	unsaid []string                     // groups of whose members it tells
+	joins  []*joining                   // who waits until it is heard
+	gifts  []*gift                      // that were heard, and are this node's
 }
 
 // shared says whether the neighbours hold copies of a key.
@@ -162,6 +167,14 @@ func (s *Store) ship(tx component.Tx) error {
 		}
 	}
 	c.number = number
+	for _, j := range w.joins {
+		j.start, j.number = c.start, number
+	}
+	if len(w.joins) > 0 {
+		s.mu.Lock()
+		c.shares.joins = append(c.shares.joins, w.joins...)
+		s.mu.Unlock()
+	}
 	c.moved.Store(false)
 	if err := c.save(w.Tx); err != nil {
 		return err
@@ -197,8 +210,8 @@ func (s *Store) shipped(queued map[*Session]uint64) {
 
 // apply does what another node has done. Its wills are kept apart from those of this node. Of what this node has done
 // itself, own, it only follows which sessions are kept.
-func (s *Store) apply(tx component.Tx, st *serviceplatform.SessionState, ops []byte, own bool) error {
-	c := s.cluster
+func (s *Store) apply(w *writing, st *serviceplatform.SessionState, ops []byte, own bool) error {
+	c, tx := s.cluster, w.Tx
 	for len(ops) > 0 {
 		kind, key, value, rest, err := nextOp(ops)
 		if err != nil {
@@ -206,6 +219,11 @@ func (s *Store) apply(tx component.Tx, st *serviceplatform.SessionState, ops []b
 		}
 		ops = rest
 		switch {
+		case kind == opGift:
+			var g *gift
+			if g, err = parseGift(string(key), value); err == nil {
+				s.gifted(w, g)
+			}
 		case kind == opOffer:
 			err = s.offered(tx, key, value, st.Heard)
 		case kind == opReset && own:

@@ -249,7 +249,7 @@ func (x *Session) Behind(ctx context.Context, n uint64, most int) (list []Owed, 
 				upto = f.n
 				continue
 			}
-			if o.Message, err = x.fetch(ctx, &f.i); errors.Is(err, bus.ErrNotFound) {
+			if o.Message, err = s.fetch(ctx, &f.i); errors.Is(err, bus.ErrNotFound) {
 				s.tell(x.rec.Who, message.RetentionExceeded, fmt.Errorf("a message that waited for it is no longer in log %s", f.i.log))
 				gone = append(gone, f.n)
 				upto, err = f.n, nil
@@ -267,13 +267,14 @@ func (x *Session) Behind(ctx context.Context, n uint64, most int) (list []Owed, 
 	return list, upto, err
 }
 
-func (x *Session) fetch(ctx context.Context, i *item) (*message.Message, error) {
+// fetch reads what an item refers to.
+func (s *Store) fetch(ctx context.Context, i *item) (*message.Message, error) {
 	if i.kind == itemInline {
 		m := new(message.Message)
 		_, err := message.DecodeRecord(i.record, m)
 		return m, err
 	}
-	b, err := x.store.batch(ctx, i.log, i.at)
+	b, err := s.batch(ctx, i.log, i.at)
 	if err != nil {
 		return nil, err
 	}

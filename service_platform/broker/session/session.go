@@ -55,6 +55,9 @@ type Client interface {
 	Deliver(m *message.Message, o Options)
 	// Wake says that the queue has more.
 	Wake()
+	// Busy says that the client has enough to do for now: in a shared subscription others are preferred. It is asked under the
+	// store's lock.
+	Busy() bool
 	// TakenOver says that the session has another connection now. It returns when the client handles nothing more of it.
 	TakenOver()
 	// Deleted says that the client's device was deleted, and its session with it.
@@ -166,6 +169,7 @@ type Store struct {
 	deaf     map[string]bool     // devices that were told not to want their commands
 	sessions map[string]*Session // by key
 	kept     int                 // of them, those that outlive their connections
+	drawn    map[string]*Session // of these, groups of shared subscriptions that this node draws for
 	subs     trie.Trie[*Subscription]
 	groups   map[string]*group
 	retained int
@@ -179,7 +183,7 @@ type Store struct {
 
 // New makes a store. tell is told of what died before it could be delivered; it must not block.
 func New(env component.Env, l Limits, tell func(Who, message.Reason, error)) *Store {
-	return &Store{env: env, limits: l, tell: tell, taken: func(string) {}, cache: newCache(64 << 20), sessions: map[string]*Session{}, groups: map[string]*group{}, heard: map[part]uint64{}, awaited: map[part]uint64{}}
+	return &Store{env: env, limits: l, tell: tell, taken: func(string) {}, cache: newCache(64 << 20), sessions: map[string]*Session{}, drawn: map[string]*Session{}, groups: map[string]*group{}, heard: map[part]uint64{}, awaited: map[part]uint64{}}
 }
 
 // WhenTaken has f told of each connection whose place another one has taken, here or between any two nodes, by the session's
@@ -219,6 +223,7 @@ func (s *Store) load(tx component.Tx) error {
 	defer s.mu.Unlock()
 	// It begins anew where an earlier attempt failed midway.
 	s.sessions, s.kept, s.subs, s.groups, s.retained = map[string]*Session{}, 0, trie.Trie[*Subscription]{}, map[string]*group{}, 0
+	s.drawn = map[string]*Session{}
 	if s.cluster != nil {
 		if err := s.cluster.load(tx); err != nil {
 			return fmt.Errorf("read what the neighbours said: %w", err)
@@ -237,6 +242,7 @@ func (s *Store) load(tx component.Tx) error {
 		}
 		if c := s.cluster; c != nil {
 			k := x.rec.Who.Key()
+			c.shares.kinship(x.rec.ID, x.rec.Who, x.rec.Gone.IsZero(), x.rec.shared())
 			if of := c.claims[k]; of == nil {
 				c.alone = append(c.alone, x)
 			} else if of.Owner != c.node {
@@ -247,7 +253,7 @@ func (s *Store) load(tx component.Tx) error {
 		x.kept.Store(true)
 		byID[x.rec.ID] = x
 		s.sessions[x.rec.Who.Key()] = x
-		s.kept++
+		s.count(x, 1)
 		for _, sub := range x.rec.Subs {
 			sub.of = x
 			s.insert(sub)
@@ -290,6 +296,9 @@ func (s *Store) load(tx component.Tx) error {
 		}
 	}
 	if s.cluster != nil {
+		if err := s.foundLeft(tx); err != nil {
+			return err
+		}
 		s.resume(tx)
 	}
 	s.loaded = true
@@ -324,11 +333,16 @@ func (s *Store) told(tx component.Tx, f func(tx component.Tx) error) error {
 	tx = s.writing(tx)
 	err := f(tx)
 	if err == nil {
+		s.tellCasual(tx.(*writing))
 		err = s.ship(tx)
 	}
 	if err != nil {
 		s.mu.Lock()
 		s.cluster.start, s.cluster.number = start, number // nobody hears of it
+		for _, key := range tx.(*writing).unsaid {
+			s.cluster.shares.said[key] = -1
+			s.cluster.shares.shifted[key] = struct{}{}
+		}
 		s.mu.Unlock()
 	}
 	return err
@@ -510,8 +524,8 @@ func (s *Store) connect(ctx context.Context, who Who, caps Caps, clean bool, exp
 			}
 			return x.save(tx) // with expiry 0 it lives as long as this connection, and its debts with it
 		}
-		if expiry > 0 && s.kept >= s.limits.Sessions && (old == nil || !old.Kept()) {
-			return message.Rejectf(message.SessionLimit, "%d sessions are kept, which is the limit; this one would outlive its connection", s.kept)
+		if expiry > 0 && s.kept-len(s.drawn) >= s.limits.Sessions && (old == nil || !old.Kept()) {
+			return message.Rejectf(message.SessionLimit, "%d sessions are kept, which is the limit; this one would outlive its connection", s.kept-len(s.drawn))
 		}
 		if old != nil && old.Kept() {
 			if err := s.erase(tx, old); err != nil {
@@ -524,7 +538,7 @@ func (s *Store) connect(ctx context.Context, who Who, caps Caps, clean bool, exp
 		if expiry == 0 {
 			return nil
 		}
-		s.kept++
+		s.count(x, 1)
 		return x.save(tx)
 	})
 	if err != nil {
@@ -587,12 +601,24 @@ func (s *Store) forget(x *Session) {
 	}
 }
 
+// count notes that a session is kept here, or is not any more. The store's mutex is held.
+func (s *Store) count(x *Session, n int) {
+	s.kept += n
+	switch k := x.rec.Who.Key(); {
+	case !x.group():
+	case n > 0:
+		s.drawn[k] = x
+	case s.drawn[k] == x:
+		delete(s.drawn, k)
+	}
+}
+
 // erase deletes all that is stored of a session.
 func (s *Store) erase(tx component.Tx, x *Session) error {
 	if !x.Kept() {
 		return nil
 	}
-	s.kept--
+	s.count(x, -1)
 	return wipe(tx, x.rec.ID)
 }
 
@@ -702,6 +728,9 @@ func (s *Store) List() []Show {
 	list := make([]Show, 0, len(s.sessions))
 	for _, k := range slices.Sorted(maps.Keys(s.sessions)) {
 		x := s.sessions[k]
+		if x.group() {
+			continue
+		}
 		show := Show{Who: x.rec.Who, ID: x.rec.ID, Connected: x.client != nil, ExpirySeconds: x.rec.Expiry, Waiting: x.count, Bytes: x.bytes}
 		if !x.rec.Gone.IsZero() {
 			gone := x.rec.Gone

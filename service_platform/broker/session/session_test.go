@@ -56,6 +56,7 @@ type client struct {
 	got   []string
 	woken int
 	over  bool
+	busy  bool
 }
 
 func (c *client) Deliver(m *message.Message, o Options) {
@@ -65,6 +66,7 @@ func (c *client) Deliver(m *message.Message, o Options) {
 }
 func (c *client) Wake()      { c.mu.Lock(); defer c.mu.Unlock(); c.woken++ }
 func (c *client) Deleted()   { c.TakenOver() }
+func (c *client) Busy() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.busy }
 func (c *client) TakenOver() { c.mu.Lock(); defer c.mu.Unlock(); c.over = true }
 
 func (c *client) heard() []string { c.mu.Lock(); defer c.mu.Unlock(); return slices.Clone(c.got) }

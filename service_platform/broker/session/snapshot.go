@@ -194,6 +194,13 @@ func (s *Store) giveRest(ctx context.Context, start message.ID, to string) error
 		if err := w.wills(); err != nil {
 			return err
 		}
+		s.mu.Lock()
+		for key, nodes := range c.shares.casual {
+			if n := nodes[c.node]; n > 0 {
+				s.tellGroup(w, key, n)
+			}
+		}
+		s.mu.Unlock()
 		if !c.speaksForAll(to) {
 			return c.still(start)
 		}

@@ -1,6 +1,8 @@
 package session
 
 import (
+	"slices"
+
 	"github.com/naru-platform/naru/message"
 )
 
@@ -18,6 +20,14 @@ func (s *Store) Stand(list []*message.Message) {
 				now = append(now, delivery{h.x.client, *m, h.o})
 			}
 		}
+		for key, g := range s.groups { // of what is in no log, each node has its own
+			if s.cluster == nil || !g.members[0].selects(m) {
+				continue
+			}
+			if sub := s.fit(key, m, memberBusy); sub != nil {
+				now = append(now, delivery{sub.of.client, *m, Options{Retain: m.Retain && sub.AsPublished, IDs: sub.ids(), AWS: sub.AWS}})
+			}
+		}
 	}
 	s.mu.Unlock()
 	for i := range now {
@@ -25,14 +35,16 @@ func (s *Store) Stand(list []*message.Message) {
 	}
 }
 
+// selects says whether a subscription selects a message.
+func (s *Subscription) selects(m *message.Message) bool {
+	return slices.ContainsFunc(s.Select, func(p message.Pattern) bool { return p.Matches(m.Subject) }) && s.sees(m.Subject)
+}
+
 // stands lists what stands under a subscription's patterns. The store's mutex is held.
 func (s *Store) stands(sub *Subscription) (list []*message.Message) {
 	for _, m := range s.standing {
-		for _, p := range sub.Select {
-			if p.Matches(m.Subject) && sub.sees(m.Subject) {
-				list = append(list, m)
-				break
-			}
+		if sub.selects(m) {
+			list = append(list, m)
 		}
 	}
 	return list
@@ -53,8 +65,11 @@ type Counts struct {
 func (s *Store) Counts() Counts {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	c := Counts{Sessions: len(s.sessions), Groups: len(s.groups), Retained: s.retained}
+	c := Counts{Sessions: len(s.sessions) - len(s.drawn), Groups: len(s.groups), Retained: s.retained}
 	for _, x := range s.sessions {
+		if x.group() {
+			continue
+		}
 		if x.client == nil {
 			c.Away++
 		}

@@ -19,20 +19,22 @@ type group struct {
 }
 
 func (s *Subscription) groupKey() string {
-	return s.of.rec.Who.Mount + "\x00" + s.Share + "\x00" + s.Filter
+	g := groupOf(s.of.rec.Who.Mount, s.Filter)
+	return g.Key()
 }
 
 // insert has a subscription heard. Where it is a member of a group, only the first member stands for the group in the
-// trie. The store's mutex is held.
+// trie; where there are neighbours, what stands for it is the session that the group is. The store's mutex is held.
 func (s *Store) insert(sub *Subscription) {
-	if sub.Share != "" {
+	if sub.Share != "" && !sub.of.group() {
 		g := s.groups[sub.groupKey()]
 		if g == nil {
 			g = new(group)
 			s.groups[sub.groupKey()] = g
 		}
 		g.members = append(g.members, sub)
-		if len(g.members) > 1 {
+		s.came(sub, 1)
+		if len(g.members) > 1 || s.cluster != nil {
 			return
 		}
 	}
@@ -43,12 +45,13 @@ func (s *Store) insert(sub *Subscription) {
 
 // withdraw is the opposite.
 func (s *Store) withdraw(sub *Subscription) {
-	if sub.Share != "" {
+	if sub.Share != "" && !sub.of.group() {
 		g := s.groups[sub.groupKey()]
-		if g == nil {
+		if g == nil || !slices.Contains(g.members, sub) {
 			return
 		}
-		first := len(g.members) > 0 && g.members[0] == sub
+		s.came(sub, -1)
+		first := g.members[0] == sub && s.cluster == nil
 		g.members = slices.DeleteFunc(g.members, func(m *Subscription) bool { return m == sub })
 		if len(g.members) == 0 {
 			delete(s.groups, sub.groupKey())
@@ -67,31 +70,6 @@ func (s *Store) withdraw(sub *Subscription) {
 	for _, p := range sub.Select {
 		s.subs.Remove(p, sub)
 	}
-}
-
-// choose gives the member of a group that a message goes to, among those that may have it: in turn one that is connected;
-// where none is, in turn one whose session keeps it.
-func (s *Store) choose(sub *Subscription, subject message.Subject) *Subscription {
-	g := s.groups[sub.groupKey()]
-	if g == nil {
-		return nil
-	}
-	var kept *Subscription
-	for i := range g.members {
-		m := g.members[(g.turn+i)%len(g.members)]
-		if !m.of.mayHear(subject, m.AWS) {
-			continue
-		}
-		if m.of.client != nil {
-			g.turn = (g.turn + i + 1) % len(g.members)
-			return m
-		}
-		if kept == nil && m.of.Kept() {
-			kept = m
-		}
-	}
-	g.turn++
-	return kept
 }
 
 // Subscribe adds subscriptions, or replaces those of the same filter, and returns when that is on disk where the session
@@ -148,6 +126,9 @@ func (x *Session) Subscribe(ctx context.Context, list []*Subscription) (failed [
 		any := s.retained > 0 || !s.loaded
 		s.mu.Unlock()
 		tell()
+		if err := s.join(ctx, list, failed); err != nil {
+			return nil, err
+		}
 		if !any || !slices.ContainsFunc(list, func(sub *Subscription) bool { return sub.Share == "" && sub.Retained < 2 }) {
 			return failed, nil
 		}
@@ -197,6 +178,9 @@ func (x *Session) Subscribe(ctx context.Context, list []*Subscription) (failed [
 		tx.After(x.wake)
 		return x.save(tx)
 	})
+	if err == nil {
+		err = s.join(ctx, list, failed)
+	}
 	return failed, err
 }
 

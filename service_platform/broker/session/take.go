@@ -152,9 +152,12 @@ func (s *Store) take(ctx context.Context, tx component.Tx, list []taken) error {
 			s.forget(old)
 		}
 		s.sessions[x.rec.Who.Key()] = x
-		s.kept++
+		s.count(x, 1)
 		for _, sub := range x.rec.Subs {
 			s.insert(sub)
+			if sub.Share != "" && !x.group() {
+				continue // what its group hears is drawn where the group is
+			}
 			for _, p := range sub.Select {
 				t.Add(p, sub)
 			}
@@ -202,6 +205,12 @@ func (s *Store) hearFor(tx component.Tx, t *trie.Trie[*Subscription], b *bus.Sto
 			continue
 		}
 		for _, h := range s.matches(t, &m) {
+			if h.x.group() {
+				if wants(h.x) && !h.x.ended {
+					s.draw(tx.(*writing), h.x, &m, log, at)
+				}
+				continue
+			}
 			if node != "" && h.x.device(m.Subject.Token(1)) {
 				if h.o.Command = commandOf(m.Subject); h.x.commands[h.o.Command] != 0 {
 					continue
