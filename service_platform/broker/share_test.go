@@ -342,7 +342,7 @@ func TestAGroupEndsWithItsLastMemberAndBeginsAgain(t *testing.T) {
 	for round := range 3 {
 		a, b := w.member("a", 0, 1, into).comes(round%2), w.member("b", 3600, 1, into).comes((round+1)%2)
 		list := numbered(fmt.Sprint("round-", round), 10)
-		w.publisher(round % 2).says(list, 1)
+		w.publisher(round%2).says(list, 1)
 		into.once(t, list)
 		a.goes()
 		b.leaves()
