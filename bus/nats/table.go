@@ -22,8 +22,9 @@ type table struct {
 	kv   atomic.Pointer[jetstream.KeyValue]
 }
 
-// markerTTL is how long a table remembers that an entry went by itself, for those who watch.
-const markerTTL = time.Minute
+// markerTTL is how long a table remembers that an entry is gone, for those who watch; whoever was away for longer finds out
+// from what he is not told again. Then nothing of the entry is left. Shorter in tests.
+var markerTTL = time.Minute
 
 // Table opens a table.
 func (b *Bus) Table(ctx context.Context, name string, o bus.TableOptions) (bus.Table, error) {
@@ -34,13 +35,10 @@ func (b *Bus) Table(ctx context.Context, name string, o bus.TableOptions) (bus.T
 		return t, nil
 	}
 	t = &table{b: b, name: name, conf: jetstream.KeyValueConfig{
-		Bucket: "naru_table_" + name, Replicas: b.o.Replicas, TTL: o.TTL, Storage: jetstream.FileStorage,
+		Bucket: "naru_table_" + name, Replicas: b.o.Replicas, TTL: o.TTL, Storage: jetstream.FileStorage, LimitMarkerTTL: markerTTL,
 	}}
 	if o.Volatile {
 		t.conf.Storage = jetstream.MemoryStorage
-	}
-	if o.TTL > 0 {
-		t.conf.LimitMarkerTTL = markerTTL // those who watch are told of what went by itself
 	}
 	if !word(name) {
 		return nil, fmt.Errorf("open table %q: want a name of letters, digits, - and _", name)
@@ -62,12 +60,23 @@ func (t *table) ready(ctx context.Context) error {
 	kv, err := t.b.js.CreateKeyValue(ctx, t.conf)
 	if errors.Is(err, jetstream.ErrBucketExists) {
 		kv, err = t.b.js.KeyValue(ctx, t.conf.Bucket)
+		if err == nil {
+			kv, err = t.forgetful(ctx, kv)
+		}
 	}
 	if err != nil {
 		return err
 	}
 	t.kv.Store(&kv)
 	return nil
+}
+
+// forgetful has a bucket of before forget what was removed.
+func (t *table) forgetful(ctx context.Context, kv jetstream.KeyValue) (jetstream.KeyValue, error) {
+	if s, err := kv.Status(ctx); err != nil || s.LimitMarkerTTL() > 0 {
+		return kv, err
+	}
+	return t.b.js.UpdateKeyValue(ctx, t.conf)
 }
 
 // do calls f with the bucket, once more if the server had forgotten it, and names the fault.
@@ -131,10 +140,11 @@ func (t *table) Update(ctx context.Context, key string, value []byte, revision u
 // Delete removes a key.
 func (t *table) Delete(ctx context.Context, key string, revision uint64) error {
 	return t.do(ctx, key, func(kv jetstream.KeyValue) error {
-		if revision == 0 {
-			return kv.Delete(ctx, key)
+		o := []jetstream.KVDeleteOpt{jetstream.PurgeTTL(markerTTL)}
+		if revision != 0 {
+			o = append(o, jetstream.LastRevision(revision))
 		}
-		return kv.Delete(ctx, key, jetstream.LastRevision(revision))
+		return kv.Purge(ctx, key, o...)
 	})
 }
 

@@ -123,7 +123,7 @@ func (a *Admission) Run(ctx context.Context, ready func()) error {
 		table, prefix string
 		apply         func(bus.Entry)
 	}{
-		{trustTable, trustKey, a.applyTrust}, {trustTable, casPrefix, a.applyCA}, {trustTable, templatePrefix, a.applyTemplate},
+		{trustTable, trustPrefix, a.applyTrust}, {trustTable, casPrefix, a.applyCA}, {trustTable, templatePrefix, a.applyTemplate},
 		{trustTable, claimPrefix, a.applyClaim}, {devicesTable, devicePrefix, a.applyDevice},
 	}
 	read.Add(len(follows))
@@ -252,7 +252,7 @@ func (a *Admission) applyDevice(e bus.Entry) {
 	now := a.o.Now()
 	a.mu.Lock()
 	was := a.devices[e.Key]
-	if was != nil && was.revision > e.Revision || a.gone[e.Key] > e.Revision {
+	if !vanished(e) && (was != nil && was.revision > e.Revision || a.gone[e.Key] > e.Revision) {
 		a.mu.Unlock()
 		return
 	}
@@ -265,7 +265,7 @@ func (a *Admission) applyDevice(e bus.Entry) {
 	}
 	if next == nil {
 		delete(a.devices, e.Key)
-		a.gone[e.Key] = e.Revision
+		a.gone[e.Key] = max(a.gone[e.Key], e.Revision)
 	} else {
 		delete(a.gone, e.Key)
 		a.devices[e.Key] = next
@@ -279,6 +279,10 @@ func (a *Admission) applyDevice(e bus.Entry) {
 		a.tell(was.id)
 	}
 }
+
+// vanished says that an entry went while the bus was away, which is known from its not being told again. It has no
+// revision: it is true of what is known at that moment, and what was written since is told behind it.
+func vanished(e bus.Entry) bool { return e.Deleted && e.Revision == 0 }
 
 // alike says whether policies see no difference.
 func (d *admitted) alike(other *admitted) bool {

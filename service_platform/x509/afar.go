@@ -27,11 +27,14 @@ import (
 const (
 	provisionTable  = "naru_provision"
 	provisionerKey  = "provisioner" // in the trust table: the CA's public key
-	askPrefix       = "ask/"
-	answerPrefix    = "answer/"
+	askPrefix       = "ask."
+	answerPrefix    = "answer."
 	provisionLinger = time.Minute // an entry that nobody took
 	provisionAtOnce = 16          // an approval hook may take five seconds
 )
+
+// answerKey has a part of its own for the id, so that a door is sent no other's answer.
+func answerKey(id string) string { return answerPrefix + id + ".it" }
 
 // provisioner is the entry of a CA that answers.
 type provisionerEntry struct {
@@ -138,7 +141,7 @@ func (a *Admission) exchange(ctx context.Context, id string, request []byte, ope
 	came, listening, ended := make(chan []byte, 1), make(chan struct{}), make(chan error, 1)
 	heard := sync.OnceFunc(func() { close(listening) })
 	go func() {
-		ended <- t.Watch(watch, answerPrefix+id, func(e bus.Entry) {
+		ended <- t.Watch(watch, answerPrefix+id+".", func(e bus.Entry) {
 			if !e.Deleted {
 				select {
 				case came <- e.Value:
@@ -159,7 +162,7 @@ func (a *Admission) exchange(ctx context.Context, id string, request []byte, ope
 		last, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer done()
 		_ = t.Delete(last, askPrefix+id, 0)
-		_ = t.Delete(last, answerPrefix+id, 0)
+		_ = t.Delete(last, answerKey(id), 0)
 	}()
 	if _, err := t.Put(ctx, askPrefix+id, request); err != nil {
 		return answer, fmt.Errorf("ask the CA: %w", err)
@@ -275,7 +278,7 @@ func (p *provisioning) answerOne(ctx context.Context, t bus.Table, mine *ecdh.Pr
 	if raw, err = json.Marshal(sealed{Text: seal.Seal(nil, once[:], raw, []byte(id))}); err != nil {
 		return err
 	}
-	_, err = t.Put(ctx, answerPrefix+id, raw)
+	_, err = t.Put(ctx, answerKey(id), raw)
 	return err
 }
 

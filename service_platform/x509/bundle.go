@@ -12,10 +12,12 @@ import (
 	"github.com/naru-platform/naru/bus"
 )
 
-// The tables are small and public: certificates and states, never a key.
+// The tables are small and public: certificates and states, never a key. A dot ends the first part of each key, by which
+// the bus tells entries apart: whoever follows or reads one kind is sent no other.
 const (
 	trustTable   = "naru_x509"
-	trustKey     = "trust"
+	trustPrefix  = "trust."
+	trustKey     = trustPrefix + "bundle"
 	devicesTable = "naru_devices"
 )
 

@@ -18,7 +18,8 @@ import (
 )
 
 const (
-	claimPrefix   = "claim/"
+	claimPrefix   = "claim."
+	claimPeer     = "claim/"                 // in front of its name, where a listener is told of it
 	claimValidity = 2 * 365 * 24 * time.Hour // a claim certificate is built into a production lot
 )
 
@@ -52,7 +53,7 @@ func (a *Admission) applyClaim(e bus.Entry) {
 	}
 	a.mu.Unlock()
 	if known && was.RevokedAt.IsZero() && (!ok || !c.RevokedAt.IsZero()) {
-		a.tell(claimPrefix + was.Name)
+		a.tell(claimPeer + was.Name)
 	}
 }
 

@@ -48,7 +48,7 @@ func (x *index) apply(e bus.Entry) {
 	}
 	x.mu.Lock()
 	was, known := x.devices[e.Key]
-	if known && was.revision > e.Revision || x.gone[e.Key] > e.Revision {
+	if !vanished(e) && (known && was.revision > e.Revision || x.gone[e.Key] > e.Revision) {
 		x.mu.Unlock()
 		return
 	}
@@ -61,7 +61,7 @@ func (x *index) apply(e bus.Entry) {
 	}
 	if e.Deleted {
 		delete(x.devices, e.Key)
-		if known {
+		if known && !vanished(e) {
 			x.gone[e.Key] = e.Revision
 		}
 	} else {

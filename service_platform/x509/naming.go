@@ -41,7 +41,7 @@ func plain(r rune) bool {
 	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_'
 }
 
-const devicePrefix = "d/"
+const devicePrefix = "d."
 
 // deviceKey is the registry's key of a device: what a table's key cannot hold, and the dot that some engines give a
 // meaning, is written as an equals sign and two hexadecimal digits.
@@ -67,7 +67,7 @@ func uri(kind, id string) *url.URL {
 }
 
 // certKey is where the device of a certificate is found whose common name is not the device's id.
-func certKey(fingerprint string) string { return "c/" + fingerprint }
+func certKey(fingerprint string) string { return "c." + fingerprint }
 
 // Fingerprint names a certificate: SHA-256 over its DER, in lower-case hexadecimal digits.
 func Fingerprint(der []byte) string {

@@ -30,7 +30,7 @@ const (
 )
 
 const (
-	ownershipPrefix   = "own/"
+	ownershipPrefix   = "own."
 	ownershipValidity = time.Hour
 	claimRate         = 10 // certificates a second by one claim certificate; a production line is slower
 	claimBurst        = 50
@@ -244,6 +244,10 @@ func (p *provisioning) create(ctx context.Context, claim Claim, byCSR bool, payl
 	} else if in.CSR != "" {
 		return nil, awsRefuse("payload", http.StatusBadRequest, "InvalidPayload", "a request with a csr goes to %s", topicCSR)
 	}
+	if n := p.o.waiting.of(claim.Fingerprint); n >= waitingMax {
+		return nil, awsRefuse(stepThrottle, http.StatusTooManyRequests, "Throttled", "%d certificates of claim certificate %s wait for somebody to provision himself with; "+
+			"none is made until some are taken or have ended, an hour after they were made", n, claim.Name)
+	}
 	issued, err := p.o.authority.Issue(req)
 	if err != nil {
 		return nil, err
@@ -263,7 +267,9 @@ func (p *provisioning) keep(ctx context.Context, key string, own ownership, revi
 	if err != nil {
 		return err
 	}
-	_, err = p.o.trust.Update(ctx, key, raw, revision)
+	if revision, err = p.o.trust.Update(ctx, key, raw, revision); err == nil {
+		p.o.waiting.apply(bus.Entry{Key: key, Value: raw, Revision: revision})
+	}
 	return err
 }
 

@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	casPrefix    = "ca/"
-	codePrefix   = "code/"
+	casPrefix    = "ca."
+	codePrefix   = "code."
 	codeValidity = time.Hour
 	casMax       = 64 // each is looked at for every stranger's certificate
 )

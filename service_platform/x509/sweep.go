@@ -10,8 +10,7 @@ import (
 	"github.com/naru-platform/naru/bus"
 )
 
-// sweep forgets what has ended by itself: withdrawn certificates, registration codes and tokens. A certificate that was
-// given out to be provisioned, and was not, is withdrawn with its token.
+// sweep forgets what has ended by itself: withdrawn certificates, registration codes and tokens.
 func (s *service) sweep(ctx context.Context, o *opened) error {
 	now := s.env.Now()
 	for _, key := range o.withdrawn.ended(now) {
@@ -19,7 +18,6 @@ func (s *service) sweep(ctx context.Context, o *opened) error {
 			return fmt.Errorf("forget what has ended: %w", err)
 		}
 	}
-	left := 0
 	for prefix, ended := range map[string]func([]byte) (bool, error){
 		codePrefix: func(raw []byte) (bool, error) {
 			var c registrationCode
@@ -28,17 +26,6 @@ func (s *service) sweep(ctx context.Context, o *opened) error {
 		tokenPrefix: func(raw []byte) (bool, error) {
 			var t enrolmentToken
 			return json.Unmarshal(raw, &t) == nil && now.After(t.Expires), nil
-		},
-		ownershipPrefix: func(raw []byte) (bool, error) {
-			var own ownership
-			if json.Unmarshal(raw, &own) != nil || !now.After(own.Expires.Add(ownershipValidity)) {
-				return false, nil
-			}
-			kept, err := s.withdrawUnclaimed(ctx, o, own, now)
-			if !kept {
-				left++
-			}
-			return true, err
 		},
 	} {
 		entries, err := scan(ctx, o.trust, prefix)
@@ -56,6 +43,39 @@ func (s *service) sweep(ctx context.Context, o *opened) error {
 			if err := o.trust.Delete(ctx, e.Key, e.Revision); err != nil && !errors.Is(err, bus.ErrConflict) && !errors.Is(err, bus.ErrNotFound) {
 				return fmt.Errorf("forget what has ended: %w", err)
 			}
+		}
+	}
+	return s.sweepWaiting(ctx, o)
+}
+
+// sweepWaiting forgets ownership tokens that have ended. A certificate that was given out to be provisioned, and was not, is
+// withdrawn with its token.
+func (s *service) sweepWaiting(ctx context.Context, o *opened) error {
+	left := 0
+	for _, key := range o.waiting.ended(s.env.Now()) {
+		e, err := o.trust.Get(ctx, key)
+		if errors.Is(err, bus.ErrNotFound) {
+			o.waiting.apply(bus.Entry{Key: key, Deleted: true})
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("forget what has ended: %w", err)
+		}
+		var own ownership
+		if json.Unmarshal(e.Value, &own) == nil {
+			kept, err := s.withdrawUnclaimed(ctx, o, own, s.env.Now())
+			if err != nil {
+				return err
+			}
+			if !kept {
+				left++
+			}
+		}
+		switch err := o.trust.Delete(ctx, key, e.Revision); {
+		case err == nil, errors.Is(err, bus.ErrNotFound):
+			o.waiting.apply(bus.Entry{Key: key, Deleted: true})
+		case !errors.Is(err, bus.ErrConflict):
+			return fmt.Errorf("forget what has ended: %w", err)
 		}
 	}
 	if left > 0 {

@@ -17,7 +17,7 @@ import (
 	"github.com/naru-platform/naru/bus"
 )
 
-const templatePrefix = "template/"
+const templatePrefix = "template."
 
 const (
 	parametersMax = 32

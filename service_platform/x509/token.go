@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	tokenPrefix   = "token/"
+	tokenPrefix   = "token."
 	tokenValidity = 24 * time.Hour
 	tokenLongest  = 90 * 24 * time.Hour
 )

@@ -186,7 +186,7 @@ func (a *Admission) tellAll() {
 			all = append(all, d.id)
 		}
 		for _, c := range a.claims {
-			all = append(all, claimPrefix+c.Name)
+			all = append(all, claimPeer+c.Name)
 		}
 	}
 	a.mu.RUnlock()

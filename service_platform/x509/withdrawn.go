@@ -19,7 +19,7 @@ import (
 // What is withdrawn stays so until it ends by itself, whatever becomes of the device: in a device's entry while there is
 // room, and here afterwards, in the trust table under the certificate's fingerprint.
 const (
-	revokedPrefix = "revoked/"
+	revokedPrefix = "revoked."
 	// unclaimedMax is how many certificates are kept that were given out to be provisioned and were not. They admit
 	// nobody anyway; beyond it they are left out of the revocation list, so that a claim certificate in wrong hands does
 	// not fill the bus.
@@ -101,13 +101,13 @@ type withdrawal struct {
 
 // apply takes an entry of the trust table over. What cannot be read is no certificate of a list.
 func (x *withdrawals) apply(e bus.Entry) {
-	prefix, sum, _ := strings.Cut(e.Key, "/")
+	prefix, sum, _ := strings.Cut(e.Key, ".")
 	var fp fingerprint
 	if n, err := hex.Decode(fp[:], []byte(sum)); err != nil || n != len(fp) {
 		return
 	}
 	var c revokedCert
-	ok, claim := !e.Deleted, prefix+"/" == claimPrefix
+	ok, claim := !e.Deleted, prefix+"." == claimPrefix
 	if claim {
 		var k Claim
 		ok = ok && json.Unmarshal(e.Value, &k) == nil && !k.RevokedAt.IsZero()

@@ -113,6 +113,7 @@ type opened struct {
 	templates  map[string]Template
 	index      *index
 	withdrawn  withdrawals
+	waiting    waiting
 	teller     *teller
 	crls       crlCache
 	estAddr    string // where EST listens, if it does
@@ -205,6 +206,9 @@ func (s *service) run(ctx context.Context, ready func()) error {
 			return nil
 		case <-look.C:
 			s.look(ctx, o)
+			if err := s.sweepWaiting(ctx, o); err != nil && ctx.Err() == nil {
+				s.env.Log.Error("ownership tokens that have ended cannot be swept; trying again in a while", "error", err)
+			}
 		case <-due.C:
 			if err := s.renew(ctx, o); err != nil && ctx.Err() == nil {
 				s.env.Log.Error("certificate cannot be renewed; trying again in an hour", "error", err)
@@ -228,6 +232,7 @@ func (s *service) load(ctx context.Context, all *sync.WaitGroup, o *opened) bool
 		{devicesTable, devicePrefix, o.index.apply, o.index.loaded},
 		{trustTable, revokedPrefix, o.withdrawn.apply, func() {}},
 		{trustTable, claimPrefix, o.withdrawn.apply, func() {}},
+		{trustTable, ownershipPrefix, o.waiting.apply, func() {}},
 	} {
 		read.Add(1)
 		once := sync.OnceFunc(func() {
