@@ -60,7 +60,8 @@ type Admission struct {
 	devices   map[string]*admitted // by key in the table
 	gone      map[string]uint64    // revisions of entries that say that a device was deleted, by the same keys
 	certs     map[fingerprint]*admitted
-	registry  bus.Table // nil until opened
+	registry  bus.Table              // nil until opened
+	unnoted   map[fingerprint]string // devices that have come in, which could not be noted yet
 	onChange  []func(who string)
 }
 
@@ -84,6 +85,7 @@ type revocation struct {
 	at, ends time.Time
 	reason   string
 	name     string // its common name where that is not the device's id
+	awaited  bool   // the device has not come in with it yet, and somebody waits for that
 }
 
 // NewAdmission makes one that knows nothing until Run has read the tables.
@@ -102,6 +104,7 @@ func NewAdmission(b bus.Bus, o AdmissionOptions) *Admission {
 		server:   serverCert{cert: o.ServerCert, key: o.ServerKey, now: o.Now, log: o.Log},
 		recorder: recorder{node: o.Node}, templates: map[string]Template{}, claims: map[fingerprint]Claim{},
 		cas: map[string]*registeredCA{}, devices: map[string]*admitted{}, gone: map[string]uint64{}, certs: map[fingerprint]*admitted{},
+		unnoted: map[fingerprint]string{},
 	}
 }
 
@@ -220,25 +223,88 @@ func (a *Admission) nameOf(fp fingerprint, id string) string {
 	return id
 }
 
-// ask looks a device up in the table, by its certificate where that has another name.
-func (a *Admission) ask(ctx context.Context, id string, fp fingerprint) {
+// ask looks the device of a certificate up in the table. Where that cannot be asked nobody knows whose it is.
+func (a *Admission) ask(ctx context.Context, fp fingerprint) error {
 	a.mu.RLock()
 	t := a.registry
 	a.mu.RUnlock()
-	if t != nil {
-		if e, err := t.Get(ctx, certKey(hex.EncodeToString(fp[:]))); err == nil {
-			id = string(e.Value)
-		}
+	if t == nil {
+		return message.Rejectf(message.BusUnavailable, "the device registry has not been opened yet")
 	}
-	if t == nil || CheckDevice(id) != nil {
+	look := func(key string) (e bus.Entry, found bool, err error) {
+		switch e, err = t.Get(ctx, key); {
+		case err == nil:
+			return e, true, nil
+		case errors.Is(err, bus.ErrNotFound):
+			return e, false, nil
+		}
+		return e, false, message.Rejectf(message.BusUnavailable, "the device of certificate %x cannot be looked up: %w", fp, err)
+	}
+	e, found, err := look(certKey(hex.EncodeToString(fp[:])))
+	if err != nil || !found {
+		return err
+	}
+	var of certOwner
+	if err := json.Unmarshal(e.Value, &of); err != nil {
+		a.o.Log.Error("whose a certificate is cannot be read; it is refused", "table", devicesTable, "key", e.Key, "error", err)
+		return nil
+	}
+	if e, found, err = look(deviceKey(of.Device)); found {
+		a.applyDevice(e)
+	}
+	return err
+}
+
+// came notes that a device has come in with a certificate by which somebody waits for it. What cannot be noted now is noted
+// in a while: nobody is kept out for it.
+func (a *Admission) came(ctx context.Context, device string, fp fingerprint) {
+	a.mu.RLock()
+	d, t := a.certs[fp], a.registry
+	awaited := d != nil && d.certs[fp].awaited
+	a.mu.RUnlock()
+	if !awaited || t == nil {
 		return
 	}
-	e, err := t.Get(ctx, deviceKey(id))
-	switch {
-	case err == nil:
-		a.applyDevice(e)
-	case !errors.Is(err, bus.ErrNotFound):
-		a.o.Log.Warn("device cannot be looked up", "device", id, "error", err)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), camePatience)
+	defer cancel()
+	r := &Registry{table: store{t}, now: a.o.Now, wrote: a.applyDevice}
+	err := r.Came(ctx, device, hex.EncodeToString(fp[:]))
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err == nil {
+		delete(a.unnoted, fp)
+	} else if _, there := a.unnoted[fp]; there || len(a.unnoted) < unnotedMax {
+		a.unnoted[fp] = device
+	}
+}
+
+const (
+	camePatience = 2 * time.Second
+	unnotedMax   = 4096 // beyond it a device is noted when it comes the next time
+)
+
+// noteCame notes what could not be noted at once.
+func (a *Admission) noteCame(ctx context.Context) {
+	a.mu.RLock()
+	left := maps.Clone(a.unnoted)
+	a.mu.RUnlock()
+	for fp, device := range left {
+		a.mu.RLock()
+		d := a.certs[fp]
+		still := d != nil && d.certs[fp].awaited
+		a.mu.RUnlock()
+		if !still {
+			a.mu.Lock()
+			delete(a.unnoted, fp)
+			a.mu.Unlock()
+			continue
+		}
+		a.came(ctx, device, fp)
+		if a.mu.RLock(); a.unnoted[fp] != "" || ctx.Err() != nil { // the bus is still away
+			a.mu.RUnlock()
+			return
+		}
+		a.mu.RUnlock()
 	}
 }
 
@@ -319,7 +385,7 @@ func admittedOf(e bus.Entry) (*admitted, error) {
 		if n, err := hex.Decode(fp[:], []byte(c.Fingerprint)); err != nil || n != len(fp) || len(c.Fingerprint) != 2*len(fp) {
 			return nil, fmt.Errorf("fingerprint %q is not SHA-256 in hexadecimal digits", c.Fingerprint)
 		}
-		a.certs[fp] = revocation{at: c.RevokedAt, ends: c.EndsAt, reason: c.Reason, name: c.Name}
+		a.certs[fp] = revocation{at: c.RevokedAt, ends: c.EndsAt, reason: c.Reason, name: c.Name, awaited: c.Awaited && !c.Revoked()}
 	}
 	return a, nil
 }

@@ -99,7 +99,7 @@ func TestRegisteredDeviceIsAdmitted(t *testing.T) {
 // The bus may be slow to tell of a device that was enrolled a moment ago, and must not have it refused.
 func TestDeviceIsAdmittedAtOnceAfterEnrolment(t *testing.T) {
 	h := newHouse(t)
-	h.reg.table.(*table).deaf = true
+	h.bus.(*tables).open[devicesTable].deaf = true
 	h.admitted(h.enrol("d-17"), "d-17")
 }
 

@@ -193,7 +193,9 @@ func (a *Admission) registered(ctx context.Context, leaf *stdx509.Certificate, f
 			}
 			return claim, err
 		}
-		a.ask(ctx, name(leaf), fp)
+		if err := a.ask(ctx, fp); err != nil {
+			return Admitted{}, err
+		}
 		who, err, known = a.lookup(fp)
 	}
 	if !known && by.ca != nil && by.ca.Template != "" {
@@ -211,6 +213,7 @@ func (a *Admission) registered(ctx context.Context, leaf *stdx509.Certificate, f
 	if want := a.nameOf(fp, who.Device); want != name(leaf) {
 		return Admitted{}, message.Rejectf(message.CertUnregistered, "certificate %x is registered for device %q and names %q", fp, who.Device, name(leaf))
 	}
+	a.came(ctx, who.Device, fp)
 	at.Device = who.Device
 	at.pass("registration", "as device %q", who.Device)
 	return who, nil

@@ -199,11 +199,14 @@ func (p *provisioning) answerAfar(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t, err := p.s.env.Bus.Table(ctx, provisionTable, bus.TableOptions{Volatile: true, TTL: provisionLinger})
-	if err != nil {
-		return fmt.Errorf("open table %s: %w", provisionTable, err)
-	}
-	if _, err := p.o.trust.Put(ctx, provisionerKey, raw); err != nil {
+	var t store
+	if err := patiently(ctx, func() (err error) {
+		if t, err = openStore(ctx, p.s.env.Bus, provisionTable, bus.TableOptions{Volatile: true, TTL: provisionLinger}); err != nil {
+			return err
+		}
+		_, err = p.o.trust.Put(ctx, provisionerKey, raw)
+		return err
+	}); err != nil {
 		return fmt.Errorf("publish a key for doors elsewhere: %w", err)
 	}
 	var all sync.WaitGroup
@@ -228,7 +231,7 @@ func (p *provisioning) answerAfar(ctx context.Context) error {
 	return nil
 }
 
-func (p *provisioning) answerOne(ctx context.Context, t bus.Table, mine *ecdh.PrivateKey, e bus.Entry) error {
+func (p *provisioning) answerOne(ctx context.Context, t store, mine *ecdh.PrivateKey, e bus.Entry) error {
 	id := strings.TrimPrefix(e.Key, askPrefix)
 	var s sealed
 	if err := json.Unmarshal(e.Value, &s); err != nil {
@@ -239,9 +242,21 @@ func (p *provisioning) answerOne(ctx context.Context, t bus.Table, mine *ecdh.Pr
 		return nil // for the key of an earlier start, which nobody can open
 	}
 	// Whoever takes it away answers it: one that is told again is done, and one whose door gave up is gone.
-	switch err := t.Delete(ctx, e.Key, e.Revision); {
+	// After a fault nobody knows whether it was taken: what is not there then was taken here, since nobody else can open it.
+	ctx, cancel := context.WithTimeout(ctx, provisionLinger) // nobody waits longer
+	defer cancel()
+	faults := 0
+	switch err := patiently(ctx, func() error {
+		err := t.Delete(ctx, e.Key, e.Revision)
+		if errors.Is(err, errAway) {
+			faults++
+		}
+		return err
+	}); {
 	case errors.Is(err, bus.ErrConflict), errors.Is(err, bus.ErrNotFound):
-		return nil
+		if faults == 0 {
+			return nil
+		}
 	case err != nil:
 		return err
 	}
@@ -265,8 +280,6 @@ func (p *provisioning) answerOne(ctx context.Context, t bus.Table, mine *ecdh.Pr
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, provisionLinger) // nobody waits longer
-	defer cancel()
 	got := p.Provision(ctx, Client{Leaf: leaf, Address: in.Address, ClientID: in.ClientID, Door: doorClaim}, in.Topic, in.Payload)
 	if raw, err = json.Marshal(answered{got.Topic, got.Payload, got.Accepted}); err != nil {
 		return err
@@ -278,8 +291,11 @@ func (p *provisioning) answerOne(ctx context.Context, t bus.Table, mine *ecdh.Pr
 	if raw, err = json.Marshal(sealed{Text: seal.Seal(nil, once[:], raw, []byte(id))}); err != nil {
 		return err
 	}
-	_, err = t.Put(ctx, answerKey(id), raw)
-	return err
+	// What was done is done: the device must hear of it while it waits.
+	return patiently(ctx, func() error {
+		_, err := t.Put(ctx, answerKey(id), raw)
+		return err
+	})
 }
 
 // refusedAfar is the answer where the CA could not be asked, and is recorded.

@@ -126,7 +126,7 @@ func TestSealedRequestThatWasChangedIsNotAnswered(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return p.answerOne(t.Context(), table, mine, bus.Entry{Key: askPrefix + id, Value: value, Revision: revision})
+		return p.answerOne(t.Context(), store{table}, mine, bus.Entry{Key: askPrefix + id, Value: value, Revision: revision})
 	}
 	if put("changed", "changed", 1) == nil {
 		t.Error("a changed request is answered")

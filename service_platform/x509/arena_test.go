@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -171,6 +172,10 @@ func (a *arena) fleet() string {
 	devices, _ := a.s.open.Load().index.page("", 1000, nil)
 	for _, d := range devices {
 		d.Unsaid = nil
+		d.Certs = slices.Clone(d.Certs)
+		for i := range d.Certs {
+			d.Certs[i].Awaited = false // a device that comes in changes nothing else
+		}
 		_ = json.NewEncoder(&b).Encode(d)
 	}
 	return b.String()

@@ -30,7 +30,8 @@ type Claim struct {
 	Name        string    `json:"name"`
 	Templates   []string  `json:"templates"`
 	Serial      string    `json:"serial"`
-	Issuer      string    `json:"issuer"` // its key identifier
+	Issuer      string    `json:"issuer"`        // its key identifier
+	Key         string    `json:"key,omitempty"` // as Certificate.Key
 	NotAfter    time.Time `json:"not_after"`
 	CreatedAt   time.Time `json:"created_at"`
 	By          string    `json:"by"`
@@ -107,12 +108,15 @@ func (s *service) addClaim(o *opened, w http.ResponseWriter, r *http.Request) er
 		}
 		req.Key = csr.PublicKey
 	}
-	issued, err := o.authority.Issue(req)
+	issued, err := o.issue(r.Context(), req)
+	if errors.Is(err, ErrRefused) || errors.Is(err, errAway) {
+		return err
+	}
 	if err != nil {
 		return bad(err)
 	}
 	cert := issued.record(s.env.Now())
-	c := Claim{Fingerprint: cert.Fingerprint, Name: in.Name, Templates: in.Templates, Serial: cert.Serial, Issuer: cert.Issuer, NotAfter: cert.NotAfter,
+	c := Claim{Fingerprint: cert.Fingerprint, Name: in.Name, Templates: in.Templates, Serial: cert.Serial, Issuer: cert.Issuer, Key: cert.Key, NotAfter: cert.NotAfter,
 		CreatedAt: s.env.Now().UTC(), By: by(in.By)}
 	raw, err := json.Marshal(c)
 	if err != nil {
@@ -160,6 +164,9 @@ func (s *service) revokeClaim(o *opened, w http.ResponseWriter, r *http.Request)
 		}
 		if c.RevokedAt.IsZero() {
 			c.RevokedAt = s.env.Now().UTC()
+		}
+		if err := condemn(r.Context(), o.trust, c.Key, revokedKey{claimPeer + c.Name, c.Fingerprint, c.RevokedAt, c.NotAfter.Add(revokedKeyKept)}); err != nil {
+			return err
 		}
 		raw, err := json.Marshal(c)
 		if err != nil {

@@ -183,13 +183,21 @@ func (e *est) enrol(w http.ResponseWriter, r *http.Request, again bool) {
 		return
 	}
 	refusal := &estRefusal{http.StatusInternalServerError, "enrolment", errors.New("the request was not done; try again")}
-	if !errors.As(err, &refusal) {
+	otherwise := message.HandlerError
+	switch {
+	case errors.Is(err, errAway), message.ReasonOf(err, 0) == message.BusUnavailable: // whatever step it came from
+		refusal = &estRefusal{http.StatusServiceUnavailable, "enrolment", errors.New("the platform cannot look that up now; try again")}
+		otherwise = message.BusUnavailable
+		w.Header().Set("Retry-After", retryAfter)
+		e.s.env.Log.Warn("a device was not enrolled, since the bus is away", "device", at.Device, "address", at.Address, "error", err)
+	case !errors.As(err, &refusal):
 		e.s.env.Log.Error("a device was not enrolled", "device", at.Device, "address", at.Address, "error", err)
+	case refusal.status == http.StatusBadRequest || refusal.status == http.StatusForbidden:
+		otherwise = message.ACLDenied
+	default:
+		otherwise = message.TokenInvalid
 	}
-	reason := message.ReasonOf(err, message.TokenInvalid)
-	if refusal.status == http.StatusBadRequest || refusal.status == http.StatusForbidden {
-		reason = message.ReasonOf(err, message.ACLDenied)
-	}
+	reason := message.ReasonOf(err, otherwise)
 	_ = at.fail(refusal.step, message.Reject(reason, err)) // the same error
 	e.door.recorder.record(*at)
 	text := refusal.Error()
@@ -233,7 +241,7 @@ func (e *est) issue(w http.ResponseWriter, r *http.Request, c Client, again bool
 	if token != nil {
 		req.Validity = time.Duration(token.is.Validity)
 		if err := e.o.bindToken(r.Context(), token, csr); err != nil {
-			return nil, &estRefusal{http.StatusUnauthorized, "token", err}
+			return nil, wrongToken(err)
 		}
 		at.pass("token", "used up")
 	} else {
@@ -245,21 +253,34 @@ func (e *est) issue(w http.ResponseWriter, r *http.Request, c Client, again bool
 			return nil, err
 		}
 	}
-	issued, err := e.o.authority.Issue(req)
+	issued, err := e.o.issue(r.Context(), req)
+	if errors.Is(err, ErrRefused) {
+		return nil, &estRefusal{http.StatusForbidden, "csr", err}
+	}
+	if errors.Is(err, errAway) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, estBad("issued", "%w", err)
 	}
 	g.Certificate = issued.record(e.s.env.Now())
 	if token != nil { // before it is registered: one that is withdrawn ends the token, whenever that comes
-		token.is.Issued = g.Certificate.Fingerprint
-		if err := e.o.keepToken(r.Context(), token); err != nil {
-			return nil, &estRefusal{http.StatusUnauthorized, "token", err}
+		g.Certificate.Awaited, g.Token = true, token.is.Made
+		if err := e.o.keepToken(r.Context(), token, func(t *enrolmentToken) error { t.Issued = g.Certificate.Fingerprint; return nil }); err != nil {
+			return nil, wrongToken(err)
 		}
 	}
 	if _, _, err := e.o.registry.Add(r.Context(), g); errors.Is(err, ErrRefused) {
 		return nil, &estRefusal{http.StatusForbidden, "registration", err}
 	} else if err != nil {
 		return nil, err
+	}
+	if token != nil { // a deletion that ended in the meantime has left nothing else to see
+		if err := e.o.keepToken(r.Context(), token, func(*enrolmentToken) error { return nil }); errors.Is(err, errToken) {
+			_, _, undo := e.o.registry.Revoke(context.WithoutCancel(r.Context()), device, g.Certificate.Fingerprint, "est", "the device was deleted")
+			e.o.teller.later(device)
+			return nil, errors.Join(wrongToken(err), undo)
+		}
 	}
 	e.s.metrics.issued.Inc()
 	e.o.teller.later(device)
@@ -270,9 +291,16 @@ func (e *est) issue(w http.ResponseWriter, r *http.Request, c Client, again bool
 
 // shownToken is a token that a device showed, and how it stands.
 type shownToken struct {
-	text     string
-	is       enrolmentToken
-	revision uint64
+	device string
+	is     enrolmentToken
+}
+
+// wrongToken refuses who showed a token, unless it is the bus that is away.
+func wrongToken(err error) error {
+	if errors.Is(err, errToken) {
+		return &estRefusal{http.StatusUnauthorized, "token", err}
+	}
+	return err
 }
 
 // who says which device asks: by its certificate, else by a token, which does not renew.
@@ -299,28 +327,25 @@ func (e *est) who(r *http.Request, c Client, again bool, at *Attempt) (device st
 	if CheckDevice(user) != nil {
 		return "", nil, &estRefusal{http.StatusUnauthorized, "token", fmt.Errorf("%w: the user is no device id", errToken)}
 	}
-	is, revision, err := e.o.checkToken(r.Context(), user, text, e.s.env.Now())
+	is, err := e.o.checkToken(r.Context(), user, text, e.s.env.Now())
 	if err != nil {
 		err = e.named(r.Context(), at, user, text, is, err)
 	}
-	if errors.Is(err, errToken) {
-		return "", nil, &estRefusal{http.StatusUnauthorized, "token", err}
-	}
 	if err != nil {
-		return "", nil, err
+		return "", nil, wrongToken(err)
 	}
 	at.Device = user
 	at.pass("token", "for device %q, good until %s", user, stamp(is.Expires))
-	return user, &shownToken{text, is, revision}, nil
+	return user, &shownToken{user, is}, nil
 }
 
 // named gives a refused attempt the name of its device where that is one, and says where user and token are mixed up.
 func (e *est) named(ctx context.Context, at *Attempt, user, text string, is enrolmentToken, err error) error {
-	if _, e := e.o.registry.Get(ctx, user); e == nil || is.Device == user {
+	if _, e := e.o.registry.Get(ctx, user); e == nil || is.Hash != "" {
 		at.Device = user
 		return err
 	}
-	if mixed, _, e := e.o.checkToken(ctx, text, user, at.At); mixed.Device == text {
+	if mixed, e := e.o.checkToken(ctx, text, user, at.At); mixed.Hash != "" {
 		at.Device = text
 		if e == nil {
 			err = fmt.Errorf("%w: the token was sent as the user; the device's id is the user, and the token the password", errToken)

@@ -25,7 +25,7 @@ func TestESTRecordsNoSecret(t *testing.T) {
 	}{
 		"user and token swapped":       {estCall{path: estEnroll, user: token, token: "d-2", body: body}, "d-2", "the device's id is the user"},
 		"a token for another":          {estCall{path: estEnroll, user: token, token: "d-3", body: body}, "", "no such token"},
-		"a token twice":                {estCall{path: estEnroll, user: token, token: token, body: body}, "", "for another device"},
+		"a token twice":                {estCall{path: estEnroll, user: token, token: token, body: body}, "", "no such token"},
 		"a token in the path":          {estCall{path: estEnroll + "/" + token, body: body}, "", "there are GET"},
 		"an unknown name, a bad token": {estCall{path: estEnroll, user: "d-44", token: "nonsense", body: body}, "d-44", "no such token"},
 		"a known name, a bad token":    {estCall{path: estEnroll, user: "d-1", token: token + "x", body: body}, "d-1", "no such token"},

@@ -127,7 +127,7 @@ func (s *service) issue(o *opened, w http.ResponseWriter, r *http.Request, e Enr
 			return err
 		}
 	}
-	issued, err := o.authority.Issue(req)
+	issued, err := o.issue(r.Context(), req)
 	if err != nil {
 		return err
 	}
@@ -156,8 +156,9 @@ func (s *service) tell(r *http.Request, o *opened, id string) {
 
 func (i *Issued) record(now time.Time) *Certificate {
 	c := i.Certificate
+	key, _ := keyHash(c.PublicKey) // which was read from a certificate, and so can be written
 	return &Certificate{
-		Fingerprint: Fingerprint(c.Raw), Serial: fmt.Sprintf("%x", c.SerialNumber), Issuer: hex.EncodeToString(c.AuthorityKeyId),
+		Key: key, Fingerprint: Fingerprint(c.Raw), Serial: fmt.Sprintf("%x", c.SerialNumber), Issuer: hex.EncodeToString(c.AuthorityKeyId),
 		NotBefore: c.NotBefore, NotAfter: c.NotAfter, IssuedAt: now.UTC(),
 	}
 }
@@ -398,6 +399,10 @@ func (s *service) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		problem(w, http.StatusBadRequest, err.Error())
 	case errors.Is(err, ErrUnknownDevice), errors.Is(err, ErrUnknownCA):
 		problem(w, http.StatusNotFound, err.Error())
+	case errors.Is(err, errAway):
+		s.env.Log.Warn("request about a device not done", "method", r.Method, "path", r.URL.Path, "error", err)
+		w.Header().Set("Retry-After", retryAfter)
+		problem(w, http.StatusServiceUnavailable, "the bus is away, try again in a moment: "+err.Error())
 	case errors.Is(err, ErrRefused), errors.Is(err, ErrRootKey):
 		problem(w, http.StatusConflict, err.Error())
 	default:

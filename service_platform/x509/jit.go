@@ -69,10 +69,14 @@ func (a *Admission) justInTime(ctx context.Context, leaf *stdx509.Certificate, c
 		return was.err
 	}
 	err := a.registerNow(ctx, leaf, sum, ca, at)
-	if err != nil && ctx.Err() == nil {
-		err = message.Rejectf(message.CertUnregistered, "certificate %s of %q by the registered CA %q: %w", sum, name(leaf), ca.Name, err)
-		a.refused.put(fp, refusal{now.Add(refusedFor), at.Becomes, err})
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errAway), ctx.Err() != nil: // no verdict on the device, and not remembered
+		return message.Rejectf(message.BusUnavailable, "device %q of the registered CA %q could not be registered: %w", name(leaf), ca.Name, err)
 	}
+	err = message.Rejectf(message.ReasonOf(err, message.CertUnregistered), "certificate %s of %q by the registered CA %q: %w", sum, name(leaf), ca.Name, err)
+	a.refused.put(fp, refusal{now.Add(refusedFor), at.Becomes, err})
 	return err
 }
 
@@ -81,10 +85,13 @@ func (a *Admission) registerNow(ctx context.Context, leaf *stdx509.Certificate, 
 	tmpl, ok := a.templates[ca.Template]
 	table := a.registry
 	a.mu.RUnlock()
-	if !ok || table == nil {
+	if table == nil {
+		return awayError{errors.New("the registry has not been opened yet")}
+	}
+	if !ok {
 		return inStep("template", fmt.Errorf("its template %q is not configured", ca.Template))
 	}
-	trust, err := a.bus.Table(ctx, trustTable, bus.TableOptions{})
+	trust, err := openStore(ctx, a.bus, trustTable, bus.TableOptions{})
 	if err != nil {
 		return err
 	}
@@ -107,7 +114,7 @@ func (a *Admission) registerNow(ctx context.Context, leaf *stdx509.Certificate, 
 	if name(leaf) != p.device {
 		c.Name = name(leaf)
 	}
-	r := &Registry{table: table, trust: trust, now: a.o.Now, wrote: a.applyDevice}
+	r := &Registry{table: store{table}, trust: trust, now: a.o.Now, wrote: a.applyDevice}
 	_, _, err = r.Add(ctx, Registration{ID: p.device, Certificate: c, Attributes: p.attributes, Groups: p.groups, Policy: p.policy,
 		CA: ca.Fingerprint, Fresh: !tmpl.Replace, By: "ca:" + ca.Name})
 	return err

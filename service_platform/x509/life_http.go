@@ -50,7 +50,10 @@ type Import struct {
 	Policy     string            `json:"policy,omitempty"`
 	Disabled   bool              `json:"disabled,omitempty"`
 	Certs      []Certificate     `json:"certs,omitempty"`
-	By         string            `json:"by,omitempty"`
+	// CA and CreatedAt are how and since when it is registered, as Device has them: taken over where the device is new.
+	CA        string    `json:"ca,omitempty"`
+	CreatedAt time.Time `json:"created_at,omitzero"`
+	By        string    `json:"by,omitempty"`
 }
 
 func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
@@ -65,11 +68,17 @@ func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
 	if err := firstOf(CheckDevice(id), checkText("by", in.By), checkText("policy", in.Policy), checkDescription(in.Groups, in.Attributes)); err != nil {
 		return bad(err)
 	}
+	if err := checkOrigin(in.CA); err != nil {
+		return bad(err)
+	}
+	if in.CreatedAt.After(s.env.Now().Add(24 * time.Hour)) { // another clock may be a little ahead
+		return bad(fmt.Errorf("created_at %s is in the future", stamp(in.CreatedAt)))
+	}
 	if len(in.Certs) > certsMax {
 		return bad(fmt.Errorf("device %s has %d certificates; %d is the most", id, len(in.Certs), certsMax))
 	}
 	for _, c := range in.Certs {
-		if raw, err := hex.DecodeString(c.Fingerprint); err != nil || len(raw) != 32 || Fingerprint(nil) == c.Fingerprint || hex.EncodeToString(raw) != c.Fingerprint {
+		if !isSum(c.Fingerprint) || Fingerprint(nil) == c.Fingerprint {
 			return bad(fmt.Errorf("fingerprint %q is not SHA-256 in lower-case hexadecimal digits", short(c.Fingerprint)))
 		}
 		if err := c.check(); err != nil {
@@ -82,7 +91,8 @@ func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	d, created, err := o.registry.Import(r.Context(), Registration{ID: id, Attributes: in.Attributes, Groups: in.Groups, Policy: in.Policy, By: by(in.By)}, in.Certs, in.Disabled)
+	d, created, err := o.registry.Import(r.Context(), Registration{ID: id, Attributes: in.Attributes, Groups: in.Groups, Policy: in.Policy, By: by(in.By),
+		CA: in.CA, CreatedAt: in.CreatedAt}, in.Certs, in.Disabled)
 	if err != nil {
 		return err
 	}
@@ -94,6 +104,22 @@ func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
 	return answer(w, status, s.shown(d))
 }
 
+// checkOrigin says what is wrong with a Device.CA of an import.
+func checkOrigin(ca string) error {
+	if template, ok := strings.CutPrefix(ca, claimedBy); ok {
+		return checkPlain("ca: template", template)
+	}
+	if ca != "" && !isSum(ca) {
+		return fmt.Errorf("ca %q is neither a CA's fingerprint nor claim: and a template", short(ca))
+	}
+	return nil
+}
+
+func isSum(s string) bool {
+	raw, err := hex.DecodeString(s)
+	return err == nil && len(raw) == 32 && hex.EncodeToString(raw) == s
+}
+
 // check says what is wrong with what an import states of a certificate, beside its fingerprint.
 func (c Certificate) check() error {
 	switch {
@@ -103,6 +129,8 @@ func (c Certificate) check() error {
 		return fmt.Errorf("has the serial number %q, which is not one of up to 20 bytes in hexadecimal digits", short(c.Serial))
 	case len(c.Issuer) > 128 || strings.Trim(c.Issuer, "0123456789abcdef") != "":
 		return fmt.Errorf("has the issuer %q, which is no key identifier in hexadecimal digits", short(c.Issuer))
+	case c.Key != "" && !isSum(c.Key):
+		return fmt.Errorf("has the key %q, which is not SHA-256 in lower-case hexadecimal digits", short(c.Key))
 	}
 	return firstOf(checkText("name", c.Name), checkText("revoked_by", c.RevokedBy), checkText("reason", c.Reason))
 }

@@ -77,6 +77,7 @@ func (a *Admission) endOverlaps(ctx context.Context) {
 			return
 		case <-tick.C:
 			a.endedOverlaps()
+			a.noteCame(ctx)
 		}
 	}
 }

@@ -128,6 +128,9 @@ func awsRefuse(step string, status int, code, format string, args ...any) error 
 
 func rejected(topic string, err error) Answer {
 	r := &awsError{http.StatusInternalServerError, "InternalError", errors.New("the request was not done; try again")}
+	if errors.Is(err, errAway) {
+		r = &awsError{http.StatusServiceUnavailable, "ServiceUnavailable", errors.New("the platform cannot look that up now; try again")}
+	}
 	errors.As(err, &r)
 	raw, _ := json.Marshal(map[string]any{"statusCode": r.status, "errorCode": r.code, "errorMessage": r.Error()}) // plain data
 	return Answer{Topic: topic + "/rejected", Payload: raw}
@@ -143,11 +146,15 @@ func (p *provisioning) Provision(ctx context.Context, c Client, topic string, pa
 		if !errors.As(err, &r) {
 			p.s.env.Log.Error("a provisioning request was not done", "claim", at.Device, "address", at.Address, "error", err)
 		}
-		step, reason := stepOf(err, "provision"), message.ACLDenied
-		switch step {
-		case stepThrottle:
+		step, reason := stepOf(err, "provision"), message.ReasonOf(err, message.ACLDenied)
+		switch {
+		case errors.Is(err, errAway):
+			reason = message.BusUnavailable
+		case r == nil:
+			reason = message.HandlerError
+		case step == stepThrottle:
 			reason = message.RateLimited
-		case stepToken:
+		case step == stepToken:
 			reason = message.TokenInvalid
 		}
 		_ = at.fail(step, message.Reject(reason, err)) // the same error
@@ -248,7 +255,10 @@ func (p *provisioning) create(ctx context.Context, claim Claim, byCSR bool, payl
 		return nil, awsRefuse(stepThrottle, http.StatusTooManyRequests, "Throttled", "%d certificates of claim certificate %s wait for somebody to provision himself with; "+
 			"none is made until some are taken or have ended, an hour after they were made", n, claim.Name)
 	}
-	issued, err := p.o.authority.Issue(req)
+	issued, err := p.o.issue(ctx, req)
+	if errors.Is(err, ErrRefused) {
+		return nil, &awsError{http.StatusForbidden, "Forbidden", inStep("csr", err)}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -332,7 +342,7 @@ func (p *provisioning) provision(ctx context.Context, claim Claim, template stri
 		return nil, err
 	}
 	c := (&Issued{Certificate: certs[0]}).record(p.s.env.Now())
-	c.Name = own.Name
+	c.Name, c.Awaited = own.Name, true
 	_, _, err = p.o.registry.Add(ctx, Registration{ID: pl.device, Certificate: c, Attributes: pl.attributes, Groups: pl.groups, Policy: pl.policy,
 		CA: claimedBy + template, Fresh: !tmpl.Replace, By: "claim:" + claim.Name})
 	if errors.Is(err, ErrRefused) {
@@ -361,15 +371,8 @@ func (p *provisioning) again(ctx context.Context, own ownership, pl plan, at *At
 	if err != nil && !errors.Is(err, ErrUnknownDevice) {
 		return nil, err
 	}
-	inForce := slices.ContainsFunc(d.Certs, func(c Certificate) bool { return c.Fingerprint == own.Fingerprint && !c.Revoked() })
-	if err != nil || d.Disabled || !inForce {
-		return nil, wrongOwner("was used already")
-	}
-	came, err := attempts(ctx, p.s.env.Bus, attemptFilter{fingerprint: own.Fingerprint, admitted: true}, 1)
-	if err != nil {
-		return nil, err
-	}
-	if len(came) > 0 {
+	awaited := slices.ContainsFunc(d.Certs, func(c Certificate) bool { return c.Fingerprint == own.Fingerprint && !c.Revoked() && c.Awaited })
+	if err != nil || d.Disabled || !awaited {
 		return nil, wrongOwner("was used already")
 	}
 	at.pass("registration", "as device %q, before", pl.device)

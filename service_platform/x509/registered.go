@@ -88,9 +88,6 @@ func (c *CAs) Register(ctx context.Context, certificate, proof []byte, template,
 	if now.Before(evidence.NotBefore.Add(-backdate)) || now.After(evidence.NotAfter) {
 		return none, fmt.Errorf("%w: the proof is valid from %s to %s, here it is %s", ErrRefused, stamp(evidence.NotBefore), stamp(evidence.NotAfter), stamp(now))
 	}
-	if err := c.spend(ctx, evidence.Subject.CommonName); err != nil {
-		return none, err
-	}
 	r := RegisteredCA{Fingerprint: Fingerprint(ca.Raw), Name: short(ca.Subject.CommonName), Certificate: string(certPEM(ca)), NotAfter: ca.NotAfter,
 		Template: template, RegisteredAt: now.UTC(), By: by}
 	have, err := c.List(ctx)
@@ -99,6 +96,9 @@ func (c *CAs) Register(ctx context.Context, certificate, proof []byte, template,
 	}
 	if len(have) >= casMax && !slices.ContainsFunc(have, func(h RegisteredCA) bool { return h.Fingerprint == r.Fingerprint }) {
 		return none, fmt.Errorf("%w: %d CAs are registered, which is the most; remove one", ErrRefused, len(have))
+	}
+	if err := c.spend(ctx, evidence.Subject.CommonName); err != nil { // last: a code is good once
+		return none, err
 	}
 	return c.keep(ctx, r)
 }

@@ -37,6 +37,8 @@ type Device struct {
 	// CA says how the device registered itself, where it did: the fingerprint of the registered CA by whose certificate,
 	// or `claim:` and the template.
 	CA string `json:"ca,omitempty"`
+	// TokensVoid voids every enrolment token that was made until then: the device was deleted, or a certificate of it revoked.
+	TokensVoid time.Time `json:"tokens_void,omitzero"`
 	// Gone marks a device that was deleted and stays until that has been said; nobody is shown it.
 	Gone bool `json:"gone,omitempty"`
 	// Unsaid are facts about the device that are still to be said, oldest first: written with the change itself, so
@@ -65,6 +67,11 @@ type Certificate struct {
 	Name string `json:"name,omitempty"`
 	// Issuer is the issuer's key identifier, hexadecimal: whose revocation list it belongs in.
 	Issuer string `json:"issuer,omitempty"`
+	// Key is the hash of its public key (see keyHash), hexadecimal; empty where nobody here has seen the certificate itself.
+	Key string `json:"key,omitempty"`
+	// Awaited says that the device was given it by a token and has not come in with it yet: until it has, its answer may
+	// have been lost, and the same token gives it once more.
+	Awaited bool `json:"awaited,omitempty"`
 	// EndsAt is when it stops being accepted because another took its place; zero where none did.
 	EndsAt    time.Time `json:"ends_at,omitzero"`
 	RevokedAt time.Time `json:"revoked_at,omitzero"`
@@ -84,8 +91,8 @@ var ErrRefused = errors.New("refused")
 // Registry is the list of devices and their certificates, in a table on the bus. Changes of any number of processes do
 // not overwrite each other.
 type Registry struct {
-	table bus.Table
-	trust bus.Table // where what is withdrawn stays
+	table store
+	trust store // where what is withdrawn stays
 	now   func() time.Time
 	// These are told of each write to a table that was done here; they may be nil.
 	wrote, withdrew func(bus.Entry)
@@ -93,13 +100,13 @@ type Registry struct {
 
 // OpenRegistry opens it.
 func OpenRegistry(ctx context.Context, b bus.Bus, now func() time.Time) (*Registry, error) {
-	t, err := b.Table(ctx, devicesTable, bus.TableOptions{})
+	t, err := openStore(ctx, b, devicesTable, bus.TableOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("open table %s: %w", devicesTable, err)
+		return nil, err
 	}
-	trust, err := b.Table(ctx, trustTable, bus.TableOptions{})
+	trust, err := openStore(ctx, b, trustTable, bus.TableOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("open table %s: %w", trustTable, err)
+		return nil, err
 	}
 	return &Registry{table: t, trust: trust, now: now}, nil
 }
@@ -117,12 +124,15 @@ type Registration struct {
 	Attributes  map[string]string // these three replace what is there where they are not zero
 	Groups      []string
 	Policy      string
-	CA          string // see Device.CA
+	CA          string    // see Device.CA
+	CreatedAt   time.Time // of an import; now where zero
 	By          string
 	// Fresh refuses a device that is registered already, unless with this very certificate.
 	Fresh bool
 	// First refuses a device that has or had another certificate.
 	First bool
+	// Token is when the enrolment token was made by which the device comes; zero where it comes another way.
+	Token time.Time
 	// Overlap is set for a rotation: the certificates of before are accepted for that much longer.
 	Overlap *time.Duration
 }
@@ -131,8 +141,27 @@ type Registration struct {
 // nothing. It gives ErrRefused for a device that is disabled or has too many certificates, and for a certificate that was
 // withdrawn.
 func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created bool, err error) {
+	if err := CheckDevice(g.ID); err != nil {
+		return d, false, fmt.Errorf("%w: %w", ErrUnknownDevice, err)
+	}
+	var own *owning
+	var dropped []Certificate
+	if g.Certificate != nil {
+		if own, err = r.own(ctx, g.ID, g.Certificate.Fingerprint); err != nil {
+			return d, false, err
+		}
+		defer func() {
+			if err != nil {
+				own.giveBack(ctx, err)
+			}
+		}()
+	}
 	d, err = r.change(ctx, g.ID, true, func(d *Device) error {
 		now := r.now().UTC()
+		if !g.Token.IsZero() && !g.Token.After(d.TokensVoid) {
+			return fmt.Errorf("%w: device %s was deleted or its certificate revoked in the meantime, which voids its tokens", ErrRefused, d.ID)
+		}
+		dropped = nil
 		if created = d.CreatedAt.IsZero(); created {
 			d.CreatedAt, d.CA = now, g.CA
 		}
@@ -146,7 +175,10 @@ func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created b
 			}
 			// A deletion withdraws first, and takes the device out then: what was withdrawn after this look changes the
 			// entry behind it, and there is another look.
-			if err := checkWithdrawn(ctx, r.trust, g.Certificate.Fingerprint); err != nil {
+			if err := firstOf(checkWithdrawn(ctx, r.trust, g.Certificate.Fingerprint), own.stands()); err != nil {
+				return err
+			}
+			if err := checkRevokedKey(ctx, r.trust, g.Certificate.Key); err != nil {
 				return err
 			}
 		}
@@ -169,10 +201,11 @@ func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created b
 				d.supersede(now.Add(*g.Overlap), *g.Certificate)
 				d.endOverlaps(now)
 			}
-			forgotten, err := d.roomForCert(now)
+			forgotten, expired, err := d.roomForCert(now)
 			if err != nil {
 				return err
 			}
+			dropped = append(forgotten, expired...)
 			if err := r.keepRevoked(ctx, d.ID, forgotten); err != nil { // before it is forgotten, and twice is the same as once
 				return err
 			}
@@ -187,9 +220,8 @@ func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created b
 		}
 		return nil
 	})
-	if err == nil && g.Certificate != nil && g.Certificate.Name != "" {
-		// A door that has not heard yet finds the device by this; without it, it refuses until it has heard.
-		_, err = r.table.Put(ctx, certKey(g.Certificate.Fingerprint), []byte(d.ID))
+	if err == nil {
+		err = r.disown(ctx, dropped)
 	}
 	return d, created, err
 }
@@ -197,13 +229,34 @@ func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created b
 // Import registers a device with certificates that it has elsewhere, or adds them to what is there, in one write: one that
 // is to be disabled is never let in, whatever comes between. It does not enable one that is disabled.
 func (r *Registry) Import(ctx context.Context, g Registration, certs []Certificate, disabled bool) (d Device, created bool, err error) {
+	fingerprints := make([]string, len(certs))
+	for i, c := range certs {
+		fingerprints[i] = c.Fingerprint
+	}
+	own, err := r.own(ctx, g.ID, fingerprints...)
+	if err != nil {
+		return d, false, err
+	}
+	defer func() {
+		if err != nil {
+			own.giveBack(ctx, err)
+		}
+	}()
+	var dropped []Certificate
 	d, err = r.change(ctx, g.ID, true, func(d *Device) error {
 		now := r.now().UTC()
 		note := func(change string, c Certificate) {
 			d.note(now, serviceplatform.DeviceChanged{Device: d.ID, Change: change, Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, By: g.By})
 		}
+		dropped = nil
+		if err := own.stands(); err != nil {
+			return err
+		}
 		if created = d.CreatedAt.IsZero(); created {
-			d.CreatedAt = now
+			d.CreatedAt, d.CA = now, g.CA
+			if !g.CreatedAt.IsZero() {
+				d.CreatedAt = g.CreatedAt.UTC()
+			}
 		}
 		switch changed := d.describe(g); {
 		case created:
@@ -218,13 +271,18 @@ func (r *Registry) Import(ctx context.Context, g Registration, certs []Certifica
 			if d.Disabled && !disabled {
 				return d.off()
 			}
-			forgotten, err := d.roomForCert(now)
+			if err := r.importKey(ctx, d.ID, c); err != nil {
+				return err
+			}
+			forgotten, expired, err := d.roomForCert(now)
 			if err != nil {
 				return err
 			}
+			dropped = append(append(dropped, forgotten...), expired...)
 			if err := r.keepRevoked(ctx, d.ID, forgotten); err != nil { // first, and twice is the same as once
 				return err
 			}
+			c.Awaited = false // whoever was to ask again was to ask there
 			d.Certs = append(d.Certs, c)
 			note(serviceplatform.Issued, c)
 		}
@@ -234,12 +292,42 @@ func (r *Registry) Import(ctx context.Context, g Registration, certs []Certifica
 		}
 		return nil
 	})
-	for _, c := range certs {
-		if err == nil && c.Name != "" {
-			_, err = r.table.Put(ctx, certKey(c.Fingerprint), []byte(d.ID)) // see Add
-		}
+	if err == nil {
+		err = r.disown(ctx, dropped)
 	}
 	return d, created, err
+}
+
+// importKey refuses a certificate whose key was revoked here, and takes over that one was revoked elsewhere.
+func (r *Registry) importKey(ctx context.Context, device string, c Certificate) error {
+	if !c.Revoked() {
+		return checkRevokedKey(ctx, r.trust, c.Key)
+	}
+	return r.condemn(ctx, device, c)
+}
+
+// condemn revokes the key of a certificate that is revoked, unless another only took its place.
+func (r *Registry) condemn(ctx context.Context, device string, c Certificate) error {
+	if c.Reason == superseded && c.RevokedBy == rotation {
+		return nil
+	}
+	return condemn(ctx, r.trust, c.Key, revokedKey{Device: device, Fingerprint: c.Fingerprint, At: r.now().UTC(), Until: c.NotAfter.Add(revokedKeyKept)})
+}
+
+// Came notes that a device has come in with a certificate that a token gave it.
+func (r *Registry) Came(ctx context.Context, id, fingerprint string) error {
+	_, err := r.change(ctx, id, false, func(d *Device) error {
+		for i := range d.Certs {
+			if d.Certs[i].Fingerprint == fingerprint {
+				d.Certs[i].Awaited = false
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, ErrUnknownDevice) {
+		return nil
+	}
+	return err
 }
 
 // describe takes over what a registration says of the device, and whether that is new.
@@ -278,11 +366,13 @@ func (d *Device) note(now time.Time, f serviceplatform.DeviceChanged) {
 }
 
 // Revoke withdraws the certificate with the fingerprint, or all where it is empty. Withdrawing twice changes nothing:
-// the first time and reason stay. It gives the certificates that it withdrew.
+// the first time and reason stay. It gives the certificates that it withdrew. Their keys are certified no more, and every
+// enrolment token of the device that there is by now is void.
 func (r *Registry) Revoke(ctx context.Context, id, fingerprint, by, reason string) (d Device, revoked []Certificate, err error) {
 	d, err = r.change(ctx, id, false, func(d *Device) error {
 		revoked = nil
 		known := fingerprint == ""
+		d.TokensVoid = r.now().UTC()
 		for i := range d.Certs {
 			c := &d.Certs[i]
 			if fingerprint != "" && c.Fingerprint != fingerprint {
@@ -290,6 +380,9 @@ func (r *Registry) Revoke(ctx context.Context, id, fingerprint, by, reason strin
 			}
 			known = true
 			if !c.Revoked() {
+				if err := r.condemn(ctx, d.ID, *c); err != nil { // first, and twice is the same as once
+					return err
+				}
 				now := r.now().UTC()
 				c.RevokedAt, c.RevokedBy, c.Reason = now, by, reason
 				revoked = append(revoked, *c)
@@ -342,14 +435,17 @@ func (d *Device) endOverlaps(now time.Time) (ended []Certificate) {
 		if c.Revoked() || c.EndsAt.IsZero() || now.Before(c.EndsAt) {
 			continue
 		}
-		c.RevokedAt, c.RevokedBy, c.Reason = c.EndsAt, "rotation", superseded
+		c.RevokedAt, c.RevokedBy, c.Reason = c.EndsAt, rotation, superseded
 		ended = append(ended, *c)
 		d.note(now, serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Revoked, Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, By: c.RevokedBy})
 	}
 	return ended
 }
 
-const superseded = "superseded"
+const (
+	superseded = "superseded"
+	rotation   = "rotation"
+)
 
 // Remove takes the device and all its certificates out of the registry; the door refuses them as unregistered, and they
 // stay withdrawn: those of a registered CA do not come back by themselves. The entry itself goes once the fact has been
@@ -360,14 +456,12 @@ func (r *Registry) Remove(ctx context.Context, id, by string) (was Device, err e
 		if err := r.keepRevoked(ctx, d.ID, d.Certs); err != nil { // of this very state, and first
 			return err
 		}
-		*d = Device{ID: d.ID, CreatedAt: d.CreatedAt, Gone: true, Unsaid: slices.Clone(d.Unsaid)}
+		*d = Device{ID: d.ID, CreatedAt: d.CreatedAt, Gone: true, Unsaid: slices.Clone(d.Unsaid), TokensVoid: r.now().UTC()}
 		d.note(r.now().UTC(), serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Deleted, By: by})
 		return nil
 	})
-	for _, c := range was.Certs {
-		if err == nil && c.Name != "" {
-			err = r.table.Delete(ctx, certKey(c.Fingerprint), 0)
-		}
+	if err == nil {
+		err = r.disown(ctx, was.Certs)
 	}
 	return was, err
 }
@@ -397,6 +491,9 @@ func (r *Registry) settle(ctx context.Context, id string, said []Fact) error {
 		})
 		switch {
 		case d.Gone && len(d.Unsaid) == 0:
+			if err := r.dropTokens(ctx, id, d.TokensVoid); err != nil { // first: nothing voids them afterwards
+				return err
+			}
 			if err = r.table.Delete(ctx, deviceKey(id), revision); err == nil && r.wrote != nil {
 				r.wrote(bus.Entry{Key: deviceKey(id), Revision: revision + 1, Deleted: true})
 			}
@@ -417,21 +514,27 @@ func (d *Device) off() error {
 }
 
 // roomForCert forgets expired certificates, then the revoked that were withdrawn first, and refuses what is too much. It
-// gives the revoked that it forgot: they must stay withdrawn.
-func (d *Device) roomForCert(now time.Time) (forgotten []Certificate, err error) {
+// gives the revoked that it forgot, which must stay withdrawn, and the expired.
+func (d *Device) roomForCert(now time.Time) (forgotten, expired []Certificate, err error) {
 	if len(d.Certs) < certsMax {
-		return nil, nil
+		return nil, nil, nil
 	}
-	d.Certs = slices.DeleteFunc(d.Certs, func(c Certificate) bool { return now.After(c.NotAfter) })
+	d.Certs = slices.DeleteFunc(d.Certs, func(c Certificate) bool {
+		if !now.After(c.NotAfter) {
+			return false
+		}
+		expired = append(expired, c)
+		return true
+	})
 	for len(d.Certs) >= certsMax {
 		i := slices.IndexFunc(d.Certs, Certificate.Revoked)
 		if i < 0 {
-			return nil, fmt.Errorf("%w: device %s has %d valid certificates, which is the most; revoke those it does not use, or rotate with an overlap of 0, which ends them all", ErrRefused, d.ID, len(d.Certs))
+			return nil, nil, fmt.Errorf("%w: device %s has %d valid certificates, which is the most; revoke those it does not use, or rotate with an overlap of 0, which ends them all", ErrRefused, d.ID, len(d.Certs))
 		}
 		forgotten = append(forgotten, d.Certs[i])
 		d.Certs = slices.Delete(d.Certs, i, i+1)
 	}
-	return forgotten, nil
+	return forgotten, expired, nil
 }
 
 func (r *Registry) get(ctx context.Context, id string) (d Device, revision uint64, err error) {
@@ -471,7 +574,7 @@ func (r *Registry) change(ctx context.Context, id string, create bool, f func(*D
 		case err != nil:
 			return d, err
 		case d.Gone && create:
-			d = Device{ID: id, Unsaid: d.Unsaid}
+			d = Device{ID: id, Unsaid: d.Unsaid, TokensVoid: d.TokensVoid}
 		case d.Gone:
 			return Device{}, fmt.Errorf("%w: %s is not registered", ErrUnknownDevice, id)
 		}

@@ -198,7 +198,7 @@ func TestRetiredRootDoesNotComeBack(t *testing.T) {
 	}
 	late := h.ca.Bundle()
 	s := &service{}
-	o := &opened{authority: h.ca, trust: table}
+	o := &opened{authority: h.ca, trust: store{table}}
 	if err := o.retire(t.Context(), Fingerprint(h.ca.Bundle().Roots[0].Raw)); !errors.Is(err, ErrRefused) {
 		t.Errorf("the root in use is retired: %v", err)
 	}

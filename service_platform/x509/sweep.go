@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/naru-platform/naru/bus"
@@ -24,8 +25,8 @@ func (s *service) sweep(ctx context.Context, o *opened) error {
 			return json.Unmarshal(raw, &c) == nil && now.After(c.Expires), nil
 		},
 		tokenPrefix: func(raw []byte) (bool, error) {
-			var t enrolmentToken
-			return json.Unmarshal(raw, &t) == nil && now.After(t.Expires), nil
+			var t deviceTokens
+			return json.Unmarshal(raw, &t) == nil && !slices.ContainsFunc(t.Tokens, func(t enrolmentToken) bool { return !now.After(t.Expires) }), nil
 		},
 	} {
 		entries, err := scan(ctx, o.trust, prefix)
@@ -44,6 +45,9 @@ func (s *service) sweep(ctx context.Context, o *opened) error {
 				return fmt.Errorf("forget what has ended: %w", err)
 			}
 		}
+	}
+	if err := s.sweepKeys(ctx, o); err != nil {
+		return err
 	}
 	return s.sweepWaiting(ctx, o)
 }

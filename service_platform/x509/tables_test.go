@@ -2,10 +2,12 @@ package x509
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/naru-platform/naru/bus"
 )
@@ -16,6 +18,8 @@ type tables struct {
 	mu   sync.Mutex
 	open map[string]*table
 }
+
+var errNobody = errors.New("no responders")
 
 func newTables() *tables { return &tables{open: map[string]*table{}} }
 
@@ -35,7 +39,8 @@ type table struct {
 	revision uint64
 	entries  map[string]bus.Entry
 	watchers map[chan bus.Entry]string
-	deaf     bool // watchers are told nothing: a bus that is slow
+	deaf     bool        // watchers are told nothing: a bus that is slow
+	gone     atomic.Bool // nothing can be read or written: a bus that is away
 
 	telling pending
 }
@@ -74,6 +79,9 @@ func (b *tables) settled() {
 }
 
 func (t *table) Get(_ context.Context, key string) (bus.Entry, error) {
+	if t.gone.Load() {
+		return bus.Entry{}, errNobody
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e, ok := t.entries[key]
@@ -84,12 +92,18 @@ func (t *table) Get(_ context.Context, key string) (bus.Entry, error) {
 }
 
 func (t *table) Put(_ context.Context, key string, value []byte) (uint64, error) {
+	if t.gone.Load() {
+		return 0, errNobody
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.write(bus.Entry{Key: key, Value: value}), nil
 }
 
 func (t *table) Update(_ context.Context, key string, value []byte, revision uint64) (uint64, error) {
+	if t.gone.Load() {
+		return 0, errNobody
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.entries[key].Revision != revision {
@@ -99,6 +113,9 @@ func (t *table) Update(_ context.Context, key string, value []byte, revision uin
 }
 
 func (t *table) Delete(_ context.Context, key string, revision uint64) error {
+	if t.gone.Load() {
+		return errNobody
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if revision != 0 && t.entries[key].Revision != revision {

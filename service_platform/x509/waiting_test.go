@@ -70,7 +70,7 @@ func TestDeviceThatVanishedInABreakIsNotLetIn(t *testing.T) {
 	x := newIndex(h.door.o.Log, func(string) {})
 	x.loaded()
 	x.apply(e)
-	h.reg.table.(*table).deaf = true
+	h.bus.(*tables).open[devicesTable].deaf = true
 	if err := h.reg.table.Delete(t.Context(), e.Key, 0); err != nil {
 		t.Fatal(err)
 	}

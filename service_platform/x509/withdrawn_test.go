@@ -90,7 +90,7 @@ func TestDeletionWithdrawsACertificateThatCameInBetween(t *testing.T) {
 	var late *stdx509.Certificate
 	table := &between{Table: h.reg.table, key: deviceKey("d-17")}
 	table.then = func() { late = h.enrol("d-17") }
-	r := &Registry{table: table, trust: h.reg.trust, now: h.clock.Now}
+	r := &Registry{table: store{table}, trust: h.reg.trust, now: h.clock.Now}
 	if _, err := r.Remove(t.Context(), "d-17", ""); err != nil {
 		t.Fatal(err)
 	}

@@ -108,7 +108,8 @@ type opened struct {
 	// publishing is held from reading what the authority has until that is published, and over all of a retirement.
 	publishing sync.Mutex
 	registry   *Registry
-	trust      bus.Table
+	trust      store
+	keysSwept  time.Time // by sweep alone
 	cas        *CAs
 	templates  map[string]Template
 	index      *index
@@ -139,8 +140,8 @@ func (s *service) run(ctx context.Context, ready func()) error {
 	secrets, _ := filepath.Glob(filepath.Join(dir, "*.key")) // the patterns are good
 	retired, _ := filepath.Glob(filepath.Join(dir, retiredDir, "*.key"))
 	warnReadable(s.env.Log, append(append(secrets, retired...), filepath.Join(dir, machineKeyName), s.config.PassphraseFile)...)
-	if o.trust, err = s.env.Bus.Table(ctx, trustTable, bus.TableOptions{}); err != nil {
-		return fmt.Errorf("open table %s: %w", trustTable, err)
+	if o.trust, err = openStore(ctx, s.env.Bus, trustTable, bus.TableOptions{}); err != nil {
+		return err
 	}
 	if err := s.publish(ctx, o, nil); err != nil {
 		return err
