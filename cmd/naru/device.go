@@ -239,7 +239,7 @@ func deviceShow(o *options) *cobra.Command {
 }
 
 func deviceAct(o *options, verb, what string) *cobra.Command {
-	var reason string
+	var reason, fingerprint string
 	c := &cobra.Command{
 		Use: verb + " ID", Short: what, Args: cobra.ExactArgs(1), Example: "  naru device " + verb + " d-17",
 		RunE: func(c *cobra.Command, args []string) error {
@@ -249,6 +249,9 @@ func deviceAct(o *options, verb, what string) *cobra.Command {
 			}
 			var d x509.Shown
 			in := map[string]string{"by": "operator", "reason": reason}
+			if fingerprint != "" {
+				in["fingerprint"] = fingerprint
+			}
 			if err := cl.post(c.Context(), "/api/v1/devices/"+url.PathEscape(args[0])+"/"+verb, in, &d); err != nil {
 				return err
 			}
@@ -256,6 +259,9 @@ func deviceAct(o *options, verb, what string) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	if verb == "revoke" {
+		c.Flags().StringVar(&fingerprint, "fingerprint", "", "only this certificate, in full as `naru device show -o json` has it (default: all of the device's)")
+	}
 	return c
 }
 

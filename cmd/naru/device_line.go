@@ -15,7 +15,7 @@ import (
 )
 
 // exportedToo are fields that an export writes and an import does not take over: they say how it came to be so elsewhere.
-var exportedToo = []string{"state", "created_at", "disabled_at", "disabled_by", "disabled_reason", "ca", "gone", "unsaid"}
+var exportedToo = []string{"state", "disabled_at", "disabled_by", "disabled_reason", "tokens_void", "gone", "unsaid"}
 
 // readLine reads a device of a fleet in JSON. A field that is not known is refused: what somebody wrote in it would be lost
 // without a word.
