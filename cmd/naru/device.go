@@ -260,7 +260,7 @@ func deviceAct(o *options, verb, what string) *cobra.Command {
 	}
 	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
 	if verb == "revoke" {
-		c.Flags().StringVar(&fingerprint, "fingerprint", "", "only this certificate, in full as `naru device show -o json` has it (default: all of the device's)")
+		c.Flags().StringVar(&fingerprint, "fingerprint", "", "only the certificate with this `fingerprint`, in full, as device show -o json has it (default: all of the device's)")
 	}
 	return c
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/naru-platform/naru/internal/whole"
 	"github.com/naru-platform/naru/service_platform/x509"
 )
 
@@ -28,7 +29,7 @@ const (
 )
 
 // fleetColumns are the columns of a fleet's CSV. Groups are joined by semicolons; attributes and certs are JSON.
-var fleetColumns = []string{"id", "state", "groups", "policy", "attributes", "disabled", "certs"}
+var fleetColumns = []string{"id", "state", "groups", "policy", "attributes", "disabled", "certs", "ca", "created_at"}
 
 func deviceExport(o *options) *cobra.Command {
 	var format, out string
@@ -37,22 +38,22 @@ func deviceExport(o *options) *cobra.Command {
 		Long: `Writes every device with its groups, attributes, policy and certificates (their fingerprints; no keys). import reads it.
 The fleet alone is on standard output; with --out and -o json that is {"exported": N, "file": …}.`,
 		Example: "  naru device export --format csv --out fleet.csv",
-		RunE: func(c *cobra.Command, _ []string) (err error) {
+		RunE: func(c *cobra.Command, _ []string) error {
 			cl, err := o.client()
 			if err != nil {
 				return err
 			}
-			w := c.OutOrStdout()
+			w, keep := c.OutOrStdout(), func() error { return nil }
 			if o.json() && format == "csv" && out == "-" {
 				return errors.New("-o json has standard output to itself; write the CSV to a file with --out, or take jsonl, which is JSON")
 			}
 			if out != "-" {
-				f, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+				f, whole, drop, err := exportFile(out)
 				if err != nil {
 					return err
 				}
-				defer func() { err = errors.Join(err, f.Close()) }()
-				w = f
+				defer drop()
+				w, keep = f, whole
 			}
 			write, flush, err := fleetWriter(w, format)
 			if err != nil {
@@ -70,7 +71,10 @@ The fleet alone is on standard output; with --out and -o json that is {"exported
 				return write(d.Device)
 			})
 			bar.end()
-			if err = errors.Join(err, flush()); err != nil {
+			if err = errors.Join(err, flush()); err == nil {
+				err = keep()
+			}
+			if err != nil {
 				return err
 			}
 			if o.json() && out != "-" {
@@ -83,6 +87,23 @@ The fleet alone is on standard output; with --out and -o json that is {"exported
 	c.Flags().StringVar(&format, "format", "jsonl", "jsonl or csv")
 	c.Flags().StringVar(&out, "out", "-", "file to write, - for standard output")
 	return c
+}
+
+// exportFile is what an export is written to. A file of before stays as it is until keep: drop, which does nothing
+// afterwards, leaves it so. What is no file, such as a pipe, is written to as it is.
+func exportFile(path string) (w io.Writer, keep func() error, drop func(), err error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		return f, f.Close, func() { _ = f.Close() }, nil
+	}
+	f, err := whole.Create(path)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return f, func() error { return f.Keep(0o600) }, f.Drop, nil
 }
 
 func fleetWriter(w io.Writer, format string) (write func(x509.Device) error, flush func() error, err error) {
@@ -105,7 +126,8 @@ func fleetWriter(w io.Writer, format string) (write func(x509.Device) error, flu
 			if err != nil {
 				return err
 			}
-			return t.Write([]string{d.ID, d.State(time.Now()), strings.Join(d.Groups, ";"), d.Policy, string(attributes), fmt.Sprint(d.Disabled), string(certs)})
+			return t.Write([]string{d.ID, d.State(time.Now()), strings.Join(d.Groups, ";"), d.Policy, string(attributes), fmt.Sprint(d.Disabled), string(certs),
+				d.CA, d.CreatedAt.Format(time.RFC3339Nano)})
 		}, func() error { t.Flush(); return t.Error() }, nil
 	}
 	return nil, nil, fmt.Errorf("--format %s: there are jsonl and csv", format)
@@ -339,7 +361,7 @@ func eachRow(r *csv.Reader, f func(line int, d x509.Import, err error) error) er
 }
 
 func deviceOf(cell func(name string) string) (d x509.Import, err error) {
-	d.ID, d.Policy = cell("id"), cell("policy")
+	d.ID, d.Policy, d.CA = cell("id"), cell("policy"), cell("ca")
 	if d.ID == "" {
 		return d, errors.New("it has no id")
 	}
@@ -354,6 +376,11 @@ func deviceOf(cell func(name string) string) (d x509.Import, err error) {
 		d.Disabled = true
 	default:
 		return d, fmt.Errorf("disabled %q is neither true nor false", cell("disabled"))
+	}
+	if text := cell("created_at"); text != "" {
+		if d.CreatedAt, err = time.Parse(time.RFC3339Nano, text); err != nil {
+			return d, fmt.Errorf("created_at %q is no time such as 2026-11-28T12:00:00Z", text)
+		}
 	}
 	for name, into := range map[string]any{"attributes": &d.Attributes, "certs": &d.Certs} {
 		if text := cell(name); text != "" {

@@ -15,22 +15,47 @@ const mark = ".naru-tmp-"
 // Write puts data at path so that after a crash at any moment there is the old file or the new one, whole: written
 // beside it, synced, renamed, and the directory synced so that the name is on disk too. It is never readable by more
 // than mode says, not even for a moment.
-func Write(path string, data []byte, mode os.FileMode) (err error) {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+mark+"*") // 0600 from its first moment
+func Write(path string, data []byte, mode os.FileMode) error {
+	f, err := Create(path)
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer func() {
-		if err != nil {
-			_ = f.Close()
-			_ = os.Remove(f.Name())
-			err = fmt.Errorf("write %s: %w", path, err)
-		}
-	}()
-	if _, err = f.Write(data); err != nil {
 		return err
 	}
+	if _, err := f.Write(data); err != nil {
+		f.Drop()
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return f.Keep(mode)
+}
+
+// File is one that is being written, and not at its path before Keep.
+type File struct {
+	*os.File
+	path string
+}
+
+// Create begins a file that is too large to be held, as Write does. It ends with Keep or Drop.
+func Create(path string) (*File, error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+mark+"*") // 0600 from its first moment
+	if err != nil {
+		return nil, fmt.Errorf("write %s: %w", path, err)
+	}
+	return &File{f, path}, nil
+}
+
+// Drop leaves nothing of it; after Keep it does nothing.
+func (f *File) Drop() {
+	_ = f.Close()
+	_ = os.Remove(f.Name())
+}
+
+// Keep puts it in its place, whole and on disk; where that fails, nothing of it is left.
+func (f *File) Keep(mode os.FileMode) (err error) {
+	defer func() {
+		if err != nil {
+			f.Drop()
+			err = fmt.Errorf("write %s: %w", f.path, err)
+		}
+	}()
 	if err = f.Chmod(mode); err != nil {
 		return err
 	}
@@ -40,10 +65,10 @@ func Write(path string, data []byte, mode os.FileMode) (err error) {
 	if err = f.Close(); err != nil {
 		return err
 	}
-	if err = os.Rename(f.Name(), path); err != nil {
+	if err = os.Rename(f.Name(), f.path); err != nil {
 		return err
 	}
-	return Sync(dir)
+	return Sync(filepath.Dir(f.path))
 }
 
 // Directory makes a directory and what is missing above it, with their names on disk.

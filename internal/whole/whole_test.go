@@ -37,6 +37,30 @@ func TestFileIsReplacedWholeOrNotAtAll(t *testing.T) {
 	}
 }
 
+func TestFileThatIsDroppedLeavesWhatWasThere(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "fleet")
+	for _, text := range []string{"one", "two"} {
+		f, err := Create(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+		if text == "one" {
+			if err := f.Keep(0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.Drop() // after Keep it is nothing
+	}
+	got, err := os.ReadFile(file)
+	left, _ := os.ReadDir(filepath.Dir(file))
+	if err != nil || string(got) != "one" || len(left) != 1 {
+		t.Errorf("%q, %d files, %v", got, len(left), err)
+	}
+}
+
 func TestSweepTakesWhatACrashLeftAndNothingElse(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{".key" + mark + "123", ".profile", "key"} {
