@@ -5,7 +5,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 declare -A package=([cc]=gcc [c++]=g++ [mosquitto_pub]=mosquitto-clients [mosquitto_sub]=mosquitto-clients [mosquitto_rr]=mosquitto-clients
-  [mosquitto]=mosquitto [curl]=curl [openssl]=openssl [node]=nodejs [npm]=npm [python3]=python3 [stdbuf]=coreutils [git]=git)
+  [mosquitto]=mosquitto [curl]=curl [openssl]=openssl [node]=nodejs [npm]=npm [python3]=python3 [stdbuf]=coreutils [git]=git [promtool]=prometheus)
 
 look() { # sets tools to those that are missing, packages to what they are in
   tools="" packages=""
