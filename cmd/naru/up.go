@@ -30,6 +30,7 @@ import (
 	"github.com/naru-platform/naru/bus/kinesis"
 	"github.com/naru-platform/naru/bus/nats"
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/data_platform/bridge"
 	"github.com/naru-platform/naru/data_platform/pump"
 	"github.com/naru-platform/naru/device/simulator"
 	"github.com/naru-platform/naru/internal/answer"
@@ -61,6 +62,7 @@ func specs(admission *x509.Admission, platform simulator.Platform) []component.S
 		webhook.Spec,
 		twin.Spec,
 		command.Spec,
+		bridge.Spec,
 		pump.Spec,
 		journal.Spec,
 		ledger.Spec,

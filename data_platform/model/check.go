@@ -81,11 +81,12 @@ func (d *Dataset) check(tell telling) {
 			tell(at, "%s", err)
 			continue
 		}
-		switch first, _, _ := strings.Cut(string(p), "."); first {
-		case message.ServicePlatform, message.DataPlatform, message.Operator:
-			tell(at, "messages of %s do not land in a dataset by themselves; a rule can send what is made of them", first)
-		case ">", "*":
-			tell(at, "begin it with a namespace: device.> or 3rd_party.>")
+		switch first, _, more := strings.Cut(string(p), "."); {
+		case more && (first == message.Device || first == message.ThirdParty):
+		case first == message.ServicePlatform || first == message.DataPlatform || first == message.Operator:
+			tell(at, "messages of %s do not land in a dataset by themselves; a rule's action data_bridge puts what is made of them there", first)
+		default:
+			tell(at, "begin it with device. or 3rd_party.; what has another first token comes into a dataset by a rule's action data_bridge")
 		}
 	}
 	d.checkFields(d.Fields, "fields", tell)

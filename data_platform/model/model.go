@@ -164,6 +164,19 @@ func (d *Dataset) Subject(device string) message.Subject {
 	return message.NewSubject(message.DataPlatform, d.Name, device)
 }
 
+// SubjectOf is where a message is said again for the dataset: `data_platform.<name>.<device>`, and behind that what tells
+// where it was said: the rest of a device's subject, the whole of another one, nothing of what a rule put there.
+func (d *Dataset) SubjectOf(m *message.Message) message.Subject {
+	to := d.Subject(m.Device)
+	if strings.HasPrefix(string(m.Subject), message.ServicePlatform+".") {
+		return to
+	}
+	if own := string(message.NewSubject(message.Device, m.Device)) + "."; m.Device != "" && strings.HasPrefix(string(m.Subject), own) {
+		return to + "." + m.Subject[len(own):]
+	}
+	return to + "." + m.Subject
+}
+
 // Pipeline is what is done with a dataset's rows before they are stored.
 type Pipeline struct {
 	Name    string `json:"pipeline"`

@@ -95,7 +95,7 @@ func TestParseNamesFileLineAndRemedy(t *testing.T) {
 		"no owner":             {"owner: works", "owner: \"\"", "owner: is missing"},
 		"filter":               {"device.*.engine,", "device/+/engine,", "as subjects it is device.*.engine"},
 		"other namespace":      {"device.*.engine,", "operator.x,", "do not land in a dataset by themselves"},
-		"everything":           {"device.*.engine,", "'>',", "begin it with a namespace"},
+		"everything":           {"device.*.engine,", "'>',", "begin it with device. or 3rd_party."},
 		"key":                  {"key: [device, n]", "key: [device, m]", `there is no column "m"`},
 		"time":                 {"time: ts", "time: celsius", "field celsius is double; it must be a time"},
 		"bounds":               {"min: -90", "min: 200", "200 is above max, 150"},

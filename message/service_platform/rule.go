@@ -18,7 +18,7 @@ type RuleFailed struct {
 type RuleFailure struct {
 	// Action is its number in the rule from 0, -1 for the error action; nil where the SQL itself failed.
 	Action *int   `json:"action,omitempty"`
-	Kind   string `json:"kind"` // sql, republish, twin, command, worker or http
+	Kind   string `json:"kind"` // sql, republish, twin, command, worker, http or data_bridge
 	Error  string `json:"error"`
 }
 

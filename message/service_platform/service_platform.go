@@ -36,7 +36,7 @@ func DeviceChangedSubject(device string) message.Subject {
 
 // Contracts lists what the service platform says.
 func Contracts() []message.Contract {
-	return append(slices.Concat(ruleContracts(), commandContracts(), webhookContracts()), []message.Contract{
+	return append(slices.Concat(ruleContracts(), commandContracts(), webhookContracts(), bridgeContracts()), []message.Contract{
 		sessionState(),
 		{
 			Subjects: "service_platform.x509.device.*", Type: "service_platform.x509.device_changed.v1", Owner: "service_platform",

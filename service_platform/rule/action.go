@@ -59,6 +59,8 @@ func (r *Rule) compile(a *Action, index int, node string) (*action, error) {
 		err = c.worker(a.Worker)
 	case "http":
 		err = c.http(a.HTTP)
+	case "data_bridge":
+		err = c.dataBridge(a.DataBridge)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", kind, err)
@@ -307,6 +309,38 @@ func (c *action) worker(a *Worker) error {
 	return nil
 }
 
+func (c *action) dataBridge(a *DataBridge) error {
+	if err := errors.Join(c.template("dataset", a.Dataset, true), c.template("device", a.Device, false)); err != nil {
+		return err
+	}
+	if !strings.Contains(a.Dataset, "${") && !datasetName(a.Dataset) {
+		return fmt.Errorf("dataset %q: want the name of one, of small letters, digits and _; `naru data models` shows them", a.Dataset)
+	}
+	c.to = []message.Pattern{message.Pattern("service_platform.bridge.") + star(a.Dataset) + ".put"}
+	label, index := c.rule.Label(), strconv.Itoa(c.index)
+	c.build = func(v []string, m *message.Message, _ time.Time) error {
+		if !datasetName(v[0]) {
+			return fmt.Errorf("dataset %q: want the name of one, of small letters, digits and _", v[0])
+		}
+		if v[1] != "" {
+			id, err := token("device", v[1])
+			if err != nil {
+				return err
+			}
+			m.Device = id
+		}
+		m.Subject, m.QoS, m.ContentType = serviceplatform.BridgeSubject(v[0]), 1, "application/json"
+		m.Properties = m.Properties.Add("rule", label).Add("action", index)
+		return nil
+	}
+	c.tell = func(in *sql.Input, m *message.Message) { m.Time = in.Time } // the row is of when it happened, not of when the rule ran
+	return nil
+}
+
+func datasetName(s string) bool {
+	return s != "" && len(s) <= 63 && s[0] >= 'a' && s[0] <= 'z' && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789_") == ""
+}
+
 // say makes what the action says of an output.
 func (c *action) say(in *sql.Input, out sql.Output, now time.Time) (*message.Message, error) {
 	var room [8]string
@@ -343,7 +377,13 @@ func (c *action) resource() string {
 }
 
 // awsName is the action's name in the document that an error action gets.
-func (c *action) awsName() string { return strings.ToUpper(c.kind[:1]) + c.kind[1:] + "Action" }
+func (c *action) awsName() string {
+	name := ""
+	for word := range strings.SplitSeq(c.kind, "_") {
+		name += strings.ToUpper(word[:1]) + word[1:]
+	}
+	return name + "Action"
+}
 
 // RuleOf reads the version of a rule from the source of what it said.
 func RuleOf(source string) (rule, version string, ok bool) {

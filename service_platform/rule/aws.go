@@ -100,8 +100,10 @@ func importAction(one map[string]json.RawMessage, at string) (*Action, []string,
 			return nil, nil, fmt.Errorf("%s/functionArn %q names no function", at, l.ARN)
 		}
 		return &Action{Worker: &Worker{Name: name}}, []string{fmt.Sprintf("%s becomes an action for a worker of the name %s, which is yours to run", at, name)}, nil
+	case "kinesis":
+		return importKinesis(one[kind], at)
 	}
-	return nil, nil, fmt.Errorf("%s: naru has no such action; it reads republish and lambda (as a worker's)", at)
+	return nil, nil, fmt.Errorf("%s: naru has no such action; it reads republish, lambda (as a worker's) and kinesis (as data_bridge)", at)
 }
 
 func importRepublish(raw json.RawMessage, at string) (*Action, []string, error) {
@@ -135,4 +137,33 @@ func importRepublish(raw json.RawMessage, at string) (*Action, []string, error) 
 		warnings = append(warnings, at+"/headers/payloadFormatIndicator is left out: naru does not set it")
 	}
 	return &Action{Republish: out}, warnings, nil
+}
+
+// importKinesis makes of a stream the dataset of its name: where the bus is configured to go through Kinesis, what is put there
+// goes through that.
+func importKinesis(raw json.RawMessage, at string) (*Action, []string, error) {
+	var k struct {
+		Stream string `json:"streamName"`
+		Key    string `json:"partitionKey"`
+	}
+	if err := json.Unmarshal(raw, &k); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", at, err)
+	}
+	name := strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'A' && r <= 'Z':
+			return r - 'A' + 'a'
+		case r == '-' || r == '.':
+			return '_'
+		}
+		return r
+	}, k.Stream)
+	if !datasetName(name) {
+		return nil, nil, fmt.Errorf("%s/streamName %q cannot be a dataset's name: want a letter, then letters, digits, - _ and .", at, k.Stream)
+	}
+	warnings := []string{fmt.Sprintf("%s becomes data_bridge into the dataset %s, which is yours to describe (`naru data apply`); it goes through Kinesis where bus.kinesis is configured, and the role is not used", at, name)}
+	if k.Key != "" {
+		warnings = append(warnings, fmt.Sprintf("%s/partitionKey %q is left out: the order is kept by device", at, k.Key))
+	}
+	return &Action{DataBridge: &DataBridge{Dataset: name}}, warnings, nil
 }

@@ -12,6 +12,9 @@ func (r *Rule) reach() (list []message.Pattern) {
 	for _, a := range r.actions {
 		for _, p := range a.to {
 			list = append(list, p)
+			if dataset, ok := strings.CutPrefix(string(p), "service_platform.bridge."); ok { // the bridge says it again
+				list = append(list, message.Pattern("data_platform."+strings.TrimSuffix(dataset, ".put")+".*"))
+			}
 			if strings.HasPrefix(string(p), "device.") && strings.HasSuffix(string(p), ".update") && strings.Contains(string(p), ".twin.") {
 				for _, word := range []string{".accepted", ".documents", ".delta", ".rejected"} {
 					list = append(list, p+message.Pattern(word))

@@ -23,6 +23,10 @@ func TestCirclesAreWarnedOf(t *testing.T) {
 		"by AWS's spelling":           {nil, "$aws/things/+/shadow/update/documents", `{"twin": {"device": "d-1"}}`, "x → x"},
 		"by a worker's work":          {nil, "service_platform/worker/+/invoke", `{"worker": {"name": "w"}}`, "x → x"},
 
+		"by a dataset":   {nil, "data_platform/doors/+", `{"data_bridge": {"dataset": "doors"}}`, "x → x"},
+		"by any dataset": {nil, "data_platform/doors/+", `{"data_bridge": {"dataset": "${kind}"}}`, "x → x"},
+
+		"another dataset only":       {nil, "data_platform/doors/+", `{"data_bridge": {"dataset": "windows"}}`, ""},
 		"another device's twin only": {nil, "device/d-2/twin/update/accepted", `{"twin": {"device": "d-1"}}`, ""},
 		"a named twin only":          {nil, "device/+/twin/name/a/update/accepted", `{"twin": {"device": "d-1", "shadow": "b"}}`, ""},
 		"a chain with an end":        {[][2]string{{"b", republish("c")}, {"c", republish("d")}}, "a", republish("b"), ""},

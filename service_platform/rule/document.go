@@ -30,6 +30,8 @@ type Action struct {
 	Command   *Command   `json:"command,omitempty"`
 	Worker    *Worker    `json:"worker,omitempty"`
 	HTTP      *HTTP      `json:"http,omitempty"`
+
+	DataBridge *DataBridge `json:"data_bridge,omitempty"`
 }
 
 // Republish says the output on another topic.
@@ -67,6 +69,13 @@ type Command struct {
 // Worker gives the output to a worker.
 type Worker struct {
 	Name string `json:"name"`
+}
+
+// DataBridge puts the output into a dataset, whose model makes a row of it.
+type DataBridge struct {
+	Dataset string `json:"dataset"`
+	// Device is what device the row is of; that of the message where it is missing.
+	Device string `json:"device,omitempty"`
 }
 
 // documentMax is how many bytes a document may have: a statement may have 64 KiB.
@@ -117,14 +126,14 @@ func (a *Action) only() (name string, err error) {
 	for _, one := range []struct {
 		name  string
 		there bool
-	}{{"republish", a.Republish != nil}, {"twin", a.Twin != nil}, {"command", a.Command != nil}, {"worker", a.Worker != nil}, {"http", a.HTTP != nil}} {
+	}{{"republish", a.Republish != nil}, {"twin", a.Twin != nil}, {"command", a.Command != nil}, {"worker", a.Worker != nil}, {"http", a.HTTP != nil}, {"data_bridge", a.DataBridge != nil}} {
 		if one.there {
 			name = one.name
 			n++
 		}
 	}
 	if n != 1 {
-		return "", errors.New("want exactly one of republish, twin, command, worker and http")
+		return "", errors.New("want exactly one of republish, twin, command, worker, http and data_bridge")
 	}
 	return name, nil
 }
