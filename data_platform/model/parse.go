@@ -137,7 +137,6 @@ func lineOf(n ast.Node) int {
 type reading struct {
 	lines  map[string]int
 	faults []fault
-	nodes  int
 }
 
 type fault struct {

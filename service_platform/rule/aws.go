@@ -159,7 +159,7 @@ func importKinesis(raw json.RawMessage, at string) (*Action, []string, error) {
 		return r
 	}, k.Stream)
 	if !datasetName(name) {
-		return nil, nil, fmt.Errorf("%s/streamName %q cannot be a dataset's name: want a letter, then letters, digits, - _ and .", at, k.Stream)
+		return nil, nil, fmt.Errorf("%s/streamName %q cannot be a dataset's name: want a letter, then letters, digits, dots, - and _", at, k.Stream)
 	}
 	warnings := []string{fmt.Sprintf("%s becomes data_bridge into the dataset %s, which is yours to describe (`naru data apply`); it goes through Kinesis where bus.kinesis is configured, and the role is not used", at, name)}
 	if k.Key != "" {
