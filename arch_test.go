@@ -37,6 +37,8 @@ const doors = `
 device/sdk        service_platform/broker/packet  one MQTT codec, strict, fuzzed and shared; it is a leaf
 device/simulator  device/sdk                      the simulator is a fleet of SDKs
 examples          service_platform/worker/sdk   an example worker shows how the SDK is used
+data_platform/etl     data_platform/model       what a row is, and how its documents are followed, is said once; a library that opens nothing
+data_platform/etl     data_platform/storage     it loads by the interface of the store that the component of that name opens
 data_platform/bridge  data_platform/model       what a dataset takes, and how its documents are followed, is said once; a library that opens nothing
 component/componenttest  bus/mem                  the rig of every component's tests runs on the engine for tests
 `

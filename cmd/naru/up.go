@@ -31,7 +31,9 @@ import (
 	"github.com/naru-platform/naru/bus/nats"
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/data_platform/bridge"
+	"github.com/naru-platform/naru/data_platform/etl"
 	"github.com/naru-platform/naru/data_platform/pump"
+	"github.com/naru-platform/naru/data_platform/storage"
 	"github.com/naru-platform/naru/device/simulator"
 	"github.com/naru-platform/naru/internal/answer"
 	"github.com/naru-platform/naru/message"
@@ -53,6 +55,7 @@ import (
 
 // specs lists what is inside, in the order of the picture.
 func specs(admission *x509.Admission, platform simulator.Platform) []component.Spec {
+	hub := storage.NewHub()
 	return []component.Spec{
 		simulator.With(platform),
 		x509.With(admission),
@@ -64,6 +67,8 @@ func specs(admission *x509.Admission, platform simulator.Platform) []component.S
 		command.Spec,
 		bridge.Spec,
 		pump.Spec,
+		storage.With(hub),
+		etl.With(hub),
 		journal.Spec,
 		ledger.Spec,
 		deadletter.Spec,

@@ -269,16 +269,16 @@ func TestRollupsAreWhatTheRowsSay(t *testing.T) {
 		gone.Recorded = gone.Time.Add(2 * time.Hour)
 		want(t, "late", load(t, s, 5, 6, late, gone), Loaded{Rows: 2, Late: 1})
 		rolled := [][]any{
-			{noon, "d-1", (5.0 + 10 + 20) / 3, 5.0, 20.0, int64(3)},
-			{noon, "d-2", 15.0, 15.0, 15.0, int64(1)},
-			{noon.Add(time.Minute), "d-1", 35.0, 35.0, 35.0, int64(1)},
+			{noon, "d-1", int64(3), (5.0 + 10 + 20) / 3, 5.0, 20.0, int64(3)},
+			{noon, "d-2", int64(1), 15.0, 15.0, 15.0, int64(1)},
+			{noon.Add(time.Minute), "d-1", int64(1), 35.0, 35.0, 35.0, int64(1)},
 		}
-		want(t, "roll-up", all(t, s, "SELECT * FROM telemetry_1m ORDER BY bucket, device"), rolled)
+		want(t, "roll-up", all(t, s, `SELECT * FROM telemetry_1m ORDER BY "time", device`), rolled)
 		want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(6)}})
 		// One that is declared later has all that there is; one that is left out goes.
 		table.Rollups[0].Name = "telemetry_minutes"
 		ensureTable(t, s, table)
-		want(t, "new roll-up", all(t, s, "SELECT * FROM telemetry_minutes ORDER BY bucket, device"), rolled)
+		want(t, "new roll-up", all(t, s, `SELECT * FROM telemetry_minutes ORDER BY "time", device`), rolled)
 		if _, err := s.Query(t.Context(), "SELECT * FROM telemetry_1m", nil, Limits{}); err == nil {
 			t.Error("a roll-up that is not declared any more is there still")
 		}

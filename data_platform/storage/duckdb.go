@@ -320,7 +320,10 @@ func appendRows(c *sql.Conn, catalog, table string, t *Table, rows []Row, staged
 				row = append(row, int64(i), r.Again)
 			}
 			row = append(row, r.Time, optional(r.Device), r.Subject, optional(r.Trace), duckdb.UUID(r.Message), r.Recorded)
-			for _, v := range r.Values {
+			for j, v := range r.Values {
+				if s, ok := v.(string); ok && t.Columns[j].Type == JSON {
+					v = json.RawMessage(s)
+				}
 				row = append(row, v)
 			}
 			if err := a.AppendRow(row...); err != nil {

@@ -233,27 +233,27 @@ func alter(have, want *Table, d dialect, do func(...string) error) error {
 
 // rolled is the SELECT of a roll-up over the rows of a table.
 func rolled(t *Table, r *Rollup, where string, d dialect) string {
-	list, group := []string{d.bucket(r.Every, `"time"`) + " AS bucket"}, []string{"1"}
+	list, group := []string{d.bucket(r.Every, `t."time"`) + ` AS "time"`}, []string{"1"}
 	for i, b := range r.By {
-		list = append(list, quote(b))
+		list = append(list, "t."+quote(b))
 		group = append(group, strconv.Itoa(i+2))
 	}
-	list = append(list, values(r.Values)...)
+	list = append(append(list, "count(*) AS rows"), values(r.Values)...)
 	if t.Late > 0 {
-		late := "recorded - \"time\" <= INTERVAL '" + strconv.FormatFloat(t.Late.Seconds(), 'f', -1, 64) + " seconds'"
+		late := "t.recorded - t.\"time\" <= INTERVAL '" + strconv.FormatFloat(t.Late.Seconds(), 'f', -1, 64) + " seconds'"
 		if where == "" {
 			where = " WHERE " + late
 		} else {
 			where += " AND " + late
 		}
 	}
-	return "SELECT " + strings.Join(list, ", ") + " FROM " + quote(t.Name) + where + " GROUP BY " + strings.Join(group, ", ")
+	return "SELECT " + strings.Join(list, ", ") + " FROM " + quote(t.Name) + " t" + where + " GROUP BY " + strings.Join(group, ", ")
 }
 
 func values(list []RollupValue) (out []string) {
 	for _, v := range list {
 		for _, f := range v.Functions {
-			out = append(out, f+"("+quote(v.Column)+") AS "+quote(v.Column+"_"+f))
+			out = append(out, f+"(t."+quote(v.Column)+") AS "+quote(v.Column+"_"+f))
 		}
 	}
 	return out
@@ -296,10 +296,10 @@ func rollup(t *Table, rows []Row, but []int, done *Loaded, d dialect, run func(s
 				j++
 			}
 			from, to := time.Unix(starts[i], 0).UTC(), time.Unix(starts[j-1]+every, 0).UTC()
-			if err := run("DELETE FROM "+quote(r.Name)+" WHERE bucket >= $1 AND bucket < $2", from, to); err != nil {
+			if err := run("DELETE FROM "+quote(r.Name)+` WHERE "time" >= $1 AND "time" < $2`, from, to); err != nil {
 				return err
 			}
-			if err := run("INSERT INTO "+quote(r.Name)+" "+rolled(t, &r, ` WHERE "time" >= $1 AND "time" < $2`, d), from, to); err != nil {
+			if err := run("INSERT INTO "+quote(r.Name)+" "+rolled(t, &r, ` WHERE t."time" >= $1 AND t."time" < $2`, d), from, to); err != nil {
 				return err
 			}
 			i = j
@@ -414,13 +414,13 @@ func (s *Span) where() (string, []any) {
 		list = append(list, condition+" $"+strconv.Itoa(len(args)))
 	}
 	if s.Device != "" {
-		add("device =", s.Device)
+		add("t.device =", s.Device)
 	}
 	if !s.From.IsZero() {
-		add(`"time" >=`, s.From.UTC())
+		add(`t."time" >=`, s.From.UTC())
 	}
 	if !s.To.IsZero() {
-		add(`"time" <`, s.To.UTC())
+		add(`t."time" <`, s.To.UTC())
 	}
 	if list == nil {
 		return "", nil
@@ -445,7 +445,7 @@ func span(t *Table, s *Span) (string, []any, error) {
 	if s.Newest {
 		order = `"time" DESC, recorded DESC`
 	}
-	return "SELECT " + names + " FROM " + quote(t.Name) + where + " ORDER BY " + order + " LIMIT " + strconv.Itoa(s.limit()+1), args, nil
+	return "SELECT " + names + " FROM " + quote(t.Name) + " t" + where + " ORDER BY " + order + " LIMIT " + strconv.Itoa(s.limit()+1), args, nil
 }
 
 func aggregate(t *Table, a *Aggregation, d dialect) (string, []any, error) {
@@ -461,18 +461,18 @@ func aggregate(t *Table, a *Aggregation, d dialect) (string, []any, error) {
 		if a.Every%time.Second != 0 {
 			return "", nil, refuse("buckets of %v: want whole seconds", a.Every)
 		}
-		list, group = append(list, d.bucket(a.Every, `"time"`)+" AS bucket"), append(group, "1")
+		list, group = append(list, d.bucket(a.Every, `t."time"`)+` AS "time"`), append(group, "1")
 	}
 	for _, b := range a.By {
 		if types[b] == "" {
 			return "", nil, refuse("dataset %s has no column %s", t.Name, b)
 		}
-		list = append(list, quote(b))
+		list = append(list, "t."+quote(b))
 		group = append(group, strconv.Itoa(len(list)))
 	}
 	list = append(list, values(a.Values)...)
 	where, args := a.where()
-	s := "SELECT " + strings.Join(list, ", ") + " FROM " + quote(t.Name) + where
+	s := "SELECT " + strings.Join(list, ", ") + " FROM " + quote(t.Name) + " t" + where
 	if len(group) > 0 {
 		order := slices.Clone(group)
 		if a.Newest {

@@ -27,7 +27,7 @@ const (
 	Double Type = "double" // float64
 	Text   Type = "text"   // string
 	Time   Type = "time"   // time.Time, to a microsecond
-	JSON   Type = "json"   // json.RawMessage
+	JSON   Type = "json"   // json.RawMessage; in rows to load a string of it will do
 	Bytes  Type = "bytes"  // []byte
 	UUID   Type = "uuid"   // string in a result; of system columns only
 )
@@ -54,8 +54,8 @@ type Table struct {
 	Retention time.Duration `json:"retention,omitempty"`
 }
 
-// Rollup is a table of its own with a row for each bucket of time and each group: `bucket`, the columns of By, and
-// `<column>_<function>` for each value.
+// Rollup is a table of its own with a row for each bucket of time and each group: `time`, at which it begins, the columns of
+// By, `rows`, how many it has, and `<column>_<function>` for each value.
 type Rollup struct {
 	Name   string        `json:"name"`
 	Every  time.Duration `json:"every"`
@@ -256,7 +256,7 @@ type Store interface {
 	Latest(ctx context.Context, table, device string) (*Result, error)
 	// Range gives rows by time.
 	Range(ctx context.Context, table string, s Span) (*Result, error)
-	// Aggregate gives `bucket`, the groups and the values, by bucket.
+	// Aggregate gives `time`, at which a bucket begins, the groups and the values, by time.
 	Aggregate(ctx context.Context, table string, a Aggregation) (*Result, error)
 	// ByTrace finds the rows that the messages of a trace became, in all tables.
 	ByTrace(ctx context.Context, trace string) ([]Traced, error)
