@@ -40,6 +40,7 @@ examples          service_platform/worker/sdk   an example worker shows how the 
 data_platform/etl     data_platform/model       what a row is, and how its documents are followed, is said once; a library that opens nothing
 data_platform/etl     data_platform/storage     it loads by the interface of the store that the component of that name opens
 data_platform/bridge  data_platform/model       what a dataset takes, and how its documents are followed, is said once; a library that opens nothing
+data_platform/api     data_platform/model       it shows and changes the documents that the others follow
 component/componenttest  bus/mem                  the rig of every component's tests runs on the engine for tests
 `
 

@@ -213,5 +213,5 @@ var reasons = []ReasonInfo{
 	{RuleError, "", "rule_error", "A rule took the message, and its SQL or one of its actions could not be done with it.", "`naru rule show <rule>`, and the error in the rule's `failed` message in `naru trace <id>`; `naru rule test` shows each step."},
 	{ReceiverRefused, "", "receiver_refused", "What was called from here, a worker or a destination, will not have the message.", "Its answer in the particulars, and what it logs; when it is mended, `naru dead retry`."},
 	{CommandLimit, "", "command_limit", "More commands wait for a device, or wait for its answer, than are kept.", "`naru command list --device <id>`: is the device away, or does nothing answer there? Then who says so many."},
-	{DatasetUnknown, "", "dataset_unknown", "A rule put something into a dataset that is not there.", "naru data models, and the rule's action data_bridge; naru data apply adds a dataset, for what comes next."},
+	{DatasetUnknown, "", "dataset_unknown", "A rule put something into a dataset that is not there.", "`naru data models`, and the rule's action data_bridge; `naru data apply` adds a dataset, for what comes next."},
 }

@@ -93,7 +93,7 @@ They exit with 2 when they found a fault.`,
 		root.AddCommand(c)
 	}
 	for _, c := range []*cobra.Command{statusCommand(o), messagesCommand(o), traceCommand(o), ledgerCommand(o), deadCommand(o), topicCommand(o), logCommand(o),
-		deviceCommand(o), caCommand(o), twinCommand(o), commandCommand(o), ruleCommand(o), destinationCommand(o), workerCommand(o), whyCommand(o), mqttCommand(o), graphCommand(o), nodeCommand(o), reasonsCommand(o)} {
+		deviceCommand(o), caCommand(o), twinCommand(o), commandCommand(o), ruleCommand(o), destinationCommand(o), workerCommand(o), dataCommand(o), whyCommand(o), mqttCommand(o), graphCommand(o), nodeCommand(o), reasonsCommand(o)} {
 		c.GroupID = "ask"
 		root.AddCommand(c)
 	}

@@ -30,6 +30,7 @@ import (
 	"github.com/naru-platform/naru/bus/kinesis"
 	"github.com/naru-platform/naru/bus/nats"
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/data_platform/api"
 	"github.com/naru-platform/naru/data_platform/bridge"
 	"github.com/naru-platform/naru/data_platform/etl"
 	"github.com/naru-platform/naru/data_platform/pump"
@@ -66,6 +67,7 @@ func specs(admission *x509.Admission, platform simulator.Platform) []component.S
 		twin.Spec,
 		command.Spec,
 		bridge.Spec,
+		api.Spec,
 		pump.Spec,
 		storage.With(hub),
 		etl.With(hub),

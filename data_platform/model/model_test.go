@@ -527,3 +527,13 @@ func BenchmarkRow(b *testing.B) {
 		}
 	}
 }
+
+func TestExampleIsRight(t *testing.T) {
+	raw, err := os.ReadFile("../../examples/engine.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if docs, err := Parse("examples/engine.yaml", raw); err != nil || len(docs) != 2 {
+		t.Errorf("%d documents, %v", len(docs), err)
+	}
+}

@@ -314,7 +314,7 @@ func (c *action) dataBridge(a *DataBridge) error {
 		return err
 	}
 	if !strings.Contains(a.Dataset, "${") && !datasetName(a.Dataset) {
-		return fmt.Errorf("dataset %q: want the name of one, of small letters, digits and _; naru data models shows them", a.Dataset)
+		return fmt.Errorf("dataset %q: want the name of one, of small letters, digits and _; `naru data models` shows them", a.Dataset)
 	}
 	c.to = []message.Pattern{message.Pattern("service_platform.bridge.") + star(a.Dataset) + ".put"}
 	label, index := c.rule.Label(), strconv.Itoa(c.index)

@@ -161,7 +161,7 @@ func importKinesis(raw json.RawMessage, at string) (*Action, []string, error) {
 	if !datasetName(name) {
 		return nil, nil, fmt.Errorf("%s/streamName %q cannot be a dataset's name: want a letter, then letters, digits, dots, - and _", at, k.Stream)
 	}
-	warnings := []string{fmt.Sprintf("%s becomes data_bridge into the dataset %s, which is yours to describe (naru data apply); it goes through Kinesis where bus.kinesis is configured, and the role is not used", at, name)}
+	warnings := []string{fmt.Sprintf("%s becomes data_bridge into the dataset %s, which is yours to describe (`naru data apply`); it goes through Kinesis where bus.kinesis is configured, and the role is not used", at, name)}
 	if k.Key != "" {
 		warnings = append(warnings, fmt.Sprintf("%s/partitionKey %q is left out: the order is kept by device", at, k.Key))
 	}
