@@ -243,6 +243,7 @@ func (c *conn) failed(token uint64, err error) {
 	c.b.refusals.add(refusal{reason: reason, detail: err, device: c.device, client: c.clientID, address: c.addr})
 	code := ackCode(reason)
 	if c.version != packet.V5 || code == packet.ServerBusy {
+		c.counts(err)
 		c.end(reason, err)
 		return
 	}
@@ -250,6 +251,13 @@ func (c *conn) failed(token uint64, err error) {
 	s := c.acks.at(token)
 	s.done, s.code = true, code
 	c.mu.Unlock()
+}
+
+// counts notes that what ends the connection was counted as refused.
+func (c *conn) counts(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.counted = err
 }
 
 // notReceived forgets a QoS 2 message that did not get in, so that its identifier means nothing.
@@ -285,6 +293,7 @@ func (c *conn) refuse(token uint64, p *packet.Publish, err error) error {
 	case policy && c.mayBury():
 		return c.bury(token, p, c.look(p.Topic), err)
 	default:
+		c.counts(err)
 		return err
 	}
 	c.mu.Lock()

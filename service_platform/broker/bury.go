@@ -56,12 +56,22 @@ func (c *conn) bury(token uint64, p *packet.Publish, t *topicInfo, why error) er
 		if err := m.Follow(original); err != nil {
 			return err
 		}
+		// Sent again before its PUBREL, it is known as any other message of QoS 2 is, and makes no second letter.
+		if p.QoS == 2 && !c.kept.Receive(c.epoch, p.ID, m.ID) {
+			return errEnded
+		}
 		c.mu.Lock()
-		c.acks.at(token).retain = false // the letter is not
+		s := c.acks.at(token)
+		s.retain = false // the letter is not
+		if p.QoS == 2 {
+			s.mid = m.ID
+		}
 		c.mu.Unlock()
 		return c.put(door, token)
 	}
-	err = letter(why.Error())
+	if err = letter(why.Error()); err != nil {
+		c.notReceived(token)
+	}
 	if message.ReasonOf(err, 0) == message.MessageTooLarge && len(original.Data) > 0 {
 		detail := fmt.Sprintf("%v; its %d bytes of data are too large for a dead letter, and are not in it", why, len(original.Data))
 		original.Data = nil

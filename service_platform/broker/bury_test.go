@@ -119,3 +119,52 @@ func TestAListenerMayCloseOnARefusedPublish(t *testing.T) {
 		t.Error(code)
 	}
 }
+
+// A client that has not heard PUBREC sends its message again, on a connection that follows: it died once.
+func TestARefusedMessageOfQoS2ThatIsSentAgainLeavesOneDeadLetter(t *testing.T) {
+	conf, addr := open(t, func(l *Listener) { l.Refuse = []string{"secret/#"} })
+	r := newRig(t, conf)
+	m := packet.Publish{Topic: "secret/x", Payload: []byte("once"), QoS: 2, ID: 7}
+	for again := range 3 {
+		p := r.dial(addr)
+		p.connect(packet.Connect{Version: packet.V311, ClientID: "c"})
+		m.Dup = again > 0
+		p.write(publishAs(packet.V311, m))
+		p.answer(packet.PUBREC, 7)
+		if again < 2 {
+			p.Close()
+			continue
+		}
+		p.write((&packet.Ack{Type: packet.PUBREL, ID: 7}).Append(nil, packet.V311))
+		p.answer(packet.PUBCOMP, 7)
+		p.send(packet.Publish{Topic: "secret/x", Payload: []byte("another"), QoS: 2, ID: 7})
+	}
+	for i, d := range r.letters(2) {
+		m, err := d.Message()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := []string{"once", "another"}[i]; string(m.Data) != want {
+			t.Errorf("letter %d is of %q; want %q", i+1, m.Data, want)
+		}
+	}
+}
+
+func TestARefusalThatClosesItsConnectionIsCountedOnce(t *testing.T) {
+	conf, addr := open(t, func(l *Listener) { l.Refused, l.Refuse = "close", []string{"secret/#"} })
+	r := newRig(t, conf)
+	for range 3 {
+		p := r.dial(addr)
+		p.connect(packet.Connect{Version: packet.V311, CleanStart: true, ClientID: "c"})
+		p.write(publishAs(packet.V311, packet.Publish{Topic: "secret/x", QoS: 1, ID: 1}))
+		p.ended()
+	}
+	r.eventually(func() string { // what a connection does at its end is done
+		r.b.mu.Lock()
+		defer r.b.mu.Unlock()
+		return map[bool]string{true: "", false: "there are connections"}[len(r.b.all) == 0]
+	})
+	if n := valueOf(r.b.metrics.refused.WithLabelValues("service_platform.broker", message.ACLDenied.String())); n != 3 {
+		t.Errorf("3 refusals are counted as %g", n)
+	}
+}

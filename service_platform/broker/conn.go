@@ -110,6 +110,7 @@ type outbound struct {
 	outID        uint16
 	inflight     map[uint16]flight
 	laden        atomic.Bool     // inflight is full
+	counted      error           // what was refused, and ends the connection: it counts once
 	asking       int             // requests for certificates under way
 	answers      map[string]byte // QoS of their answers' topics that were subscribed to
 	waiting      []waiting
@@ -700,6 +701,12 @@ func (c *conn) leave(err error) {
 	c.leaveSession(why)
 	if last {
 		c.gone(why)
+	}
+	c.mu.Lock()
+	told := c.counted != nil && errors.Is(detail, c.counted)
+	c.mu.Unlock()
+	if told {
+		return
 	}
 	if why != 0 && why != message.ConnectionLost && why != message.ServerStopping {
 		c.b.refusals.add(refusal{reason: why, detail: detail, device: c.device, client: c.clientID, address: c.addr})
