@@ -328,7 +328,8 @@ func (r *run) forget(ctx context.Context, name string) error {
 	r.h.telling.Lock() // a report that is under way is told before, and none after
 	defer r.h.telling.Unlock()
 	r.h.metrics.forget(spec.Name)
-	if err := r.h.peers.drop(ctx, r.h.Bus, spec.Name, r.h.Now()); err != nil {
+	// What the logs keep for it goes with it: retention may be away for longer than it is told of.
+	if err := r.h.peers.Forget(ctx, r.h.Bus, spec.Name, r.h.Now()); err != nil {
 		return fmt.Errorf("tell that %s is forgotten: %w", spec.Name, err)
 	}
 	return nil
