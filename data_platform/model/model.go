@@ -93,34 +93,6 @@ type Rollup struct {
 // Functions are what a roll-up computes.
 var Functions = []string{"avg", "min", "max", "sum", "count"}
 
-// Columns are the columns of the roll-up's table in order: `time` (the window's start), those of By, `rows` (how many rows
-// are in the window), and `<field>_<function>` by name of the field.
-func (r *Rollup) Columns(d *Dataset) []Field {
-	c := []Field{{Name: "time", Type: Time, Required: true}}
-	for _, by := range r.By {
-		if f := d.Field(by); f != nil {
-			c = append(c, Field{Name: f.Name, Type: f.Type})
-		} else {
-			c = append(c, Field{Name: by, Type: Text})
-		}
-	}
-	c = append(c, Field{Name: "rows", Type: Int, Required: true})
-	for i := range d.Fields {
-		f := &d.Fields[i]
-		for _, function := range r.Values[f.Name] {
-			t := Double
-			switch {
-			case function == "count":
-				t = Int
-			case function != "avg" && f.Type == Int:
-				t = Int
-			}
-			c = append(c, Field{Name: f.Name + "_" + function, Type: t, Unit: f.Unit})
-		}
-	}
-	return c
-}
-
 // System lists the columns that every dataset has before its fields. Device is null where a message has none.
 var System = []Field{
 	{Name: "time", Type: Time, Required: true, Doc: "when it happened"},
