@@ -30,6 +30,8 @@ type Options[T any] struct {
 	Table  string // its name on the bus
 	Prefix string // of the keys that hold documents; a document's name is the rest
 	What   string // a document is, for messages: "destination"
+	// Called gives what one is called in messages; "<What> <name>" where it is nil.
+	Called func(name string) string
 	Owner  string // the component that keeps the table, for messages
 	// Broken is told of a document that cannot be read; what was known of it holds.
 	Broken func(key string, err error)
@@ -62,6 +64,9 @@ type Book[T any] struct {
 
 // New makes a book that is to be opened.
 func New[T any](o Options[T]) *Book[T] {
+	if o.Called == nil {
+		o.Called = func(name string) string { return o.What + " " + name }
+	}
 	return &Book[T]{o: o, docs: map[string]*Doc[T]{}, news: make(chan struct{})}
 }
 
@@ -162,6 +167,13 @@ func (b *Book[T]) List() (list []*Doc[T], news <-chan struct{}, ok bool) {
 	return list, b.news, b.synced
 }
 
+// News is closed at the next change.
+func (b *Book[T]) News() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.news
+}
+
 // Known gives a document as it is known here; nil where there is none. It is not ok before the table was read.
 func (b *Book[T]) Known(name string) (d *Doc[T], ok bool) {
 	b.mu.Lock()
@@ -194,7 +206,7 @@ func (b *Book[T]) ask(ctx context.Context, t bus.Table, name string) (*Doc[T], e
 	}
 	d, err := read[T](e)
 	if err != nil {
-		return nil, fmt.Errorf("%s %s in the table: %w", b.o.What, name, err)
+		return nil, fmt.Errorf("%s in the table: %w", b.o.Called(name), err)
 	}
 	return d, nil
 }
@@ -237,7 +249,7 @@ func (b *Book[T]) Change(ctx context.Context, name string, do func(d *Doc[T]) er
 		b.settled(ctx, revision)
 		return d, nil
 	}
-	return nil, answer.Unavailable("%s %s is being changed by others all the time; try again", b.o.What, name)
+	return nil, answer.Unavailable("%s is being changed by others all the time; try again", b.o.Called(name))
 }
 
 // Erase takes a document out of the table, if it still has the revision; 0 is any.

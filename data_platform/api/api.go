@@ -2,7 +2,6 @@
 package api
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -32,29 +31,13 @@ type api struct{ book *model.Book }
 // New builds the component.
 func New(env component.Env, _ Config) (*component.Part, error) {
 	a := &api{model.NewBook(env.Bus, env.Log, env.Now)}
-	return &component.Part{Run: a.run, Routes: []component.Route{
+	return &component.Part{Run: a.book.Serve, Routes: []component.Route{
 		{Pattern: "GET /api/v1/data/models", Handler: answer.Func(a.list)},
 		{Pattern: "GET /api/v1/data/models/{kind}/{name}", Handler: answer.Func(a.show)},
 		{Pattern: "GET /api/v1/data/models/dataset/{name}/schema", Handler: answer.Func(a.schema)},
 		{Pattern: "PUT /api/v1/data/models", Handler: answer.Func(a.put)},
 		{Pattern: "DELETE /api/v1/data/models/{kind}/{name}", Handler: answer.Func(a.remove)},
 	}}, nil
-}
-
-func (a *api) run(ctx context.Context, ready func()) error {
-	done := make(chan error, 1)
-	go func() { done <- a.book.Run(ctx) }()
-	select {
-	case <-a.book.Synced():
-		ready()
-	case err := <-done:
-		return err
-	}
-	err := <-done
-	if ctx.Err() != nil {
-		return nil
-	}
-	return fmt.Errorf("follow the table of datasets: %w", err)
 }
 
 func (a *api) synced() error {

@@ -51,24 +51,7 @@ func New(env component.Env, _ Config) (*component.Part, error) {
 	if env.Metrics != nil {
 		env.Metrics.MustRegister(b.said)
 	}
-	return &component.Part{Handle: b.handle, Run: b.run}, nil
-}
-
-// run follows the table of datasets.
-func (b *Bridge) run(ctx context.Context, ready func()) error {
-	done := make(chan error, 1)
-	go func() { done <- b.book.Run(ctx) }()
-	select {
-	case <-b.book.Synced():
-		ready()
-	case err := <-done:
-		return err
-	}
-	err := <-done
-	if ctx.Err() != nil {
-		return nil
-	}
-	return fmt.Errorf("follow the table of datasets: %w", err)
+	return &component.Part{Handle: b.handle, Run: b.book.Serve}, nil
 }
 
 // handle says a message once for each dataset that it is for. What was not there when a process started must not decide, so

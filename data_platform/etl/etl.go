@@ -120,7 +120,7 @@ func (e *etl) run(ctx context.Context, ready func()) error {
 			return end(nil)
 		case err := <-done:
 			cancel()
-			return fmt.Errorf("follow the table of datasets: %w", err)
+			return err
 		case <-news:
 		case old = <-stored:
 			stored = nil

@@ -8,11 +8,13 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/component/book"
 	"github.com/naru-platform/naru/internal/answer"
 	"github.com/naru-platform/naru/internal/trie"
 	"github.com/naru-platform/naru/message"
@@ -23,7 +25,6 @@ const (
 	TableName  = "datasets"
 	historyMax = 20
 	entryMax   = 700 << 10 // bytes of an entry; a table's value may have a megabyte, and older versions go before that
-	triesMax   = 20        // of a change that meets others
 )
 
 // Entry is a document of the table with what became of it.
@@ -44,8 +45,6 @@ type Entry struct {
 	BuiltIn bool `json:"built_in,omitempty"`
 	// Fault is why what the table says is not in force in this process; what was in force before goes on.
 	Fault string `json:"fault,omitempty"`
-
-	revision uint64
 }
 
 // Version is what a document was.
@@ -103,45 +102,53 @@ func newSet(datasets map[string]*Dataset, pipelines map[string]*Pipeline) *Set {
 
 // Book follows the table of datasets and changes it. Its methods may be called by any number of goroutines.
 type Book struct {
-	bus bus.Bus
-	log *slog.Logger
-	now func() time.Time
+	bus   bus.Bus
+	log   *slog.Logger
+	now   func() time.Time
+	table *book.Book[Entry]
 
 	set    atomic.Pointer[Set]
 	synced chan struct{}
 
 	mu      sync.Mutex
-	table   bus.Table
 	entries map[string]*Entry
 	docs    map[string]*Document // in force, by key
-	seen    uint64
-	news    chan struct{} // closed and made anew with each change
 }
 
 // NewBook makes a book; Run opens it. Until then its set is that of BuiltIn.
-func NewBook(b bus.Bus, log *slog.Logger, now func() time.Time) *Book {
-	k := &Book{bus: b, log: log, now: now, synced: make(chan struct{}), entries: map[string]*Entry{}, docs: map[string]*Document{}, news: make(chan struct{})}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.swap()
-	return k
+func NewBook(on bus.Bus, log *slog.Logger, now func() time.Time) *Book {
+	b := &Book{bus: on, log: log, now: now, synced: make(chan struct{}), entries: map[string]*Entry{}, docs: map[string]*Document{}}
+	b.table = book.New(book.Options[Entry]{Table: TableName, What: "dataset", Owner: "data_platform",
+		Called: func(key string) string { return strings.Replace(key, "/", " ", 1) },
+		Broken: b.broken, Told: b.told, Read: b.read})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.swap()
+	return b
 }
 
 // Run follows the table until ctx is done. It may be run again after that.
 func (b *Book) Run(ctx context.Context) error {
-	if _, err := b.open(ctx); err != nil {
-		return fmt.Errorf("open the table of datasets: %w", err)
+	if err := b.table.Open(ctx, b.bus); err != nil {
+		return err
 	}
-	return b.table.Watch(ctx, "", b.told, func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		select {
-		case <-b.synced:
-		default:
-			b.swap()
-			close(b.synced)
-		}
-	})
+	return b.table.Follow(ctx)
+}
+
+// Serve is the Run of a component that waits for the book, and does nothing else by itself.
+func (b *Book) Serve(ctx context.Context, ready func()) error {
+	done := make(chan error, 1)
+	go func() { done <- b.Run(ctx) }()
+	select {
+	case <-b.synced:
+		ready()
+	case err := <-done:
+		return err
+	}
+	if err := <-done; ctx.Err() == nil {
+		return err
+	}
+	return nil
 }
 
 // Synced is closed once the book has what the table says; what concerns data waits for it.
@@ -151,11 +158,7 @@ func (b *Book) Synced() <-chan struct{} { return b.synced }
 func (b *Book) Set() *Set { return b.set.Load() }
 
 // News is closed at the next change; ask for it before Set.
-func (b *Book) News() <-chan struct{} {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.news
-}
+func (b *Book) News() <-chan struct{} { return b.table.News() }
 
 // Entries lists what the table has, with what is built in, by kind and name. Those that were deleted are among them.
 func (b *Book) Entries() []Entry {
@@ -197,46 +200,44 @@ func builtInEntries() (list []*Entry) {
 
 func key(kind, name string) string { return kind + "/" + name }
 
-func (b *Book) open(ctx context.Context) (bus.Table, error) {
+func (b *Book) broken(key string, err error) {
+	b.log.Error("read an entry of the table of datasets; what was in force goes on", "key", key, "error", err)
+}
+
+// read puts in force what the table says, now that all of it is known.
+func (b *Book) read() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.table != nil {
-		return b.table, nil
+	select {
+	case <-b.synced:
+	default:
+		b.swap()
+		close(b.synced)
 	}
-	t, err := b.bus.Table(ctx, TableName, bus.TableOptions{})
-	if err == nil {
-		b.table = t
-	}
-	return t, err
 }
 
 // told takes over what the table says of one document. What does not parse changes nothing, and is told.
-func (b *Book) told(e bus.Entry) {
+func (b *Book) told(k string, d *book.Doc[Entry]) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.seen = max(b.seen, e.Revision)
-	defer func() {
-		close(b.news)
-		b.news = make(chan struct{})
-	}()
-	if e.Deleted { // naru itself never does; somebody took it out of the table
-		delete(b.entries, e.Key)
-		delete(b.docs, e.Key)
+	if d == nil { // naru itself never does; somebody took it out of the table
+		delete(b.entries, k)
+		delete(b.docs, k)
 	} else {
-		entry := &Entry{revision: e.Revision}
-		if err := json.Unmarshal(e.Value, entry); err != nil || key(entry.Kind, entry.Name) != e.Key {
-			b.log.Error("read an entry of the table of datasets; what was in force goes on", "key", e.Key, "error", err)
+		entry := d.Value
+		if key(entry.Kind, entry.Name) != k {
+			b.broken(k, fmt.Errorf("it is %s %s", entry.Kind, entry.Name))
 			return
 		}
-		b.entries[e.Key] = entry
+		b.entries[k] = &entry
 		if entry.Deleted {
-			delete(b.docs, e.Key)
-		} else if docs, err := Parse(e.Key, []byte(entry.YAML)); err != nil {
+			delete(b.docs, k)
+		} else if docs, err := Parse(k, []byte(entry.YAML)); err != nil {
 			entry.Fault = err.Error()
-			b.log.Error("a document of the table of datasets cannot be used here; what was in force goes on", "key", e.Key, "error", err)
+			b.log.Error("a document of the table of datasets cannot be used here; what was in force goes on", "key", k, "error", err)
 			return
 		} else {
-			b.docs[e.Key] = &docs[0]
+			b.docs[k] = &docs[0]
 		}
 	}
 	select {
@@ -380,41 +381,29 @@ func (b *Book) beside(d *Document) error {
 }
 
 func (b *Book) change(ctx context.Context, kind, name string, c Change, do func(e *Entry, there bool) (bool, error)) (Entry, error) {
-	t, err := b.open(ctx)
-	if err != nil {
-		return Entry{}, answer.Unavailable("the table of datasets cannot be opened: %s", err)
-	}
 	if text := checkTable(name); text != "" || kind != KindDataset && kind != KindPipeline {
 		return Entry{}, missing(kind, name)
 	}
-	for range triesMax {
-		e := &Entry{Kind: kind, Name: name, Deleted: true}
-		got, err := t.Get(ctx, key(kind, name))
-		switch {
-		case errors.Is(err, bus.ErrNotFound):
+	d, err := b.table.Change(ctx, key(kind, name), func(d *book.Doc[Entry]) error {
+		e := &d.Value
+		if d.Revision == 0 {
+			*e = Entry{Kind: kind, Name: name, Deleted: true}
 			for _, own := range builtInEntries() {
 				if own.Kind == kind && own.Name == name {
-					e = own
+					*e = *own
 				}
-			}
-		case err != nil:
-			return Entry{}, err
-		default:
-			e = new(Entry)
-			if err := json.Unmarshal(got.Value, e); err != nil {
-				return Entry{}, fmt.Errorf("%s %s in the table: %w", kind, name, err)
 			}
 		}
 		before := *e
 		changed, err := do(e, !before.Deleted)
 		if err != nil {
-			return Entry{}, err
+			return err
 		}
 		if !changed {
-			return *e, nil
+			return book.ErrSame
 		}
 		if before.File != "" && c.File == "" && !before.Deleted {
-			return Entry{}, answer.Conflict("%s %s is from the file %s: change it there; removed from there, it is free", kind, name, before.File)
+			return answer.Conflict("%s %s is from the file %s: change it there; removed from there, it is free", kind, name, before.File)
 		}
 		if !before.BuiltIn && before.YAML != "" {
 			e.History = append([]Version{{before.Version, before.YAML, before.Deleted, before.By, before.Why, before.At}}, before.History...)
@@ -423,52 +412,22 @@ func (b *Book) change(ctx context.Context, kind, name string, c Change, do func(
 		if c.File == freed {
 			e.File = ""
 		}
-		raw, err := e.encode()
-		if err != nil {
-			return Entry{}, err
-		}
-		revision, err := t.Update(ctx, key(kind, name), raw, got.Revision)
-		if errors.Is(err, bus.ErrConflict) {
-			continue
-		}
-		if err != nil {
-			return Entry{}, err
-		}
-		b.settle(ctx, revision)
-		return *e, nil
+		return e.fit()
+	})
+	if err != nil && !errors.Is(err, book.ErrSame) {
+		return Entry{}, err
 	}
-	return Entry{}, answer.Unavailable("%s %s is being changed by others all the time; try again", kind, name)
+	return d.Value, nil
 }
 
-// encode drops the oldest versions where there are too many, or they have become too much.
-func (e *Entry) encode() ([]byte, error) {
+// fit drops the oldest versions where there are too many, or they have become too much.
+func (e *Entry) fit() error {
 	e.History = e.History[:min(len(e.History), historyMax)]
 	for {
 		raw, err := json.Marshal(e)
 		if err != nil || len(raw) <= entryMax || len(e.History) == 0 {
-			return raw, err
+			return err
 		}
 		e.History = e.History[:len(e.History)-1]
-	}
-}
-
-// settle waits a moment until this process has heard of a revision, where it follows the table at all.
-func (b *Book) settle(ctx context.Context, revision uint64) {
-	late := time.NewTimer(2 * time.Second)
-	defer late.Stop()
-	for {
-		b.mu.Lock()
-		seen, news := b.seen, b.news
-		b.mu.Unlock()
-		if seen >= revision {
-			return
-		}
-		select {
-		case <-news:
-		case <-late.C:
-			return
-		case <-ctx.Done():
-			return
-		}
 	}
 }

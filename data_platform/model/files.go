@@ -8,14 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
-	"github.com/naru-platform/naru/bus"
-)
-
-const (
-	filesEvery = time.Second // files are looked at; they are small, and their content is compared
-	filesLease = 5 * time.Second
+	"github.com/naru-platform/naru/component/book"
 )
 
 // ReadDir parses the files of a folder, by their names: *.yaml, *.yml and *.json that do not begin with a dot. Datasets come
@@ -55,37 +49,12 @@ func ReadDir(dir string) ([]Document, error) {
 // free to be changed otherwise.
 func (b *Book) Files(ctx context.Context, dir, owner string) {
 	told := map[string]string{}
-	var lease bus.Lease
-	defer func() {
-		if lease != nil {
-			free, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-			defer done()
-			_ = lease.Release(free) // it goes by itself
-		}
-	}()
 	select {
 	case <-b.synced:
 	case <-ctx.Done():
 		return
 	}
-	tick := time.NewTicker(filesEvery)
-	defer tick.Stop()
-	for {
-		if lease == nil || !lease.Held() {
-			var err error
-			if lease, err = b.bus.Lease(ctx, "datasets/files", owner, filesLease); err != nil {
-				lease = nil
-			}
-		}
-		if lease != nil {
-			b.look(ctx, dir, told)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
+	book.Keep(ctx, b.bus, "datasets/files", owner, func(ctx context.Context) { b.look(ctx, dir, told) })
 }
 
 func (b *Book) look(ctx context.Context, dir string, told map[string]string) {

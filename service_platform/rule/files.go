@@ -8,14 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
-	"github.com/naru-platform/naru/bus"
-)
-
-const (
-	filesEvery = time.Second // files are looked at; they are small, and their content is compared
-	filesLease = 5 * time.Second
+	docs "github.com/naru-platform/naru/component/book"
 )
 
 // files keeps the rules of a folder in the table, by one process at a time: what is in a file is the rule, and a file that
@@ -28,32 +22,7 @@ type files struct {
 
 func (f *files) follow(ctx context.Context) {
 	f.faults = map[string]string{}
-	var lease bus.Lease
-	defer func() {
-		if lease != nil {
-			free, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-			defer done()
-			_ = lease.Release(free) // it goes by itself
-		}
-	}()
-	tick := time.NewTicker(filesEvery)
-	defer tick.Stop()
-	for {
-		if lease == nil || !lease.Held() {
-			var err error
-			if lease, err = f.e.env.Bus.Lease(ctx, "rules/files", f.e.env.Node, filesLease); err != nil {
-				lease = nil
-			}
-		}
-		if lease != nil {
-			f.look(ctx)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
+	docs.Keep(ctx, f.e.env.Bus, "rules/files", f.e.env.Node, f.look)
 }
 
 // tell logs a fault once.
