@@ -8,6 +8,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+
+	"github.com/naru-platform/naru/internal/near"
 )
 
 // decodeStrict reads JSON into a struct and refuses what the struct does not know, at any depth, naming where it stands
@@ -102,12 +104,7 @@ func Keys(v any) []string {
 
 // UnknownKey is the error for a setting that does not exist; it names the nearest that does.
 func UnknownKey(key string, known []string) error {
-	best, at := "", len(key)/2+2
-	for _, k := range known {
-		if d := distance(key, k); d < at {
-			best, at = k, d
-		}
-	}
+	best := near.Within(key, known, len(key)/2+1)
 	switch {
 	case best != "":
 		return fmt.Errorf("there is no setting %q; did you mean %q?", key, best)
@@ -115,24 +112,4 @@ func UnknownKey(key string, known []string) error {
 		return fmt.Errorf("there is no setting %q; there are none", key)
 	}
 	return fmt.Errorf("there is no setting %q; there are %s", key, strings.Join(known, ", "))
-}
-
-// distance is Levenshtein's.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
-		}
-	}
-	return row[len(b)]
 }

@@ -3,18 +3,21 @@ package near
 
 // Word gives the known word that is nearest by Levenshtein's distance; empty where none is near. Of two that are as near,
 // the first counts.
-func Word(word string, known []string) string {
-	best, at := "", len(word)/2+1
+func Word(word string, known []string) string { return Within(word, known, len(word)/2) }
+
+// Within gives the known word that is nearest, and at most so far away.
+func Within(word string, known []string, most int) string {
+	best, at := "", most+1
 	for _, k := range known {
-		if d := distance(word, k); d < at {
+		if d := Distance(word, k); d < at {
 			best, at = k, d
 		}
 	}
 	return best
 }
 
-// distance is how many bytes have to be changed, put in or taken out.
-func distance(a, b string) int {
+// Distance is how many bytes have to be changed, put in or taken out.
+func Distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j

@@ -3,6 +3,8 @@ package sql
 import (
 	"fmt"
 	"strings"
+
+	"github.com/naru-platform/naru/internal/near"
 )
 
 // function is one of the dialect's. call gets values of right number; what it cannot use makes it Undefined.
@@ -51,7 +53,10 @@ var refused = map[string]string{
 func nearest(name string) string {
 	best, least := "", 3
 	for known, f := range functions {
-		if d := distance(name, known); d < least || d == least && best != "" && f.name < best {
+		if len(name) > 32 { // near to none, and long to compare
+			break
+		}
+		if d := near.Distance(name, known); d < least || d == least && best != "" && f.name < best {
 			best, least = f.name, d
 		}
 	}
@@ -59,28 +64,4 @@ func nearest(name string) string {
 		return "the functions are listed in the rule language's README"
 	}
 	return "did you mean " + best + "()?"
-}
-
-// distance counts letters to change, add or drop.
-func distance(a, b string) int {
-	if len(a) > 32 {
-		return len(a)
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, diagonal+1)
-		}
-	}
-	return row[len(b)]
 }

@@ -163,7 +163,7 @@ func TestDecimalsAreExact(t *testing.T) {
 		a, b := random(), random()
 		check := func(op string, got decimal, ok bool, want *big.Rat) {
 			t.Helper()
-			if !ok || !near(rat(got), want) {
+			if !ok || !closeTo(rat(got), want) {
 				t.Fatalf("%s %s %s = %s, want %s", a.append(nil), op, b.append(nil), got.append(nil), want.FloatString(40))
 			}
 		}
@@ -199,8 +199,8 @@ func rat(d decimal) *big.Rat {
 	return r.Mul(r, p)
 }
 
-// near says whether got is want to 34 digits: off by half of the last one at most.
-func near(got, want *big.Rat) bool {
+// closeTo says whether got is want to 34 digits: off by half of the last one at most.
+func closeTo(got, want *big.Rat) bool {
 	if got.Cmp(want) == 0 {
 		return true
 	}
