@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/naru-platform/naru/internal/span"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -229,12 +230,12 @@ func plausible(t, recorded time.Time) bool {
 func (d *Dataset) walk(b []byte, i int, n *node, r *Row) (int, error) {
 	open := len(r.rest)
 	r.rest = append(r.rest, '{')
-	i = space(b, i+1)
+	i = span.Space(b, i+1)
 	for b[i] != '}' {
 		from := i
-		i = skipString(b, i)
+		i = span.String(b, i)
 		name := b[from:i]
-		start := space(b, space(b, i)+1) // behind the colon
+		start := span.Space(b, span.Space(b, i)+1) // behind the colon
 		next := n.find(name)
 		mark := len(r.rest)
 		var err error
@@ -245,7 +246,7 @@ func (d *Dataset) walk(b []byte, i int, n *node, r *Row) (int, error) {
 				r.rest = r.rest[:mark]
 			}
 		} else {
-			i = skip(b, start)
+			i = span.Value(b, start)
 			var taken bool
 			if taken, err = d.take(b[start:i], next, r); !taken {
 				r.member(name, b[start:i])
@@ -254,8 +255,8 @@ func (d *Dataset) walk(b []byte, i int, n *node, r *Row) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if i = space(b, i); b[i] == ',' {
-			i = space(b, i+1)
+		if i = span.Space(b, i); b[i] == ',' {
+			i = span.Space(b, i+1)
 		}
 	}
 	if len(r.rest) == open+1 {
@@ -298,10 +299,10 @@ func (d *Dataset) take(raw []byte, n *node, r *Row) (bool, error) {
 
 // elements gives those of an array to the fields that stand there. The array stays in the rest as a whole.
 func (d *Dataset) elements(b []byte, n *node, r *Row) error {
-	i := space(b, 1)
+	i := span.Space(b, 1)
 	for at := 0; b[i] != ']'; at++ {
 		start := i
-		i = skip(b, i)
+		i = span.Value(b, i)
 		if next := n.next[strconv.Itoa(at)]; next != nil {
 			raw := b[start:i]
 			if next.field == -1 && raw[0] == '{' {
@@ -317,8 +318,8 @@ func (d *Dataset) elements(b []byte, n *node, r *Row) error {
 				return err
 			}
 		}
-		if i = space(b, i); b[i] == ',' {
-			i = space(b, i+1)
+		if i = span.Space(b, i); b[i] == ',' {
+			i = span.Space(b, i+1)
 		}
 	}
 	return nil

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/naru-platform/naru/internal/span"
 )
 
 // The limits of one evaluation. A statement with variables can double a value with each of them.
@@ -179,7 +181,7 @@ func (e *env) payload() value {
 	for strings.IndexByte(" \n\t\r", b[end-1]) >= 0 {
 		end--
 	}
-	return fromJSON(b[skipSpace(b, 0):end])
+	return fromJSON(b[span.Space(b, 0):end])
 }
 
 func (e *env) payloadError(want string) error {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"unicode/utf16"
 	"unicode/utf8"
+
+	"github.com/naru-platform/naru/internal/span"
 )
 
 // jsonDepthMax bounds how deep a payload may nest: reading it uses stack.
@@ -240,73 +242,22 @@ type walk struct {
 func walkOver(raw []byte) walk { return walk{raw: raw, i: 1, object: raw[0] == '{'} }
 
 func (w *walk) next() bool {
-	i := skipSpace(w.raw, w.i)
+	i := span.Space(w.raw, w.i)
 	if w.raw[i] == ',' {
-		i = skipSpace(w.raw, i+1)
+		i = span.Space(w.raw, i+1)
 	}
 	if w.raw[i] == '}' || w.raw[i] == ']' {
 		return false
 	}
 	if w.object {
-		end := skipString(w.raw, i)
+		end := span.String(w.raw, i)
 		w.key = w.raw[i:end]
-		i = skipSpace(w.raw, skipSpace(w.raw, end)+1)
+		i = span.Space(w.raw, span.Space(w.raw, end)+1)
 	}
-	end := skipValue(w.raw, i)
+	end := span.Value(w.raw, i)
 	w.val = w.raw[i:end]
 	w.i = end
 	return true
-}
-
-func skipSpace(b []byte, i int) int {
-	for b[i] == ' ' || b[i] == '\n' || b[i] == '\t' || b[i] == '\r' {
-		i++
-	}
-	return i
-}
-
-func skipString(b []byte, i int) int {
-	for i++; b[i] != '"'; i++ {
-		if b[i] == '\\' {
-			i++
-		}
-	}
-	return i + 1
-}
-
-func skipValue(b []byte, i int) int {
-	switch b[i] {
-	case '"':
-		return skipString(b, i)
-	case '{', '[':
-		for depth := 0; ; {
-			switch b[i] {
-			case '"':
-				i = skipString(b, i)
-				continue
-			case '{', '[':
-				depth++
-			case '}', ']':
-				if depth--; depth == 0 {
-					return i + 1
-				}
-			}
-			i++
-		}
-	}
-	for i < len(b) && !ends(b[i]) {
-		i++
-	}
-	return i
-}
-
-// ends says whether c ends a number or a word.
-func ends(c byte) bool {
-	switch c {
-	case ',', '}', ']', ' ', '\n', '\t', '\r':
-		return true
-	}
-	return false
 }
 
 // find gives the value of an object's member; of equal names, the last. It is nil where there is none.
@@ -428,13 +379,13 @@ func appendCompact(dst, raw []byte) []byte {
 	for i := 0; i < len(raw); {
 		switch c := raw[i]; {
 		case c == '"':
-			end := skipString(raw, i)
+			end := span.String(raw, i)
 			dst = append(dst, raw[i:end]...)
 			i = end
 		case c == ' ' || c == '\n' || c == '\t' || c == '\r':
 			i++
 		case c == '-' || c >= '0' && c <= '9':
-			end := skipValue(raw, i)
+			end := span.Value(raw, i)
 			dst = appendNumber(dst, raw[i:end])
 			i = end
 		default:
