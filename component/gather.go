@@ -33,6 +33,12 @@ type gathering struct {
 	since    time.Time
 }
 
+func (g *gathering) add(s bus.Stored) {
+	g.batches = append(g.batches, s)
+	g.messages += int(s.Batch.Count)
+	g.bytes += len(s.Batch.Bytes())
+}
+
 func (g *gathering) last() uint64 { return g.batches[len(g.batches)-1].Position.Sequence }
 
 // gather puts a batch to those of its partition that are handled together.
@@ -45,9 +51,7 @@ func (w *worker) gather(ctx context.Context, e event) error {
 	case e.stored.Position.Sequence <= g.last():
 		return nil // its reader was opened again
 	}
-	g.batches = append(g.batches, e.stored)
-	g.messages += int(e.stored.Batch.Count)
-	g.bytes += len(e.stored.Batch.Bytes())
+	g.add(e.stored)
 	if w.full(g) {
 		return w.handGathered(ctx, e.at)
 	}
@@ -96,14 +100,10 @@ func (w *worker) regroup(queue []event) []event {
 		return queue
 	}
 	g := gathering{}
-	n := 0
-	for n < len(queue) && queue[n].batch() && !w.full(&g) {
-		g.batches = append(g.batches, queue[n].stored)
-		g.messages += int(queue[n].stored.Batch.Count)
-		g.bytes += len(queue[n].stored.Batch.Bytes())
-		n++
+	for n := 0; n < len(queue) && queue[n].batch() && !w.full(&g); n++ {
+		g.add(queue[n].stored)
 	}
-	return append([]event{{at: queue[0].at, group: g.batches}}, queue[n:]...)
+	return append([]event{{at: queue[0].at, group: g.batches}}, queue[len(g.batches):]...)
 }
 
 // batch says that an event is a batch, and nothing else.
@@ -168,14 +168,14 @@ func (w *worker) all(ctx context.Context, e event, attempts int) (done bool, err
 	}
 	w.stand(e.at, "")
 	for i, s := range batches {
-		if err := w.settleBatch(ctx, c, e.at, s, messages[i], &fates); err != nil {
+		n, err := w.settleBatch(ctx, c, e.at, s, messages[i], in, fates)
+		if err != nil {
 			return false, err
 		}
+		in, fates = in[n:], fates[n:]
 	}
 	if alarm != "" {
-		w.torn[e.at] = true
-		w.stand(e.at, message.LogTruncated.String()+": "+alarm)
-		return true, w.alarm(message.LogTruncated, w.env.Spec.Name+" stands still: "+alarm)
+		return true, w.tear(e.at, alarm)
 	}
 	return true, nil
 }
@@ -197,42 +197,36 @@ func (w *worker) callAll(ctx context.Context, log string, in []Heard) (fates []e
 	return fates, err
 }
 
-// settleBatch counts the fates of a batch's messages, which are the first of fates, and moves the position behind it.
-func (w *worker) settleBatch(ctx context.Context, c *Checkpoint, at place, s bus.Stored, list []message.Message, fates *[]error) error {
+// settleBatch counts the fates of a batch's messages, and moves the position behind it. in begins with those that were handled,
+// n of them, and fates with theirs.
+func (w *worker) settleBatch(ctx context.Context, c *Checkpoint, at place, s bus.Stored, list []message.Message, in []Heard, fates []error) (n int, err error) {
+	if w.times(-1) == 0 {
+		w.passOver(c, at, &s)
+		return 0, nil
+	}
 	if s.Err != nil {
-		detail := fmt.Sprintf("%s: batch %d of log %s, generation %d, partition %d cannot be read; what was in it is dead: %v", w.env.Spec.Name,
-			s.Position.Sequence, at.log, at.gen, at.part, s.Err)
-		if err := w.alarm(message.CorruptBatch, detail); err != nil {
-			return err
+		if err := w.unreadable(at, &s); err != nil {
+			return 0, err
 		}
-		c.UnreadableBatches++
-		w.metrics.unreadable(at.log)
 	}
 	for i := range list {
 		m, p := &list[i], s.Position
 		p.Index = uint32(i)
-		var fate error
-		heard := hears(w.env.Spec.Hears, m.Subject)
-		if heard {
-			fate, *fates = (*fates)[0], (*fates)[1:]
-		}
+		heard := n < len(in) && in[n].Message == m
 		for range w.times(i) {
 			if !heard {
 				w.count(c, NotHeard, m.ID)
 				w.metrics.messages(at.log, NotHeard, 1)
-			} else if err := w.settleOne(ctx, c, at, p, m, fate); err != nil {
-				return err
+			} else if err := w.settleOne(ctx, c, at, p, m, fates[n]); err != nil {
+				return n, err
 			}
 		}
+		if heard {
+			n++
+		}
 	}
-	if s.Err == nil && w.times(-1) > 0 {
-		w.account(c, &s)
-	}
-	c.Position = s.Position
-	w.dirty[at] = true
-	w.pendingMessages += int(s.Batch.Count) + 1
-	w.pendingBytes += len(s.Batch.Bytes())
-	return nil
+	w.pass(c, at, &s)
+	return n, nil
 }
 
 // settleOne makes one of HandleAll's results a fate. There is no trying again: what is no fate is a death.

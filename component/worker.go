@@ -384,14 +384,10 @@ func (w *worker) batch(ctx context.Context, e event, attempts int) (done bool, e
 		return true, nil // a reader that was opened again behind the last commit gives again what is under way
 	}
 	if what := regrown(c, &s); what != "" {
-		w.torn[at] = true
-		w.stand(at, message.LogTruncated.String()+": "+what)
-		return true, w.alarm(message.LogTruncated, w.env.Spec.Name+" stands still: "+what)
+		return true, w.tear(at, what)
 	}
 	if w.times(-1) == 0 {
-		c.Position = s.Position
-		w.dirty[at] = true
-		w.pendingMessages++
+		w.passOver(c, at, &s)
 		return true, nil
 	}
 	if w.keep.idle(&s) && len(w.dirty) == 0 {
@@ -411,26 +407,49 @@ func (w *worker) batch(ctx context.Context, e event, attempts int) (done bool, e
 		err = w.eachMessage(ctx, c, at, s)
 	}
 	if err == nil && s.Err != nil {
-		detail := fmt.Sprintf("%s: batch %d of log %s, generation %d, partition %d cannot be read; what was in it is dead: %v", w.env.Spec.Name,
-			s.Position.Sequence, at.log, at.gen, at.part, s.Err)
-		err = w.alarm(message.CorruptBatch, detail)
+		err = w.unreadable(at, &s)
 	}
 	if err != nil {
 		return false, err
 	}
 	// From here on nothing fails: a checkpoint that is reported never has half a batch.
 	c.Within = nil
+	w.pass(c, at, &s)
+	return true, nil
+}
+
+// unreadable tells that a batch cannot be read.
+func (w *worker) unreadable(at place, s *bus.Stored) error {
+	return w.alarm(message.CorruptBatch, fmt.Sprintf("%s: batch %d of log %s, generation %d, partition %d cannot be read; what was in it is dead: %v",
+		w.env.Spec.Name, s.Position.Sequence, at.log, at.gen, at.part, s.Err))
+}
+
+// pass moves the position behind a batch whose messages all have their fates.
+func (w *worker) pass(c *Checkpoint, at place, s *bus.Stored) {
 	if s.Err != nil {
 		c.UnreadableBatches++
 		w.metrics.unreadable(at.log)
 	} else {
-		w.account(c, &s)
+		w.account(c, s)
 	}
 	c.Position = s.Position
 	w.dirty[at] = true
 	w.pendingMessages += int(s.Batch.Count) + 1
 	w.pendingBytes += len(s.Batch.Bytes())
-	return true, nil
+}
+
+// passOver moves the position behind a batch as if it had never been there, for a test that must see that.
+func (w *worker) passOver(c *Checkpoint, at place, s *bus.Stored) {
+	c.Position = s.Position
+	w.dirty[at] = true
+	w.pendingMessages++
+}
+
+// tear has a partition stand still whose log is not the one that was read.
+func (w *worker) tear(at place, what string) error {
+	w.torn[at] = true
+	w.stand(at, message.LogTruncated.String()+": "+what)
+	return w.alarm(message.LogTruncated, w.env.Spec.Name+" stands still: "+what)
 }
 
 // regrown says whether a log has lost what was read of it, and has grown past that place since: then its messages of now
