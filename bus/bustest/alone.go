@@ -4,9 +4,6 @@ package bustest
 
 import (
 	"os"
-	"os/exec"
-	"regexp"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -27,29 +24,11 @@ func Alone(t *testing.T) (ok bool) {
 		}
 		return true
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	args := []string{"-test.run", "^" + regexp.QuoteMeta(t.Name()) + "$", "-test.count=1", "-test.v"}
-	for _, a := range os.Args[1:] {
-		if strings.HasPrefix(a, "-test.timeout") {
-			args = append(args, a)
-		}
-	}
-	again := exec.CommandContext(t.Context(), self, args...)
-	again.Env = append(os.Environ(), alone+"=1")
-	again.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	attr := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	if os.Getuid() != 0 {
-		again.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		again.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-		again.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+		asRoot(attr)
 	}
-	out, err := again.CombinedOutput()
-	t.Logf("in a network of its own:\n%s", out)
-	if err != nil {
-		t.Fatalf("this test wants a network of its own, as root or with user namespaces (sysctl kernel.unprivileged_userns_clone=1): %v", err)
-	}
+	again(t, alone, attr, "a network of its own, as root or with user namespaces")
 	return false
 }
 

@@ -5,9 +5,6 @@ package bustest
 import (
 	"errors"
 	"os"
-	"os/exec"
-	"regexp"
-	"strings"
 	"syscall"
 	"testing"
 )
@@ -33,28 +30,8 @@ func SmallDisk(t *testing.T, size string) (dir string, ok bool) {
 	if !errors.Is(err, syscall.EPERM) || os.Getenv(inside) != "" {
 		t.Fatalf("mount a small file system at %s: %v", dir, err)
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	args := []string{"-test.run", "^" + regexp.QuoteMeta(t.Name()) + "$", "-test.count=1", "-test.v"}
-	for _, a := range os.Args[1:] {
-		if strings.HasPrefix(a, "-test.timeout") {
-			args = append(args, a)
-		}
-	}
-	again := exec.CommandContext(t.Context(), self, args...)
-	again.Env = append(os.Environ(), inside+"=1")
-	again.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-		Pdeathsig:   syscall.SIGKILL,
-	}
-	out, err := again.CombinedOutput()
-	t.Logf("in namespaces of its own:\n%s", out)
-	if err != nil {
-		t.Fatalf("this test mounts a small file system, for which it wants to be root, or user namespaces (sysctl kernel.unprivileged_userns_clone=1): %v", err)
-	}
+	attr := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	asRoot(attr)
+	again(t, inside, attr, "to mount a small file system, as root or with user namespaces")
 	return "", false
 }
