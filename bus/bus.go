@@ -279,7 +279,7 @@ type Writer interface {
 	// there is none. It asks the engine's leader.
 	Last(ctx context.Context) (h message.Header, ok bool, err error)
 	// Write writes one batch and returns when it is on disk. messages may be empty: a range that yielded nothing still
-	// leaves a mark. All messages go to the partition of key. Writing is internal: it may use the reserve. It gives a
+	// leaves a mark. All messages go to the row's partition, whatever their keys. Writing is internal: it may use the reserve. It gives a
 	// *message.Rejection of reason Fenced when another owner has written and this one stands down; nothing was written
 	// then. A batch larger than the engine takes is an error of reason MessageTooLarge, and nothing was written.
 	Write(ctx context.Context, source Position, mark []byte, messages []*message.Message) (Position, error)

@@ -355,7 +355,7 @@ func (c *config) overKinesis(spec component.Spec) (_ component.Spec, here bool) 
 	switch {
 	case c.Bus.Kinesis.Stream == "":
 		return spec, spec.Name != pump.Name
-	case spec.Name == "data_platform.etl":
+	case spec.Name == etl.Name:
 		spec.Instead = map[string]string{message.DataPlatform: copied}
 	case spec.Name == ledger.Spec.Name:
 		spec.Also = []string{copied}
