@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -97,34 +96,12 @@ func dyingInCalls(t *testing.T, o *world, spec Spec, consumer string, lives int)
 	var all []*message.Message
 	for n := range lives {
 		l := &life{want: boundaries[n%4], left: n/4%5 + 1, fs: fs, died: make(chan struct{})}
-		handle := r.bus.Reopen()
-		host := &Host{Bus: handle, Catalog: catalog.Default(), Dir: r.dir, Node: "n1", Specs: []Spec{spec}, fs: fs, crash: l.boundary,
-			Log: slog.New(slog.DiscardHandler)}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- host.Run(ctx) }()
-		late, tick := time.After(20*time.Second), time.NewTicker(time.Millisecond)
-		for alive := true; alive; {
+		l.live(t, r, &Host{Specs: []Spec{spec}, fs: fs}, 20*time.Second, func() {
 			m := reading(fmt.Sprint("d", sent%7), fmt.Sprint(sent))
 			all = append(all, m)
 			r.say(m)
 			sent++
-			select {
-			case <-l.died:
-				alive = false
-			case <-tick.C:
-			case <-late:
-				t.Fatal("it came to no boundary")
-			}
-		}
-		tick.Stop()
-		if err := handle.Close(); err != nil {
-			t.Fatal(err)
-		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
+		})
 		fs = l.fs
 	}
 

@@ -74,6 +74,36 @@ func (l *life) boundary(name string) error {
 	return errDied
 }
 
+// live runs a process, which has its specs and file system, until it dies at the boundary, and says something again and again
+// meanwhile. What it had of the bus goes with it.
+func (l *life) live(t *testing.T, r *rig, host *Host, longest time.Duration, say func()) {
+	t.Helper()
+	handle := r.bus.Reopen()
+	host.Bus, host.Catalog, host.Dir, host.Node, host.crash, host.Log = handle, catalog.Default(), r.dir, "n1", l.boundary, slog.New(slog.DiscardHandler)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- host.Run(ctx) }()
+	late, tick := time.After(longest), time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for alive := true; alive; {
+		say()
+		select {
+		case <-l.died:
+			alive = false
+		case <-tick.C:
+		case <-late:
+			t.Fatal("it came to no boundary")
+		}
+	}
+	if err := handle.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestNoEffectIsLostOrDoubledWhereverTheProcessDies(t *testing.T) {
 	r := newRig(t)
 	fs := vfs.NewCrashableMem()
@@ -81,32 +111,10 @@ func TestNoEffectIsLostOrDoubledWhereverTheProcessDies(t *testing.T) {
 	sent := 0
 	for n := range 60 {
 		l := &life{want: boundaries[n%4], left: n/4%5 + 1, fs: fs, died: make(chan struct{})}
-		handle := r.bus.Reopen()
-		host := &Host{Bus: handle, Catalog: catalog.Default(), Dir: r.dir, Node: "n1", Specs: []Spec{crashy()}, fs: fs, crash: l.boundary,
-			Log: slog.New(slog.DiscardHandler)}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- host.Run(ctx) }()
-		late, tick := time.After(20*time.Second), time.NewTicker(time.Millisecond)
-		for alive := true; alive; {
+		l.live(t, r, &Host{Specs: []Spec{crashy()}, fs: fs}, 20*time.Second, func() {
 			r.say(reading("d", fmt.Sprint(sent)))
 			sent++
-			select {
-			case <-l.died:
-				alive = false
-			case <-tick.C:
-			case <-late:
-				t.Fatal("it came to no boundary")
-			}
-		}
-		tick.Stop()
-		if err := handle.Close(); err != nil {
-			t.Fatal(err)
-		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
+		})
 		fs = l.fs
 	}
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"testing"
 	"time"
@@ -52,32 +51,10 @@ func TestWhatIsDerivedIsSaidOnceInEachLogWhereverTheProcessDies(t *testing.T) {
 	sent := 0
 	for n := range 60 {
 		l := &life{want: boundaries[n%4], left: n/4%3 + 1, fs: vfs.NewCrashableMem(), died: make(chan struct{})}
-		handle := r.bus.Reopen()
-		host := &Host{Bus: handle, Catalog: catalog.Default(), Dir: r.dir, Node: "n1", Specs: []Spec{echoing()}, crash: l.boundary,
-			Log: slog.New(slog.DiscardHandler)}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- host.Run(ctx) }()
-		late, tick := time.After(20*time.Second), time.NewTicker(time.Millisecond)
-		for alive := true; alive; {
+		l.live(t, r, &Host{Specs: []Spec{echoing()}}, 20*time.Second, func() {
 			r.say(reading("d", fmt.Sprint(sent)))
 			sent++
-			select {
-			case <-l.died:
-				alive = false
-			case <-tick.C:
-			case <-late:
-				t.Fatal("it came to no boundary")
-			}
-		}
-		tick.Stop()
-		if err := handle.Close(); err != nil {
-			t.Fatal(err)
-		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
+		})
 	}
 	r.start(echoing())
 	rep := r.await("operator.echoing", "device", func(rep Report) bool { return total(rep) == uint64(sent) && rep.Waiting.Count == 0 })

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync"
 	"testing"
 	"time"
@@ -77,31 +76,10 @@ func TestWhatIsLoadedTogetherIsLoadedOnceWhereverTheProcessDies(t *testing.T) {
 	sent := 0
 	for n := range 45 {
 		l := &life{want: boundaries[n%3], left: n/3%4 + 1, fs: fs, died: make(chan struct{})}
-		handle := r.bus.Reopen()
-		host := &Host{Bus: handle, Catalog: catalog.Default(), Dir: r.dir, Node: "n1", Specs: []Spec{loads(o, time.Millisecond)}, fs: fs, crash: l.boundary, Log: slog.New(slog.DiscardHandler)}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- host.Run(ctx) }()
-		late, tick := time.After(60*time.Second), time.NewTicker(time.Millisecond)
-		for alive := true; alive; {
+		l.live(t, r, &Host{Specs: []Spec{loads(o, time.Millisecond)}, fs: fs}, 60*time.Second, func() {
 			r.say(reading("d", fmt.Sprint(sent)))
 			sent++
-			select {
-			case <-l.died:
-				alive = false
-			case <-tick.C:
-			case <-late:
-				t.Fatal("it came to no boundary")
-			}
-		}
-		tick.Stop()
-		if err := handle.Close(); err != nil {
-			t.Fatal(err)
-		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
+		})
 		fs = l.fs
 	}
 	r.host = &Host{Bus: r.bus, Catalog: catalog.Default(), Dir: r.dir, Node: "n1", Specs: []Spec{loads(o, time.Millisecond)}, fs: fs}
