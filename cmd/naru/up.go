@@ -16,6 +16,7 @@ import (
 	"net/http/pprof"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -194,6 +195,9 @@ func (s *start) run(ctx context.Context, c *cobra.Command) error {
 		if s.chosen(spec.Name) {
 			chosen = append(chosen, spec)
 		}
+	}
+	if len(chosen) == 0 && slices.Contains(s.prefixes, pump.Name) {
+		return fmt.Errorf("%s copies into a Kinesis stream, and none is configured: name it in bus.kinesis.stream (docs/kinesis.md)", pump.Name)
 	}
 	if len(chosen) == 0 {
 		return fmt.Errorf("no component's name begins with %s; there are %s", strings.Join(s.prefixes, ", "), strings.Join(all, ", "))

@@ -115,7 +115,7 @@ func run(ctx context.Context, ready func(), e component.Env, c Config, every tim
 
 func open(ctx context.Context, e component.Env, c Config) (Store, error) {
 	if c.URL != "" {
-		return nil, errors.New("url: PostgreSQL is not there yet")
+		return nil, errors.New("url: PostgreSQL is not there yet; leave url out, and rows are kept in DuckDB")
 	}
 	dir, err := e.Dir()
 	if err != nil {
