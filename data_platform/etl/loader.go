@@ -2,10 +2,8 @@ package etl
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
@@ -277,50 +275,13 @@ func shape(d *model.Dataset, r storage.Row, place map[string]int, values []any) 
 	for j := range d.Fields {
 		f := &d.Fields[j]
 		i, ok := place[f.Name]
-		if !ok || values[i] == nil {
+		if !ok {
 			continue
 		}
-		v, ok := fit(f.Type, values[i])
-		if !ok {
-			return r, message.Rejectf(message.SchemaMismatch, "%s is %v after the last step, a %T; it must be %s", f.Name, values[i], values[i], f.Type)
+		var err error
+		if r.Values[j], err = f.Accept(values[i]); err != nil {
+			return r, message.Rejectf(message.SchemaMismatch, "after the last step %v", err)
 		}
-		r.Values[j] = v
 	}
 	return r, d.Check(r.Values)
-}
-
-// fit makes a value one of the type, where nothing of it is lost.
-func fit(t model.Type, v any) (any, bool) {
-	switch x := v.(type) {
-	case int64:
-		switch t {
-		case model.Int:
-			return x, true
-		case model.Double:
-			return float64(x), true
-		}
-	case float64:
-		switch {
-		case t == model.Double && !math.IsNaN(x) && !math.IsInf(x, 0):
-			return x, true
-		case t == model.Int && x == math.Trunc(x) && math.Abs(x) < 1<<53:
-			return int64(x), true
-		}
-	case string:
-		switch t {
-		case model.Text:
-			return x, true
-		case model.JSON:
-			return x, json.Valid([]byte(x))
-		}
-	case json.RawMessage:
-		return string(x), t == model.JSON
-	case bool:
-		return x, t == model.Bool
-	case time.Time:
-		return x.Truncate(time.Microsecond), t == model.Time
-	case []byte:
-		return x, t == model.Bytes
-	}
-	return nil, false
 }

@@ -111,7 +111,7 @@ func (f *Field) accept(v any) (any, bool) {
 			return whole, true
 		}
 		n, ok := doubleOf(v)
-		if ok && n == math.Trunc(n) && math.Abs(n) <= 1<<53 {
+		if ok && n == math.Trunc(n) && math.Abs(n) < 1<<53 {
 			return int64(n), true
 		}
 		return nil, false
@@ -135,6 +135,8 @@ func (f *Field) accept(v any) (any, bool) {
 	case string:
 		return v, json.Valid([]byte(v))
 	case []byte:
+		return string(v), json.Valid(v)
+	case json.RawMessage:
 		return string(v), json.Valid(v)
 	}
 	raw, err := json.Marshal(v)
