@@ -78,28 +78,28 @@ func (p Pattern) Valid() error {
 func (p Pattern) Literal() bool { return !strings.ContainsAny(string(p), "*>") }
 
 // Matches says whether the pattern selects the subject. Both must be valid.
+//
+// Each reader asks it of each message, so it goes over the bytes once and cuts nothing: a wildcard is always a whole token.
 func (p Pattern) Matches(s Subject) bool {
-	pat, sub := string(p), string(s)
-	if strings.HasPrefix(sub, "$") && (strings.HasPrefix(pat, "*") || strings.HasPrefix(pat, ">")) {
+	if len(s) > 0 && s[0] == '$' && len(p) > 0 && (p[0] == '*' || p[0] == '>') {
 		return false
 	}
-	for {
-		pt, pr, pmore := strings.Cut(pat, ".")
-		if pt == ">" {
+	at := 0 // in s
+	for i := 0; i < len(p); i++ {
+		switch c := p[i]; {
+		case c == '>':
 			return true
-		}
-		st, sr, smore := strings.Cut(sub, ".")
-		if pt != "*" && pt != st {
+		case c == '*':
+			for at < len(s) && s[at] != '.' {
+				at++
+			}
+		case at == len(s) || s[at] != c:
 			return false
+		default:
+			at++
 		}
-		if pmore != smore {
-			return false
-		}
-		if !pmore {
-			return true
-		}
-		pat, sub = pr, sr
 	}
+	return at == len(s)
 }
 
 // Covers says whether every subject that q selects is selected by p as well.

@@ -383,3 +383,17 @@ func FuzzSubject(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkMatches(b *testing.B) {
+	subject := Subject("device.d-000017.telemetry.engine")
+	for _, p := range []Pattern{">", "device.>", "device.*.telemetry.*", "device.*.twin.>", "service_platform.>"} {
+		b.Run(string(p), func(b *testing.B) {
+			n := 0
+			for b.Loop() {
+				if p.Matches(subject) {
+					n++
+				}
+			}
+		})
+	}
+}
