@@ -347,6 +347,64 @@ func TestWhatReadsAnswers(t *testing.T) {
 	})
 }
 
+func TestPagesLeaveNothingOutAndGiveNothingTwice(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		defer s.Close()
+		ensureTable(t, s, readings())
+		var rows []Row
+		for i := range 60 { // times that are equal, and messages that are in no order
+			r := row("d-"+fmt.Sprint(i%3), i/7)
+			r.Message[15], r.Message[6] = byte(i), r.Message[6]&0xf0|byte(i*5%16)
+			r.Values[0] = int64(i)
+			rows = append(rows, r)
+		}
+		load(t, s, 0, 20, rows...)
+		for _, newest := range []bool{false, true} {
+			seen, span := map[any]bool{}, Span{Columns: []string{"time", "message_id", "seq", "device"}, Newest: newest, Limit: 7}
+			var last Place
+			for page := 0; ; page++ {
+				r, err := s.Range(t.Context(), "telemetry", span)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := collect(t, r)
+				for _, row := range got {
+					id, err := message.ParseID(row[1].(string))
+					if err != nil {
+						t.Fatal(err)
+					}
+					at := Place{row[0].(time.Time), id}
+					if c := at.Time.Compare(last.Time); page > 0 && (c < 0) != newest && c != 0 {
+						t.Fatalf("newest %v: %v comes behind %v", newest, at, last)
+					}
+					last = at
+					if seen[row[2]] {
+						t.Fatalf("newest %v: row %v comes twice", newest, row)
+					}
+					seen[row[2]] = true
+				}
+				if !r.Truncated {
+					break
+				}
+				if page == 2 { // what comes meanwhile and lies behind is no concern of the pages
+					at := last
+					late := row("d-9", 0)
+					if late.Time = at.Time.Add(-time.Hour); newest {
+						late.Time = at.Time.Add(time.Hour)
+					}
+					late.Values[0] = int64(1000 + page)
+					load(t, s, 20, 20, late)
+				}
+				span.After = last
+			}
+			if len(seen) != 60 && !(newest && len(seen) == 61) {
+				t.Errorf("newest %v: %d rows, want 60", newest, len(seen))
+			}
+		}
+	})
+}
+
 func TestAQueryOnlyReads(t *testing.T) {
 	each(t, func(t *testing.T, open func() Store) {
 		s := open()

@@ -422,6 +422,16 @@ func (s *Span) where() (string, []any) {
 	if !s.To.IsZero() {
 		add(`t."time" <`, s.To.UTC())
 	}
+	if !s.After.IsZero() {
+		beyond := ">"
+		if s.Newest {
+			beyond = "<"
+		}
+		add(`t."time" `+beyond+"=", s.After.Time.UTC()) // said apart, since both engines find it by an index or by a block's bounds
+		at := "$" + strconv.Itoa(len(args))
+		args = append(args, s.After.Message.String())
+		list = append(list, `(t."time" `+beyond+" "+at+" OR t.message_id "+beyond+" CAST($"+strconv.Itoa(len(args))+" AS UUID))")
+	}
 	if list == nil {
 		return "", nil
 	}
@@ -441,9 +451,9 @@ func span(t *Table, s *Span) (string, []any, error) {
 		names = strings.Join(list, ", ")
 	}
 	where, args := s.where()
-	order := `"time", recorded`
+	order := `t."time", t.message_id`
 	if s.Newest {
-		order = `"time" DESC, recorded DESC`
+		order = `t."time" DESC, t.message_id DESC`
 	}
 	return "SELECT " + names + " FROM " + quote(t.Name) + " t" + where + " ORDER BY " + order + " LIMIT " + strconv.Itoa(s.limit()+1), args, nil
 }

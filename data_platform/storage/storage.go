@@ -208,7 +208,19 @@ type Span struct {
 	Columns  []string  // all where empty
 	Newest   bool      // newest first
 	Limit    int       // 1000 where zero
+	// After begins behind the rows of a place, in the order of the span; with the beginning where zero.
+	After Place
 }
+
+// Place is where rows stand in the order of time: by their time, and by their message where times are equal. The rows that
+// a pipeline has made of one message may share one.
+type Place struct {
+	Time    time.Time
+	Message message.ID
+}
+
+// IsZero says whether it is none.
+func (p Place) IsZero() bool { return p == Place{} }
 
 // Aggregation is a table's column over time.
 type Aggregation struct {
@@ -254,7 +266,7 @@ type Store interface {
 	Query(ctx context.Context, sql string, args []any, l Limits) (*Result, error)
 	// Latest is the newest row of a device by time, or of each device where none is named.
 	Latest(ctx context.Context, table, device string) (*Result, error)
-	// Range gives rows by time.
+	// Range gives rows by time and message.
 	Range(ctx context.Context, table string, s Span) (*Result, error)
 	// Aggregate gives `time`, at which a bucket begins, the groups and the values, by time.
 	Aggregate(ctx context.Context, table string, a Aggregation) (*Result, error)
