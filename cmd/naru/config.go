@@ -20,6 +20,7 @@ import (
 	"github.com/naru-platform/naru/message/catalog"
 	"github.com/naru-platform/naru/operator/partition"
 	"github.com/naru-platform/naru/service_platform/broker"
+	"github.com/naru-platform/naru/service_platform/worker"
 )
 
 // config is the whole configuration: the process's own settings, and each component's under its name.
@@ -180,7 +181,7 @@ func loadConfig(s *start) (*config, error) {
 	}
 	if s.sim > 0 {
 		errs = append(errs, c.set("device.simulator", "devices", s.sim), c.set("device.simulator", "server", c.mqtt(nil)),
-			c.set("service_platform.rule", "demo", true), c.set(brokerName, "envelope", true)) // devices go on with the trace that came to them
+			c.set("service_platform.rule", "demo", true), c.set(worker.Name, "demo", true), c.set(brokerName, "envelope", true)) // devices go on with the trace that came to them
 	}
 	errs = append(errs, c.Bus.Kinesis.Check())
 	if c.Bus.Replicas < 1 || c.Bus.Replicas > 5 {

@@ -246,6 +246,9 @@ func (s *start) run(ctx context.Context, c *cobra.Command) error {
 	}
 	defer os.Remove(filepath.Join(p.data, whereFile))
 	group.Go(func() { p.announce(ctx, c, began, chosen) })
+	if s.sim > 0 && contains(chosen, worker.Name) {
+		group.Go(func() { mechanic(ctx, platform.client, p.log) })
+	}
 
 	err = p.host.Run(ctx)
 	admitted()

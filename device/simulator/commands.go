@@ -10,7 +10,8 @@ import (
 )
 
 // obey carries out a command: `ping` answers with the device's time, `interval` {"seconds":5} and, of a thermometer,
-// `setpoint` {"celsius":21} change what the twin of the same name does, until the device starts again. It knows no other.
+// `setpoint` {"celsius":21} change what the twin of the same name does, until the device starts again; `restart` has a pump
+// that is stalled start. It knows no other.
 func (s *settings) obey(_ context.Context, c sdk.Command) (any, error) {
 	switch c.Name {
 	case "ping":
@@ -33,8 +34,17 @@ func (s *settings) obey(_ context.Context, c sdk.Command) (any, error) {
 			t.setpoint = &v
 			return nil
 		})
+	case "restart":
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		p, ok := s.model.(*pump)
+		if !ok {
+			return nil, fmt.Errorf("this device is no pump")
+		}
+		p.restart()
+		return map[string]any{"state": p.state}, nil
 	}
-	return nil, fmt.Errorf("the device knows no command %q; it knows ping, interval and setpoint", c.Name)
+	return nil, fmt.Errorf("the device knows no command %q; it knows ping, interval, setpoint and restart", c.Name)
 }
 
 // change reads a number of the command's data and sets it.

@@ -31,7 +31,7 @@ func newModel(n int, seed uint64) model {
 	case n%10 < 6:
 		return &thermometer{r: r, mean: 15 + 10*r.Float64(), swing: 2 + 4*r.Float64()}
 	case n%10 < 9:
-		return &pump{r: r, state: "idle"}
+		return &pump{r: r, state: "idle", said: "idle"}
 	default:
 		return &door{r: r}
 	}
@@ -56,15 +56,23 @@ func (t *thermometer) tick(now time.Time) reading {
 	return reading{Kind: "thermometer", Celsius: round(c, 100)}
 }
 
-// pump goes from idle over starting to running and back; now and then it stalls, and says so.
+// pump goes from idle over starting to running and back; now and then it stalls, and says so. Told to start again, it does
+// so at once; else it finds out by itself after a while.
 type pump struct {
-	r     *rand.Rand
-	state string
-	bar   float64
+	r           *rand.Rand
+	state, said string
+	bar         float64
+}
+
+// restart ends a stall, and changes nothing where there is none: told twice, it has started once.
+func (p *pump) restart() {
+	if p.state == "stalled" {
+		p.state = "starting"
+	}
 }
 
 func (p *pump) tick(time.Time) reading {
-	before, chance := p.state, p.r.Float64()
+	chance := p.r.Float64()
 	switch p.state {
 	case "idle":
 		p.bar *= 0.7
@@ -78,9 +86,9 @@ func (p *pump) tick(time.Time) reading {
 		}
 	case "running":
 		p.bar = 5 + 0.1*p.r.NormFloat64()
-		if chance < 0.01 {
+		if chance < 0.03 {
 			p.state = "stalled"
-		} else if chance < 0.06 {
+		} else if chance < 0.08 {
 			p.state = "idle"
 		}
 	case "stalled":
@@ -90,8 +98,8 @@ func (p *pump) tick(time.Time) reading {
 		}
 	}
 	out := reading{Kind: "pump", State: p.state, Bar: round(p.bar, 100)}
-	if p.state != before {
-		out.event = p.state
+	if p.state != p.said {
+		out.event, p.said = p.state, p.state
 	}
 	return out
 }

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/big"
 	"net"
@@ -289,4 +290,31 @@ func TestDevicesBecomeWhatTheirTwinsDesire(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestAStalledPumpStartsWhenItIsTold(t *testing.T) {
+	s := newSettings(newModel(6, 7), time.Second)
+	restart := func() string {
+		got, err := s.obey(t.Context(), sdk.Command{Name: "restart"})
+		return fmt.Sprint(got, err)
+	}
+	now := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
+	var r reading
+	for range 5000 {
+		if r = s.tick(now); r.State == "stalled" {
+			break
+		}
+	}
+	if first, second := restart(), restart(); r.State != "stalled" || first != "map[state:starting] <nil>" || second != first {
+		t.Errorf("it is %s, told to start it answers %s, told again %s", r.State, first, second)
+	}
+	for r.event == "stalled" { // the next reading says that it starts, or runs already
+		r = s.tick(now)
+	}
+	if r.event != "starting" && r.event != "running" {
+		t.Errorf("after it, it says %+v", r)
+	}
+	if _, err := newSettings(newModel(0, 7), time.Second).obey(t.Context(), sdk.Command{Name: "restart"}); err == nil {
+		t.Error("a thermometer starts as well")
+	}
 }

@@ -2,43 +2,57 @@ package rule
 
 import (
 	"context"
-	_ "embed" // of the rule
+	_ "embed" // of the rules
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/naru-platform/naru/internal/answer"
 )
 
-// demoYAML is a rule for simulated devices: from a reading over the rule and the twin back to its device.
-//
-//go:embed demo.yaml
-var demoYAML []byte
+// The rules for simulated devices. One leads from a reading over the twin back to its device, the other over a worker and
+// a command.
+var (
+	//go:embed demo.yaml
+	demoTwin []byte
+	//go:embed demo_worker.yaml
+	demoWorker []byte
+)
 
-// demoFile is the file that the rule is said to be from, so that nobody takes it for one of his own.
+// demoFile is the file that the rules are said to be from, so that nobody takes them for some of his own.
 const demoFile = "demo.yaml inside naru"
 
 const demoEvery = time.Second // it is tried, while the table cannot be written
 
-// demo has the rule for simulated devices run with them, and takes away what a start with them has left. A rule of that
+// demo has the rules for simulated devices run with them, and takes away what a start with them has left. A rule of such a
 // name that is somebody's own stays as it is.
 func (e *Engine) demo(ctx context.Context) {
-	d, err := Parse(demoYAML)
-	if err != nil {
-		e.env.Log.Error("read the rule for simulated devices", "error", err)
-		return
+	var all sync.WaitGroup
+	for _, raw := range [][]byte{demoTwin, demoWorker} {
+		d, err := Parse(raw)
+		if err != nil {
+			e.env.Log.Error("read a rule for simulated devices", "error", err)
+			continue
+		}
+		yes := true
+		d.Enabled = &yes
+		all.Go(func() { e.bringDemo(ctx, d) })
 	}
-	yes := true
-	d.Enabled = &yes
+	all.Wait()
+}
+
+// bringDemo goes on until it is done.
+func (e *Engine) bringDemo(ctx context.Context, d *Document) {
 	tick := time.NewTicker(demoEvery)
 	defer tick.Stop()
 	for {
-		err := e.bringDemo(ctx, d)
+		err := e.tryDemo(ctx, d)
 		var no *answer.Problem
 		switch {
 		case err == nil:
 			return
 		case errors.As(err, &no) && no.Status == 409:
-			e.env.Log.Info("the rule for simulated devices does not run: there is another one of its name", "rule", d.Name)
+			e.env.Log.Info("a rule for simulated devices does not run: there is another one of its name", "rule", d.Name)
 			return
 		}
 		select {
@@ -49,7 +63,7 @@ func (e *Engine) demo(ctx context.Context) {
 	}
 }
 
-func (e *Engine) bringDemo(ctx context.Context, d *Document) error {
+func (e *Engine) tryDemo(ctx context.Context, d *Document) error {
 	if e.conf.Demo {
 		_, _, err := e.book.put(ctx, d, act{by: "naru", file: demoFile, why: "devices are simulated"})
 		return err

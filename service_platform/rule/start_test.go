@@ -61,12 +61,14 @@ func TestProcessThatStartsTakesNothingBeforeItsRulesAreThere(t *testing.T) {
 	}
 }
 
-func TestDemoRuleIsThereInSimulationsOnly(t *testing.T) {
+func TestDemoRulesAreThereInSimulationsOnly(t *testing.T) {
 	r := running(t)
 	there := func(status int) {
 		t.Helper()
-		var code int
-		r.Until(func() bool { code, _ = ask(t, r, "GET", "/api/v1/rules/sim-thermostat", ""); return code == status }, func() string { return fmt.Sprintf("it is answered %d", code) })
+		for _, name := range []string{"sim-thermostat", "sim-stalled-pump"} {
+			var code int
+			r.Until(func() bool { code, _ = ask(t, r, "GET", "/api/v1/rules/"+name, ""); return code == status }, func() string { return fmt.Sprintf("%s is answered %d", name, code) })
+		}
 	}
 	there(404)
 	r.Stop()
@@ -74,11 +76,14 @@ func TestDemoRuleIsThereInSimulationsOnly(t *testing.T) {
 	start(t, r)
 	there(200)
 	warm := say("device.sim-7.telemetry", `{"kind":"thermometer","celsius":23.5}`)
-	r.Say(warm, say("device.d-7.telemetry", `{"kind":"thermometer","celsius":23.5}`), say("device.sim-8.telemetry", `{"kind":"pump","celsius":23.5}`), say("device.sim-9.telemetry", `{"kind":"thermometer","celsius":22}`))
-	if rep := r.Settled(Name, "device"); rep.Outcomes[component.Handled].Count != 1 {
+	still := say("device.sim-8.telemetry", `{"kind":"pump","state":"stalled","seq":4}`)
+	r.Say(warm, still, say("device.d-7.telemetry", `{"kind":"thermometer","celsius":23.5}`), say("device.sim-8.telemetry", `{"kind":"pump","celsius":23.5}`), say("device.sim-9.telemetry", `{"kind":"thermometer","celsius":22}`),
+		say("device.d-8.telemetry", `{"kind":"pump","state":"stalled","seq":4}`), say("device.sim-8.telemetry", `{"kind":"pump","state":"running"}`))
+	if rep := r.Settled(Name, "device"); rep.Outcomes[component.Handled].Count != 2 {
 		t.Errorf("outcomes are %+v", rep.Outcomes)
 	}
 	want(t, "said", said(r, warm), `device/sim-7/twin/update {"state":{"desired":{"setpoint":18}}}`)
+	want(t, "said", said(r, still), `service_platform/worker/sim-mechanic/invoke {"device":"sim-8","state":"stalled","seq":4}`)
 	if code, body := ask(t, r, "PUT", "/api/v1/rules/sim-thermostat", hot); code != 409 || !strings.Contains(body, "give yours another name") {
 		t.Errorf("a rule of its name is answered %d %s", code, body)
 	}

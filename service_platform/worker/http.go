@@ -98,7 +98,7 @@ func (w *Workers) servePut(_ http.ResponseWriter, r *http.Request) (any, error) 
 		return nil, answer.Bad(err)
 	}
 	who, why := by(r)
-	k, err := w.book.change(r.Context(), name, who, why, put(rec))
+	k, err := w.book.change(r.Context(), name, who, why, own(put(rec)))
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +109,7 @@ func (w *Workers) servePut(_ http.ResponseWriter, r *http.Request) (any, error) 
 func (w *Workers) serveChange(do func(h *Head) (string, error)) answer.Func {
 	return func(_ http.ResponseWriter, r *http.Request) (any, error) {
 		who, why := by(r)
-		k, err := w.book.change(r.Context(), r.PathValue("name"), who, why, do)
+		k, err := w.book.change(r.Context(), r.PathValue("name"), who, why, own(do))
 		if err != nil {
 			return nil, err
 		}
@@ -130,7 +130,7 @@ func (w *Workers) serveRemove(_ http.ResponseWriter, r *http.Request) (any, erro
 		return nil, answer.Conflict("%d messages wait for worker %s, and would be nobody's: wait, or remove it with force", s.Behind, name)
 	}
 	who, why := by(r)
-	if k, err = w.book.change(r.Context(), name, who, why, remove); err != nil {
+	if k, err = w.book.change(r.Context(), name, who, why, own(remove)); err != nil {
 		return nil, err
 	}
 	s := w.show(k, false)

@@ -164,6 +164,7 @@ func (l *live) call(ctx context.Context, env component.Env, r Record, do calling
 		if env.Catalog.Find(s.Subject) != nil {
 			s.Type = "" // the contract's
 		}
+		s.QoS = 1 // what follows from a message that was on disk is not said in passing
 	}
 	l.tally.add(time.Since(began), kindOf(err))
 	if r.Kind == KindHTTP {

@@ -165,6 +165,8 @@ type Shown struct {
 	Record
 	Version  int    `json:"version"`
 	Revision uint64 `json:"revision"`
+	// Demo is naru's own, for simulated devices.
+	Demo bool `json:"demo,omitempty"`
 	// State is in one word: running, paused, starting, no_instances, breaker_open, stuck_retrying, failed.
 	State  string `json:"state"`
 	Detail string `json:"detail,omitempty"`
@@ -212,7 +214,7 @@ func (w *Workers) begins(ctx context.Context, r *Record) {
 func (w *Workers) show(d *kept, whole bool) Shown {
 	k := &d.Value
 	now := w.env.Now()
-	s := Shown{Record: k.Record.shown(), Version: k.Version, Revision: d.Revision, Run: w.stats.of(k.Name, now), State: "starting"}
+	s := Shown{Record: k.Record.shown(), Version: k.Version, Revision: d.Revision, Demo: k.Demo, Run: w.stats.of(k.Name, now), State: "starting"}
 	consumer := Name + "/" + k.Name
 	for _, h := range w.env.Peers.Components() {
 		if h.Name != consumer {

@@ -22,8 +22,10 @@ type Head struct {
 	// Removed workers are forgotten: their messages wait for nobody.
 	Removed bool `json:"removed,omitempty"`
 	// Forgotten says that nothing is left of a removed one.
-	Forgotten bool      `json:"forgotten,omitempty"`
-	Versions  []Version `json:"versions"` // the last ones, oldest first
+	Forgotten bool `json:"forgotten,omitempty"`
+	// Demo is naru's own, for simulated devices.
+	Demo     bool      `json:"demo,omitempty"`
+	Versions []Version `json:"versions"` // the last ones, oldest first
 }
 
 // Version is what a worker was made at a time.

@@ -30,6 +30,8 @@ type Config struct {
 	Allow []string `json:"allow"`
 	// WorkersMax is how many workers there may be.
 	WorkersMax int `json:"workers_max"`
+	// Demo has a worker for simulated devices be there, as `naru up --sim` sets it; without it that worker is taken away.
+	Demo bool `json:"demo"`
 }
 
 // Spec declares the component.
@@ -44,6 +46,7 @@ var Spec = component.Define(component.Spec{
 // Workers is the running component.
 type Workers struct {
 	env    component.Env
+	conf   Config
 	client *outbound.Client
 	book   *book
 	stats  *board
@@ -62,7 +65,7 @@ func New(env component.Env, c Config) (*component.Part, error) {
 	if c.WorkersMax < 1 {
 		return nil, fmt.Errorf("workers_max is %d; want at least 1", c.WorkersMax)
 	}
-	w := &Workers{env: env, client: outbound.New(outbound.Options{Allow: allow, Now: env.Now}), book: newBook(env.Now, c.WorkersMax, func(key string, err error) {
+	w := &Workers{env: env, conf: c, client: outbound.New(outbound.Options{Allow: allow, Now: env.Now}), book: newBook(env.Now, c.WorkersMax, func(key string, err error) {
 		env.Log.Error("read a worker of the table; it stays as it was", "worker", key, "error", err)
 	}), live: map[string]*live{}, stats: newBoard(),
 		up: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "naru_worker_instances", Help: "Instances of a worker that are connected here."}, []string{"worker"})}
@@ -98,6 +101,7 @@ func (w *Workers) run(ctx context.Context, ready func()) error {
 	watch(func() error { return w.book.Follow(ctx) })
 	watch(func() error { return w.stats.follow(ctx, table) })
 	group.Go(func() { w.tell(ctx, table) })
+	group.Go(func() { w.demo(ctx, w.conf.Demo) })
 	for {
 		list, news, ok := w.book.List()
 		if ok {
