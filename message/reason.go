@@ -65,6 +65,7 @@ const (
 	ReceiverRefused  Reason = 411
 	CommandLimit     Reason = 412
 	DatasetUnknown   Reason = 413
+	ETLError         Reason = 414
 )
 
 // ReasonInfo is what a person is told about a reason.
@@ -214,4 +215,5 @@ var reasons = []ReasonInfo{
 	{ReceiverRefused, "", "receiver_refused", "What was called from here, a worker or a destination, will not have the message.", "Its answer in the particulars, and what it logs; when it is mended, `naru dead retry`."},
 	{CommandLimit, "", "command_limit", "More commands wait for a device, or wait for its answer, than are kept.", "`naru command list --device <id>`: is the device away, or does nothing answer there? Then who says so many."},
 	{DatasetUnknown, "", "dataset_unknown", "A rule put something into a dataset that is not there.", "`naru data models`, and the rule's action data_bridge; `naru data apply` adds a dataset, for what comes next."},
+	{ETLError, "", "etl_error", "A step of a dataset's pipeline could not be done with the message's row; with others it can.", "Step, field and value in the particulars; `naru data etl test` shows what each step makes of a message. When the pipeline is mended, `naru dead retry`."},
 }

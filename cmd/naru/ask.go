@@ -116,14 +116,24 @@ func statusCommand(o *options) *cobra.Command {
 }
 
 func componentTable(p *printer, s status.Status) {
-	p.row("COMPONENT", "NODE", "STATE", "SINCE", "RESTARTS", "BEHIND", "PARKED")
+	p.row("COMPONENT", "NODE", "STATE", "SINCE", "RESTARTS", "BEHIND", "OLDEST", "PARKED")
 	for _, k := range s.Components {
 		var behind, parked uint64
 		for _, l := range k.Lag {
 			behind += l.Batches
 			parked += l.Parked
 		}
-		p.row(k.Name, k.Node, k.State, ago(k.Since, s.At), fmt.Sprint(k.Restarts), batches(behind), num(parked))
+		var first time.Time // what waits for longest, in whatever log
+		for _, b := range k.Behind {
+			if first.IsZero() || !b.Oldest.IsZero() && b.Oldest.Before(first) {
+				first = b.Oldest
+			}
+		}
+		oldest := "-"
+		if !first.IsZero() {
+			oldest = short(max(s.At.Sub(first), 0))
+		}
+		p.row(k.Name, k.Node, k.State, ago(k.Since, s.At), fmt.Sprint(k.Restarts), batches(behind), oldest, num(parked))
 	}
 }
 

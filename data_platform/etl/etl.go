@@ -58,7 +58,7 @@ type etl struct {
 	scratch *storage.Scratch // made when the first pipeline wants it
 
 	rows, duplicates, late *prometheus.CounterVec
-	watermark, lag         *prometheus.GaugeVec
+	standings              standings
 }
 
 func build(env component.Env, c Config, hub *storage.Hub) (*component.Part, error) {
@@ -69,20 +69,15 @@ func build(env component.Env, c Config, hub *storage.Hub) (*component.Part, erro
 	case c.GatherMax < 1:
 		return nil, fmt.Errorf("gather_max: %d: want one at least", c.GatherMax)
 	}
-	e := &etl{env: env, conf: c, gather: gather, hub: hub, book: model.NewBook(env.Bus, env.Log, env.Now)}
+	e := &etl{env: env, conf: c, gather: gather, hub: hub, book: model.NewBook(env.Bus, env.Log, env.Now), standings: standings{now: env.Now}}
 	counter := func(name, help string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"dataset"})
-	}
-	gauge := func(name, help string) *prometheus.GaugeVec {
-		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{"dataset"})
 	}
 	e.rows = counter("naru_etl_rows_total", "Rows that were loaded, by dataset.")
 	e.duplicates = counter("naru_etl_duplicates_total", "Messages whose key was there already, by dataset.")
 	e.late = counter("naru_etl_late_total", "Rows that came too late for the roll-ups, by dataset.")
-	e.watermark = gauge("naru_etl_watermark_seconds", "When the newest message that was loaded was accepted, in seconds since 1970, by dataset.")
-	e.lag = gauge("naru_etl_lag_seconds", "How long the newest message that was loaded took from its acceptance to its row, by dataset.")
 	if env.Metrics != nil {
-		env.Metrics.MustRegister(e.rows, e.duplicates, e.late, e.watermark, e.lag)
+		env.Metrics.MustRegister(e.rows, e.duplicates, e.late, &e.standings)
 	}
 	return &component.Part{Run: e.run, Close: e.close}, nil
 }
@@ -164,14 +159,16 @@ func (e *etl) declare(old map[string]bool) error {
 		children = append(children, component.Child{Name: name, Doc: doc, Hears: []message.Pattern{message.Pattern(message.DataPlatform + "." + name + ".>")},
 			Gather: e.gather, GatherMax: e.conf.GatherMax, Retry: component.Retry{Most: 5 * time.Second}, From: component.Oldest,
 			Build: func(env component.Env) (*component.Part, error) {
-				l := &loader{etl: e, env: env, name: name, sources: map[storage.Source]*source{}}
+				l := &loader{etl: e, env: env, name: name, sources: map[storage.Source]*source{}, stand: e.standings.of(name)}
 				return &component.Part{HandleAll: l.handle}, nil
 			}})
 	}
+	e.standings.keep(names)
 	return e.env.Children(children)
 }
 
-func (e *etl) steps(ctx context.Context) (*storage.Scratch, error) {
+// scratches is the one scratch of all pipelines, made when the first one wants it.
+func (e *etl) scratches(ctx context.Context) (*storage.Scratch, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.scratch == nil {

@@ -217,21 +217,100 @@ steps:
 	}
 }
 
+// TestAPoisonRowDiesAloneInTheMiddleOfItsBatch: a step that fails because of one value takes that message out, with field,
+// value and what was expected, and the rest goes on.
+func TestAPoisonRowDiesAloneInTheMiddleOfItsBatch(t *testing.T) {
+	l := newLab(t)
+	l.put(rooms + "---\npipeline: rooms\ndataset: rooms\nsteps: [{sql: SELECT * FROM input}, {sql: SELECT * REPLACE (CAST(label AS INTEGER) * 2 AS celsius) FROM input}]\n")
+	var ms []*message.Message
+	for i := range 40 {
+		label := fmt.Sprint(i)
+		if i == 17 || i == 39 {
+			label = "warm"
+		}
+		ms = append(ms, l.say("rooms", fmt.Sprintf(`{"seq": %d, "label": %q}`, i, label))...)
+	}
+	l.start() // now that all are there, they are one batch
+	rep := l.Settled(Name+"/rooms", "data_platform")
+	if rep.Outcomes[component.Handled].Count != 38 || rep.Outcomes[component.Dead].Count != 2 {
+		t.Errorf("%+v", rep.Outcomes)
+	}
+	l.want("SELECT count(*), count(DISTINCT seq), sum(celsius), count(*) FILTER (WHERE seq IN (17, 39)) FROM rooms", "38 38 1448 0")
+	letters, dead := l.Dead(Name + "/rooms")
+	if len(dead) != 2 || letters[0].Cause != ms[17].ID {
+		t.Fatalf("letters: %+v", dead)
+	}
+	for _, d := range dead {
+		if d.Reason != message.ETLError || !strings.Contains(d.Detail, "pipeline rooms, step 2: label is 'warm': ") || !strings.Contains(d.Detail, "INT32") {
+			t.Errorf("%s: %s", d.Reason, d.Detail)
+		}
+	}
+}
+
+// metric gives a metric of a dataset, as it is told now; -1 where it is not.
+func (l *lab) metric(name, dataset string) float64 {
+	all, err := l.Host.Metrics.Gather()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, f := range all {
+		for _, m := range f.Metric {
+			if f.GetName() == name && len(m.Label) == 1 && m.Label[0].GetValue() == dataset {
+				return m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			}
+		}
+	}
+	return -1
+}
+
+// stands waits until a dataset stands still because of something, and looks at what is told of it meanwhile: that its breaker
+// is open, and a lag that grows though nothing is loaded.
+func (l *lab) stands(dataset, why string) {
+	l.t.Helper()
+	l.Await(Name+"/"+dataset, "data_platform", func(r component.Report) bool {
+		return strings.Contains(r.Fault, "breaker open since 2") && strings.Contains(r.Fault, "its oldest message waits for") && strings.Contains(r.Fault, why)
+	})
+	if l.metric("naru_etl_breaker_open", dataset) != 1 {
+		l.t.Error("the breaker is not told to be open")
+	}
+	lag := l.metric("naru_etl_lag_seconds", dataset)
+	l.Until(func() bool { return l.metric("naru_etl_lag_seconds", dataset) > lag }, func() string { return "the lag does not grow" })
+}
+
+// TestAWrongPipelineHoldsItsDatasetAndIsCured: what cannot be done with any row is no message's fault, and burns none.
 func TestAWrongPipelineHoldsItsDatasetAndIsCured(t *testing.T) {
 	l := newLab(t)
 	l.put(rooms + "---\npipeline: rooms\ndataset: rooms\nsteps: [{sql: SELECT * FROM input}, {sql: SELECT nothing FROM input}]\n")
 	l.start()
 	l.say("rooms", `{"celsius": 2}`)
 	l.say("telemetry", `{"celsius": 7, "more": [1, 2]}`)
-	l.Await(Name+"/rooms", "data_platform", func(r component.Report) bool {
-		return strings.Contains(r.Fault, "pipeline rooms: step 2") && strings.Contains(r.Fault, "nothing")
-	})
+	l.stands("rooms", "pipeline rooms: step 2: Binder Error: Referenced column \"nothing\" not found")
 	l.Settled(Name+"/telemetry", "data_platform")
 	l.want("SELECT celsius, CAST(rest AS VARCHAR) FROM telemetry", `7 {"more":[1,2]}`)
+	if l.metric("naru_etl_breaker_open", "telemetry") != 0 {
+		t.Error("the other dataset stands still too")
+	}
 	l.put("pipeline: rooms\ndataset: rooms\nsteps: [{sql: SELECT * FROM input}]\n")
 	if rep := l.Settled(Name+"/rooms", "data_platform"); rep.Outcomes[component.Handled].Count != 1 || rep.Fault != "" {
 		t.Errorf("%+v", rep)
 	}
+	if l.metric("naru_etl_breaker_open", "rooms") != 0 || l.metric("naru_etl_watermark_seconds", "rooms") < 1e9 {
+		t.Error("the metrics do not tell that it goes on")
+	}
+}
+
+// TestAPipelineThatItsDatasetGrewOutOfStandsStill: the model has changed, and the pipeline's last step does not fit it.
+func TestAPipelineThatItsDatasetGrewOutOfStandsStill(t *testing.T) {
+	l := newLab(t)
+	l.put(rooms + "---\npipeline: rooms\ndataset: rooms\nsteps: [{sql: 'SELECT *, celsius * 1.8 + 32 AS fahrenheit FROM input'}]\n")
+	l.start()
+	l.say("rooms", `{"celsius": 10}`)
+	l.stands("rooms", "column fahrenheit of the last step is none of dataset rooms")
+	l.put(strings.Replace(rooms, "version: 1", "version: 2", 1) + "  - {name: fahrenheit, type: double}\n")
+	l.stands("rooms", "has column fahrenheit twice; write SELECT * REPLACE (… AS fahrenheit)")
+	l.put("pipeline: rooms\ndataset: rooms\nsteps: [{sql: SELECT * REPLACE (celsius * 1.8 + 32 AS fahrenheit) FROM input}]\n")
+	l.Settled(Name+"/rooms", "data_platform")
+	l.want("SELECT celsius, fahrenheit FROM rooms", "10 50")
 }
 
 func TestADatabaseThatIsAwayIsAFaultAndLosesNothing(t *testing.T) {
@@ -241,10 +320,65 @@ func TestADatabaseThatIsAwayIsAFaultAndLosesNothing(t *testing.T) {
 	for i := range 5 {
 		l.say("telemetry", fmt.Sprintf(`{"seq": %d}`, i))
 	}
-	l.Await(Name+"/telemetry", "data_platform", func(r component.Report) bool { return strings.Contains(r.Fault, "its disk is gone") })
+	l.stands("telemetry", "its disk is gone")
 	l.hub.Set(l.store, nil)
 	l.Settled(Name+"/telemetry", "data_platform")
 	l.want("SELECT count(*), count(DISTINCT seq) FROM telemetry", "5 5")
+}
+
+// sulking is a database that one table cannot be loaded into, be it that it refuses or does not answer.
+type sulking struct {
+	storage.Store
+	table string
+	hangs atomic.Bool
+	over  chan struct{}
+}
+
+func (s *sulking) Load(ctx context.Context, b *storage.Batch) (storage.Loaded, error) {
+	select {
+	case <-s.over:
+	default:
+		if b.Table == s.table && s.hangs.Load() {
+			select {
+			case <-s.over:
+			case <-ctx.Done():
+				return storage.Loaded{}, ctx.Err()
+			}
+		} else if b.Table == s.table {
+			return storage.Loaded{}, errors.New("its table is locked")
+		}
+	}
+	return s.Store.Load(ctx, b)
+}
+
+// TestASinkThatFailsOrHangsForOneDatasetConcernsNoOther, while what waits for it is told in time, and is a row once it goes on.
+func TestASinkThatFailsOrHangsForOneDatasetConcernsNoOther(t *testing.T) {
+	for _, hangs := range []bool{false, true} {
+		t.Run(fmt.Sprintf("hangs=%v", hangs), func(t *testing.T) {
+			l := newLab(t)
+			l.put(rooms)
+			s := &sulking{Store: l.store, table: "rooms", over: make(chan struct{})}
+			s.hangs.Store(hangs)
+			l.hub.Set(s, nil)
+			l.start()
+			for i := range 10 {
+				l.say("rooms", fmt.Sprintf(`{"celsius": 1, "seq": %d}`, i))
+				l.say("telemetry", fmt.Sprintf(`{"seq": %d}`, i))
+			}
+			l.Settled(Name+"/telemetry", "data_platform")
+			l.want("SELECT count(*), count(DISTINCT seq) FROM telemetry", "10 10")
+			if hangs {
+				lag := l.metric("naru_etl_lag_seconds", "rooms")
+				l.Until(func() bool { return l.metric("naru_etl_lag_seconds", "rooms") > max(lag, 0.1) }, func() string { return "the lag does not grow" })
+			} else {
+				l.stands("rooms", "its table is locked")
+			}
+			l.want("SELECT count(*) FROM rooms", "0")
+			close(s.over)
+			l.Settled(Name+"/rooms", "data_platform")
+			l.want("SELECT count(*), count(DISTINCT seq) FROM rooms", "10 10")
+		})
+	}
 }
 
 func TestAModelThatGrowsUnderLoadLosesNothing(t *testing.T) {

@@ -14,8 +14,12 @@ import (
 	"github.com/naru-platform/naru/message"
 )
 
-// patience is how long a load waits for the database to be opened before it says that it is not.
-const patience = 2 * time.Second
+const (
+	// patience is how long a load waits for the database to be opened before it says that it is not.
+	patience = 2 * time.Second
+	// loadMost is how long steps and load of a group may take: a database that never answers is to be seen.
+	loadMost = 2 * time.Minute
+)
 
 // loader is the child of one dataset.
 type loader struct {
@@ -26,10 +30,8 @@ type loader struct {
 	ensured *model.Dataset // as the database has it
 	store   storage.Store  // in which it is so
 
-	reads   *model.Dataset // what a payload is read as
-	readsOf *model.Dataset // and of what it was made
-	readsBy *model.Pipeline
-	row     model.Row
+	pipe  *Pipe
+	stand *standing
 }
 
 // source is what is known of a partition.
@@ -44,9 +46,32 @@ func (l *loader) unknown() error {
 	return message.Rejectf(message.DatasetUnknown, "there is no dataset %q any more; `naru data models` shows those there are", l.name)
 }
 
-// handle decides the fates of a group: those that the database knows, since the process died behind a load, as it knows
-// them, and the others by a load.
+// handle decides the fates of a group. While it cannot, the breaker of the dataset is open: its position stands still, and
+// the runner tries again, at first soon and then every few seconds.
 func (l *loader) handle(ctx context.Context, tx component.Tx, _ string, in []component.Heard) ([]error, error) {
+	oldest := in[0].Message.Recorded()
+	l.stand.begin(oldest)
+	bounded, cancel := context.WithTimeout(ctx, loadMost)
+	defer cancel()
+	fates, err := l.load(bounded, tx, in)
+	if err == nil {
+		l.stand.goOn()
+		return fates, nil
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if bounded.Err() != nil {
+		err = fmt.Errorf("it takes longer than %v: %w", loadMost, err)
+	}
+	now := l.env.Now()
+	since := l.stand.open(now)
+	return nil, fmt.Errorf("breaker open since %s, its oldest message waits for %v: %w", since.UTC().Format(time.RFC3339), max(now.Sub(oldest), 0).Round(time.Second), err)
+}
+
+// load decides the fates of a group: those that the database knows, since the process died behind a load, as it knows
+// them, and the others by a load.
+func (l *loader) load(ctx context.Context, tx component.Tx, in []component.Heard) ([]error, error) {
 	select {
 	case <-l.book.Synced():
 	case <-ctx.Done():
@@ -70,8 +95,8 @@ func (l *loader) handle(ctx context.Context, tx component.Tx, _ string, in []com
 		}
 		l.ensured = d
 	}
-	if d != nil && (l.readsOf != d || l.readsBy != p) {
-		l.reads, l.readsOf, l.readsBy = p.Reads(d), d, p
+	if d != nil && (l.pipe == nil || l.pipe.Dataset != d || l.pipe.Pipeline != p) {
+		l.pipe = NewPipe(d, p, l.scratches)
 	}
 
 	at := in[0].Position
@@ -102,12 +127,12 @@ func (l *loader) handle(ctx context.Context, tx component.Tx, _ string, in []com
 	if len(fresh) == 0 {
 		return fates, nil
 	}
-	of := make([]int, 0, len(fresh)) // whose row a row is
+	var of []int // whose row a row is
 	if d == nil {
 		for _, i := range fresh {
 			fates[i] = l.unknown()
 		}
-	} else if batch.Rows, of, err = l.transform(ctx, d, p, in, fresh, fates); err != nil {
+	} else if of, err = l.make(ctx, in, fresh, fates, batch); err != nil {
 		return nil, err
 	}
 	last := in[fresh[len(fresh)-1]]
@@ -139,6 +164,26 @@ func (l *loader) handle(ctx context.Context, tx component.Tx, _ string, in []com
 	return fates, nil
 }
 
+// make makes the new messages the batch's rows; of says whose each is. A message that makes none has its fate in fates.
+func (l *loader) make(ctx context.Context, in []component.Heard, fresh []int, fates []error, batch *storage.Batch) (of []int, err error) {
+	news := make([]component.Heard, len(fresh))
+	for k, i := range fresh {
+		news[k] = in[i]
+	}
+	made, err := l.pipe.Make(ctx, news)
+	if err != nil {
+		return nil, err
+	}
+	for k, i := range fresh {
+		fates[i] = made.Err[k]
+	}
+	for _, k := range made.Of {
+		of = append(of, fresh[k])
+	}
+	batch.Rows = made.Rows
+	return of, nil
+}
+
 // loaded notes what became of the rows.
 func (l *loader) loaded(in []component.Heard, of []int, fates []error, b *storage.Batch, done *storage.Loaded, newest time.Time) {
 	for _, i := range done.Duplicates {
@@ -150,8 +195,7 @@ func (l *loader) loaded(in []component.Heard, of []int, fates []error, b *storag
 	l.duplicates.WithLabelValues(l.name).Add(float64(len(done.Duplicates)))
 	l.late.WithLabelValues(l.name).Add(float64(done.Late))
 	if len(b.Rows) > 0 && !b.Rows[0].Again {
-		l.watermark.WithLabelValues(l.name).Set(float64(newest.UnixMilli()) / 1000)
-		l.lag.WithLabelValues(l.name).Set(max(l.env.Now().Sub(newest).Seconds(), 0))
+		l.stand.loaded(newest, l.env.Now())
 	}
 }
 
@@ -172,116 +216,4 @@ func revive(f storage.Fate) error {
 		return component.ErrNotMatched
 	}
 	return message.Rejectf(f.Reason, "%s", f.Detail)
-}
-
-// transform makes the new messages rows; of says whose each is. A message that makes none has its fate in fates. An error is
-// the pipeline's: no message is to blame.
-func (l *loader) transform(ctx context.Context, d *model.Dataset, p *model.Pipeline, in []component.Heard, fresh []int, fates []error) (rows []storage.Row, of []int, err error) {
-	for _, i := range fresh {
-		if fates[i] = l.reads.Row(in[i].Message, &l.row); fates[i] != nil {
-			continue
-		}
-		r := &l.row
-		rows = append(rows, storage.Row{Time: r.Time, Device: r.Device, Subject: string(r.Subject), Trace: r.Trace.String(), Message: r.ID,
-			Recorded: r.Recorded.Truncate(time.Microsecond), Values: slices.Clone(r.Values), Position: in[i].Position, Again: in[i].Again})
-		of = append(of, i)
-	}
-	if p == nil || len(rows) == 0 {
-		return rows, of, nil
-	}
-	return l.pipe(ctx, d, p, rows, of, fates)
-}
-
-// pipe has a pipeline's steps done.
-func (l *loader) pipe(ctx context.Context, d *model.Dataset, p *model.Pipeline, rows []storage.Row, of []int, fates []error) ([]storage.Row, []int, error) {
-	if p.Enrich != nil {
-		return nil, nil, fmt.Errorf("pipeline %s: enrich is not there yet; take it out, or use get_thing_shadow in a rule", p.Name)
-	}
-	scratch, err := l.steps(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	var columns []storage.Column
-	for i := range l.reads.Fields {
-		columns = append(columns, storage.Column{Name: l.reads.Fields[i].Name, Type: storage.Type(l.reads.Fields[i].Type)})
-	}
-	var steps []string
-	for _, s := range p.Steps {
-		steps = append(steps, s.SQL)
-	}
-	out, list, err := scratch.Steps(ctx, columns, rows, steps)
-	if err != nil {
-		return nil, nil, fmt.Errorf("pipeline %s: %w", p.Name, err)
-	}
-	place := map[string]int{}
-	for i, c := range out {
-		place[c.Name] = i
-		if d.Column(c.Name) == nil {
-			return nil, nil, fmt.Errorf("pipeline %s: column %s of the last step is none of dataset %s; leave it out (SELECT * EXCLUDE (%s)), or add the field", p.Name, c.Name, d.Name, c.Name)
-		}
-	}
-	id, ok := place["message_id"]
-	if !ok {
-		return nil, nil, fmt.Errorf("pipeline %s: the last step's columns lack message_id, so that nobody knows whose row one is; let it go along in each step, as SELECT * does", p.Name)
-	}
-	from := map[string]int{}
-	for i := range rows {
-		from[rows[i].Message.String()] = i
-	}
-	made := map[int][]storage.Row{}
-	for _, values := range list {
-		key, _ := values[id].(string)
-		i, ok := from[key]
-		if !ok {
-			return nil, nil, fmt.Errorf("pipeline %s: a row of the last step has message_id %v, which is of no message", p.Name, values[id])
-		}
-		if fates[of[i]] != nil {
-			continue
-		}
-		r, err := shape(d, rows[i], place, values)
-		if err != nil {
-			fates[of[i]] = err
-			delete(made, i)
-			continue
-		}
-		made[i] = append(made[i], r)
-	}
-	var result []storage.Row
-	var whose []int
-	for i := range rows {
-		if len(made[i]) == 0 && fates[of[i]] == nil {
-			fates[of[i]] = component.ErrNotMatched // a step has left it out
-		}
-		for _, r := range made[i] {
-			result, whose = append(result, r), append(whose, of[i])
-		}
-	}
-	return result, whose, nil
-}
-
-// shape makes a row of what the last step gave, held to the model.
-func shape(d *model.Dataset, r storage.Row, place map[string]int, values []any) (storage.Row, error) {
-	if i, ok := place["time"]; ok {
-		if t, ok := values[i].(time.Time); ok {
-			r.Time = t.Truncate(time.Microsecond)
-		} else {
-			return r, message.Rejectf(message.SchemaMismatch, "time is %v after the last step; it must be a time", values[i])
-		}
-	}
-	if i, ok := place["device"]; ok {
-		r.Device, _ = values[i].(string)
-	}
-	r.Values = make([]any, len(d.Fields))
-	for j := range d.Fields {
-		f := &d.Fields[j]
-		i, ok := place[f.Name]
-		if !ok {
-			continue
-		}
-		var err error
-		if r.Values[j], err = f.Accept(values[i]); err != nil {
-			return r, message.Rejectf(message.SchemaMismatch, "after the last step %v", err)
-		}
-	}
-	return r, d.Check(r.Values)
 }

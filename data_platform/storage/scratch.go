@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,102 +16,354 @@ import (
 )
 
 // Scratch computes with rows in memory, by DuckDB's SQL, also where rows go to another database. It keeps nothing, and
-// reaches neither files nor the network. Any number of goroutines may use it; they take turns.
+// reaches neither files nor the network. Any number of goroutines may use it, side by side: one that computes for long keeps
+// the others' memory small, and not them waiting.
 type Scratch struct {
-	mu sync.Mutex
-	db *sql.DB
+	options Options
+	most    int // resultMax
+
+	mu     sync.RWMutex // guards db, which is made anew where DuckDB has given up on it
+	db     *sql.DB
+	closed bool
 }
 
 // NewScratch makes one.
 func NewScratch(ctx context.Context, o Options) (*Scratch, error) {
-	c, err := duckdb.NewConnector("", nil)
-	if err != nil {
-		return nil, err
-	}
 	if o.Memory == "" {
 		o.Memory = "256MiB"
 	}
+	s := &Scratch{options: o, most: resultMax}
+	return s, s.open(ctx)
+}
+
+func (s *Scratch) open(ctx context.Context) error {
+	c, err := duckdb.NewConnector("", nil)
+	if err != nil {
+		return err
+	}
 	db := sql.OpenDB(c)
-	db.SetMaxOpenConns(1)
-	for _, s := range []string{
-		"SET TimeZone = 'UTC'", "SET memory_limit = " + text(o.Memory), "SET threads = " + strconv.Itoa(max(o.Threads, 1)),
+	db.SetMaxOpenConns(16)
+	for _, statement := range []string{
+		"SET TimeZone = 'UTC'", "SET memory_limit = " + text(s.options.Memory), "SET threads = " + strconv.Itoa(max(s.options.Threads, 1)),
 		"SET temp_directory = ''", "SET autoinstall_known_extensions = false", "SET autoload_known_extensions = false",
 		"SET enable_external_access = false", "SET lock_configuration = true",
 	} {
-		if _, err := db.ExecContext(ctx, s); err != nil {
-			return nil, errors.Join(fmt.Errorf("open DuckDB in memory: %s: %w", s, err), db.Close())
+		if _, err := db.ExecContext(ctx, statement); err != nil {
+			return errors.Join(fmt.Errorf("open DuckDB in memory: %s: %w", statement, err), db.Close())
 		}
 	}
-	return &Scratch{db: db}, nil
+	s.db = db
+	return nil
 }
 
 // Close ends it.
-func (s *Scratch) Close() error { return s.db.Close() }
+func (s *Scratch) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	return s.db.Close()
+}
 
-// StepError is a step that cannot be done.
+// anew replaces the database that gave up.
+func (s *Scratch) anew(ctx context.Context, gone *sql.DB) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.db != gone {
+		return
+	}
+	if err := s.open(context.WithoutCancel(ctx)); err == nil { // else the next one who meets it tries
+		_ = gone.Close()
+	}
+}
+
+// Steps are SELECTs, each over the table `input`: the first one finds there the rows with their system columns, each other
+// one what the step before gave.
+type Steps struct {
+	Columns []Column // of the rows, behind the system columns
+	SQL     []string
+	Count   bool // whether Stepped.Counts is wanted; it costs the steps once more
+}
+
+// Stepped is what steps make of rows.
+type Stepped struct {
+	Columns []Column // of the last step
+	Rows    [][]any
+	// Failed are the rows that a step could not be done with, though it can be done with others. What is in Rows is of those.
+	Failed []FailedRow
+	// Counts are how many rows each step gives, of those that did not fail.
+	Counts []int
+}
+
+// FailedRow is a row that a step could not be done with.
+type FailedRow struct {
+	Row  int // its index
+	Step int // from 1
+	// Given is what the step found in the columns that it is about, for a person: `label is 'warm'`.
+	Given string
+	Err   error
+}
+
+// StepError is a step that cannot be done with any rows.
 type StepError struct {
 	Step int // from 1
 	Err  error
 }
 
 // Error tells which and why.
-func (e *StepError) Error() string { return fmt.Sprintf("step %d: %v", e.Step, e.Err) }
+func (e *StepError) Error() string { return fmt.Sprintf("step %d: %s", e.Step, oneLine(e.Err)) }
 
 // Unwrap gives the reason.
 func (e *StepError) Unwrap() error { return e.Err }
 
-// Steps does one SELECT after the other, each over the table `input`, which the first one finds as the rows with their
-// system columns, and each other one as what the step before gave. The columns and rows are what the last one gives.
-// What the steps are to blame for is a *StepError.
-func (s *Scratch) Steps(ctx context.Context, columns []Column, rows []Row, steps []string) ([]Column, [][]any, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c, err := s.db.Conn(ctx)
+// oneLine leaves out where DuckDB draws the statement, which is not the one that a person wrote.
+func oneLine(err error) string {
+	s, _, _ := strings.Cut(strings.TrimSpace(err.Error()), "\n\nLINE ")
+	return strings.Join(strings.Fields(s), " ")
+}
+
+const (
+	// resultMax is how many rows the steps may make of a batch: an endless step must not take the memory of the process.
+	resultMax = 1_000_000
+	// stepsMost is how long the steps may take: one that never ends would be no fault that anybody sees.
+	stepsMost = time.Minute
+)
+
+var errTooMany = errors.New("it gives too many rows")
+
+// Do does the steps. Where they cannot be done with all rows at once, the halves are tried, and so on: a row that fails alone
+// is in Failed, and costs a few more rounds, at most two a row. What cannot be done with no row either is a *StepError, as is
+// what takes longer than a minute; other errors are the machine's.
+func (s *Scratch) Do(ctx context.Context, steps Steps, rows []Row) (*Stepped, error) {
+	s.mu.RLock()
+	db := s.db
+	s.mu.RUnlock()
+	c, err := db.Conn(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer c.Close()
-	t := &Table{Name: "naru_input", Columns: columns}
-	if _, err := c.ExecContext(ctx, "CREATE OR REPLACE TEMP TABLE naru_input ("+columnsOf(t, dialect{types: duckTypes})+")"); err != nil {
-		return nil, nil, err
-	}
+	b := &bench{s: s, c: c, steps: steps, out: &Stepped{}}
 	defer func() {
 		_, _ = c.ExecContext(context.WithoutCancel(ctx), "DROP TABLE IF EXISTS naru_input")
 	}()
-	if err := appendRows(c, "temp", "naru_input", t, rows, false); err != nil {
-		return nil, nil, err
+	if err := b.lay(ctx, rows); err != nil {
+		return nil, err
 	}
-	chain := []string{"SELECT * FROM naru_input"}
-	for i, step := range steps {
-		if err := oneSelect(ctx, c, step); err != nil {
-			return nil, nil, &StepError{i + 1, err}
+	if err = b.do(ctx, 0, len(rows)); err == nil && steps.Count {
+		err = b.count(ctx)
+	}
+	if err != nil {
+		if gaveUp(err) {
+			s.anew(ctx, db)
 		}
-		step = strings.TrimRight(strings.TrimSpace(step), "; \n\t")
-		chain = append(chain, "WITH input AS (\n"+chain[i]+"\n) SELECT * FROM (\n"+step+"\n)")
+		return nil, err
 	}
-	out, list, err := s.run(ctx, c, chain[len(steps)])
-	if err == nil || ctx.Err() != nil {
-		return out, list, err
-	}
-	for i := 1; i < len(steps); i++ { // to say which one it is
-		if _, _, first := s.run(ctx, c, chain[i]); first != nil {
-			return nil, nil, &StepError{i, first}
-		}
-	}
-	return nil, nil, &StepError{len(steps), err}
+	return b.out, nil
 }
 
-// resultMax is how many rows the steps may make of a batch: an endless step must not take the memory of the process.
-const resultMax = 1_000_000
+// bench is one doing of steps.
+type bench struct {
+	s     *Scratch
+	c     *sql.Conn
+	steps Steps
+	chain []string // what each step gives, before it the rows; without what begins them, see of
+	empty bool     // the steps can be done with no row
+	out   *Stepped
+}
 
-func (s *Scratch) run(ctx context.Context, c *sql.Conn, statement string) ([]Column, [][]any, error) {
-	rows, err := c.QueryContext(ctx, statement)
-	if err != nil {
-		return nil, nil, err
+// lay puts the rows on the bench, and makes one statement of the steps.
+func (b *bench) lay(ctx context.Context, rows []Row) error {
+	t := &Table{Name: "naru_input", Columns: b.steps.Columns}
+	if _, err := b.c.ExecContext(ctx, "CREATE OR REPLACE TEMP TABLE naru_input (naru_row BIGINT, naru_again BOOLEAN, "+columnsOf(t, dialect{types: duckTypes})+")"); err != nil {
+		return err
 	}
-	r, err := new(duck).result(rows, Limits{Rows: resultMax, Timeout: time.Hour}, func() error { return nil }, func(err error) error { return err })
+	if err := appendRows(b.c, "temp", "naru_input", t, rows, true); err != nil {
+		return err
+	}
+	b.chain = []string{"SELECT * FROM naru_rows"}
+	for i, step := range b.steps.SQL {
+		if err := oneSelect(ctx, b.c, step); err != nil {
+			return &StepError{i + 1, err}
+		}
+		step = strings.TrimRight(strings.TrimSpace(step), "; \n\t")
+		b.chain = append(b.chain, "WITH input AS (\n"+b.chain[i]+"\n) SELECT * FROM (\n"+step+"\n)")
+	}
+	return nil
+}
+
+// of is the statement of so many steps over the rows from (included) to (not).
+func (b *bench) of(step, from, to int, what string) string {
+	return fmt.Sprintf("WITH naru_rows AS (SELECT * EXCLUDE (naru_row, naru_again) FROM naru_input WHERE naru_row >= %d AND naru_row < %d) SELECT %s FROM (\n%s\n)", from, to, what, b.chain[step])
+}
+
+func (b *bench) do(ctx context.Context, from, to int) error {
+	last := len(b.steps.SQL)
+	columns, list, err := b.run(ctx, b.of(last, from, to, "*"))
+	switch {
+	case err == nil:
+		b.out.Columns, b.out.Rows = columns, append(b.out.Rows, list...)
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case !ofRows(err):
+		return b.blame(ctx, from, to, err)
+	}
+	if !b.empty {
+		if b.out.Columns, _, err = b.run(ctx, b.of(last, 0, 0, "*")); err != nil {
+			return b.blame(ctx, 0, 0, err)
+		}
+		b.empty = true
+		return b.do(ctx, from, to)
+	}
+	if to-from > 1 {
+		middle := (from + to) / 2
+		if err := b.do(ctx, from, middle); err != nil {
+			return err
+		}
+		return b.do(ctx, middle, to)
+	}
+	f := FailedRow{Row: from, Step: last, Err: err}
+	for i := 1; i < last; i++ {
+		if _, _, first := b.run(ctx, b.of(i, from, to, "*")); first != nil && ofRows(first) {
+			f.Step, f.Err = i, first
+			break
+		}
+	}
+	f.Err = errors.New(oneLine(f.Err))
+	f.Given = b.given(ctx, &f)
+	b.out.Failed = append(b.out.Failed, f)
+	return ctx.Err()
+}
+
+// blame says which step it is that cannot be done.
+func (b *bench) blame(ctx context.Context, from, to int, err error) error {
+	step := len(b.steps.SQL)
+	for i := 1; i < len(b.steps.SQL) && !gaveUp(err); i++ {
+		if _, _, first := b.run(ctx, b.of(i, from, to, "*")); first != nil {
+			step, err = i, first
+			break
+		}
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return &StepError{step, err}
+}
+
+const givenMax = 4 // columns that are shown of a row that fails
+
+var word = regexp.MustCompile(`[A-Za-z_][A-Za-z0-9_]*`)
+
+// given shows the row that a step failed with, in the columns that the error names, or else the step.
+func (b *bench) given(ctx context.Context, f *FailedRow) string {
+	columns, list, err := b.run(ctx, b.of(f.Step-1, f.Row, f.Row+1, "*"))
+	if err != nil || len(list) == 0 {
+		return ""
+	}
+	shown := func(in string) (parts []string) {
+		named := map[string]bool{}
+		for _, w := range word.FindAllString(in, -1) {
+			named[strings.ToLower(w)] = true
+		}
+		for i, c := range columns {
+			if named[strings.ToLower(c.Name)] && len(parts) < givenMax {
+				parts = append(parts, c.Name+" is "+literal(list[0][i]))
+			}
+		}
+		return parts
+	}
+	parts := shown(f.Err.Error())
+	if len(parts) == 0 {
+		parts = shown(b.steps.SQL[f.Step-1])
+	}
+	return strings.Join(parts, ", ")
+}
+
+// literal shows a value to a person, in one short line.
+func literal(v any) string {
+	s := ""
+	switch v := v.(type) {
+	case nil:
+		return "null"
+	case string:
+		s = text(v)
+	case time.Time:
+		s = v.Format(time.RFC3339Nano)
+	case []byte:
+		return fmt.Sprintf("%d bytes", len(v))
+	case interface{ MarshalJSON() ([]byte, error) }:
+		raw, _ := v.MarshalJSON() // what cannot be shown is shown as nothing
+		s = string(raw)
+	default:
+		s = fmt.Sprint(v)
+	}
+	if s = strings.Join(strings.Fields(s), " "); len(s) > 80 {
+		s = strings.ToValidUTF8(s[:80], "") + "…"
+	}
+	return s
+}
+
+// count says how many rows each step gives, of those that did not fail.
+func (b *bench) count(ctx context.Context) error {
+	failed := make([]string, 0, len(b.out.Failed)+1)
+	for _, f := range b.out.Failed {
+		failed = append(failed, strconv.Itoa(f.Row))
+	}
+	if len(failed) > 0 {
+		if _, err := b.c.ExecContext(ctx, "DELETE FROM naru_input WHERE naru_row IN ("+strings.Join(failed, ",")+")"); err != nil {
+			return err
+		}
+	}
+	for i := 1; i <= len(b.steps.SQL); i++ {
+		_, list, err := b.run(ctx, b.of(i, 0, math.MaxInt32, "count(*)"))
+		if err != nil {
+			return b.blame(ctx, 0, math.MaxInt32, err)
+		}
+		n, _ := list[0][0].(int64)
+		b.out.Counts = append(b.out.Counts, int(n))
+	}
+	return nil
+}
+
+// ofRows says that an error may be that of the rows that a statement was done with: it is worth while to try some of them.
+func ofRows(err error) bool {
+	if errors.Is(err, errTooMany) {
+		return true
+	}
+	var e *duckdb.Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	switch e.Type {
+	case duckdb.ErrorTypeIO, duckdb.ErrorTypeNetwork, duckdb.ErrorTypeInterrupt, duckdb.ErrorTypeConnection, duckdb.ErrorTypeTransaction,
+		duckdb.ErrorTypeCatalog, duckdb.ErrorTypeParser, duckdb.ErrorTypeSyntax, duckdb.ErrorTypeBinder, duckdb.ErrorTypePermission:
+		return false
+	}
+	return !gaveUp(err)
+}
+
+// gaveUp says that DuckDB answers nothing any more.
+func gaveUp(err error) bool {
+	var e *duckdb.Error
+	return errors.As(err, &e) && (e.Type == duckdb.ErrorTypeFatal || e.Type == duckdb.ErrorTypeInternal || strings.Contains(e.Msg, "database has been invalidated"))
+}
+
+func (b *bench) run(ctx context.Context, statement string) ([]Column, [][]any, error) {
+	bounded, cancel := context.WithTimeout(ctx, stepsMost)
+	defer cancel()
+	rows, err := b.c.QueryContext(bounded, statement)
+	slow := func(err error) error {
+		if err != nil && ctx.Err() == nil && bounded.Err() != nil {
+			return fmt.Errorf("it takes longer than %v", stepsMost)
+		}
+		return err
+	}
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, slow(err)
+	}
+	r, err := new(duck).result(rows, Limits{Rows: b.s.most}, func() error { return nil }, slow)
+	if err != nil {
+		return nil, nil, slow(err)
 	}
 	var list [][]any
 	for row, err := range r.Rows() {
@@ -119,7 +373,7 @@ func (s *Scratch) run(ctx context.Context, c *sql.Conn, statement string) ([]Col
 		list = append(list, append([]any(nil), row...))
 	}
 	if r.Truncated {
-		return nil, nil, fmt.Errorf("it gives more than %d rows", resultMax)
+		return nil, nil, fmt.Errorf("%w: more than %d", errTooMany, b.s.most)
 	}
 	return r.Columns, list, nil
 }
