@@ -33,6 +33,7 @@ type enrolled struct {
 	CA          string    `json:"ca"`
 	Fingerprint string    `json:"fingerprint"`
 	NotAfter    time.Time `json:"not_after"`
+	Warning     string    `json:"warning"`
 }
 
 // errHasCertificate says that a directory is done already.

@@ -88,6 +88,10 @@ A device that has a certificate already is refused: rotate gives it a new one, a
 				return err
 			}
 			shown := map[string]any{"id": e.ID, "fingerprint": e.Fingerprint, "not_after": e.NotAfter, "directory": dir}
+			if e.Warning != "" {
+				shown["warning"] = e.Warning
+				o.hint(c, "warning: %s", e.Warning)
+			}
 			return o.show(c.OutOrStdout(), shown, func(p *printer) {
 				p.line("%s is registered; its certificate is valid until %s", e.ID, e.NotAfter.Format("2006-01-02"))
 				p.line("written to %s: ca.crt, device.crt%s", dir, map[bool]string{true: ", device.key", false: ""}[own.owns])

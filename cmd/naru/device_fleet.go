@@ -205,6 +205,7 @@ func countLines(f *os.File, format string) (n int, err error) {
 func (o *options) importFleet(c *cobra.Command, cl *client, in io.Reader, format, issue string, total int) error {
 	bar := newProgress(c, "imported", total)
 	var mu sync.Mutex
+	var warn sync.Once
 	done, refused := 0, 0
 	lines := json.NewEncoder(c.OutOrStdout())
 	note := func(line int, id string, err error) {
@@ -233,7 +234,10 @@ func (o *options) importFleet(c *cobra.Command, cl *client, in io.Reader, format
 			return nil
 		}
 		group.Go(func() error {
-			err := importDevice(ctx, cl, d, issue)
+			warning, err := importDevice(ctx, cl, d, issue)
+			if warning != "" {
+				warn.Do(func() { o.hint(c, "warning: line %d: %s; others like it are not told", line, warning) })
+			}
 			if ctx.Err() == nil {
 				note(line, d.ID, err)
 			}
@@ -260,16 +264,22 @@ type refusedLine struct {
 	Error string `json:"error"`
 }
 
-func importDevice(ctx context.Context, cl *client, d x509.Import, issue string) error {
+func importDevice(ctx context.Context, cl *client, d x509.Import, issue string) (warning string, err error) {
 	d.By = "operator"
-	if err := cl.do(ctx, "PUT", "/api/v1/devices/"+url.PathEscape(d.ID), nil, d, nil); err != nil || issue == "" {
-		return err
+	var is x509.Shown
+	if err := cl.do(ctx, "PUT", "/api/v1/devices/"+url.PathEscape(d.ID), nil, d, &is); err != nil || issue == "" {
+		return is.Warning, err
 	}
-	dir := filepath.Join(issue, url.PathEscape(d.ID))
+	return is.Warning, issueTo(ctx, cl, d.ID, issue)
+}
+
+// issueTo has a certificate issued to a device, with a key that is made here.
+func issueTo(ctx context.Context, cl *client, id, issue string) error {
+	dir := filepath.Join(issue, url.PathEscape(id))
 	if _, err := os.Stat(filepath.Join(dir, certFile)); err == nil {
 		return nil
 	}
-	own, err := openCredentials(dir, d.ID, "")
+	own, err := openCredentials(dir, id, "")
 	if errors.Is(err, errHasCertificate) { // from another line of the same device
 		return nil
 	}
@@ -278,7 +288,7 @@ func importDevice(ctx context.Context, cl *client, d x509.Import, issue string) 
 	}
 	defer own.close()
 	var e enrolled
-	if err := cl.post(ctx, "/api/v1/devices", map[string]string{"id": d.ID, "by": "operator", "csr": own.csr}, &e); err != nil {
+	if err := cl.post(ctx, "/api/v1/devices", map[string]string{"id": id, "by": "operator", "csr": own.csr}, &e); err != nil {
 		return err
 	}
 	return own.keep(e)

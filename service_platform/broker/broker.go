@@ -300,6 +300,9 @@ func (b *Broker) run(ctx context.Context, ready func()) error {
 	b.group.Go(func() { b.sys.run(ctx) })
 	b.group.Go(func() { b.expiry.run(ctx) })
 	b.group.Go(func() { b.store.Announce(ctx) })
+	if err := b.tellPolicies(ctx); err != nil {
+		return err
+	}
 	ready()
 	select {
 	case <-ctx.Done():

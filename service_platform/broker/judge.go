@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
+	"github.com/naru-platform/naru/component/names"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
 	"github.com/naru-platform/naru/service_platform/broker/policy"
@@ -18,9 +20,9 @@ func (b *Broker) setPolicies() error {
 	for name, p := range b.conf.Policies {
 		all[name] = p
 	}
-	var names []string
+	var listeners []string
 	for _, e := range b.entrances {
-		names = append(names, e.Name)
+		listeners = append(listeners, e.Name)
 		e.policies = []string{e.Policy}
 		if len(e.Refuse) == 0 {
 			continue
@@ -42,7 +44,7 @@ func (b *Broker) setPolicies() error {
 		all[name] = policy.Policy{Doc: "What listener " + e.Name + " refuses.", Publish: rules, Subscribe: rules}
 		e.policies = append(e.policies, name)
 	}
-	set, err := policy.Compile(all, names, b.env.Catalog)
+	set, err := policy.Compile(all, listeners, b.env.Catalog)
 	if err != nil {
 		return fmt.Errorf("policies: %w", err)
 	}
@@ -52,6 +54,21 @@ func (b *Broker) setPolicies() error {
 		}
 	}
 	b.policies = set
+	return nil
+}
+
+// tellPolicies tells which policies a device may be given, now and until ctx is done: whoever registers devices refuses others.
+func (b *Broker) tellPolicies(ctx context.Context) error {
+	all := slices.Sorted(maps.Keys(policy.Builtin(b.env.Catalog)))
+	all = append(all, slices.Sorted(maps.Keys(b.conf.Policies))...)
+	if err := names.Tell(ctx, b.env.Bus, names.Policies, b.env.Node, all); err != nil {
+		return err
+	}
+	b.group.Go(func() {
+		names.Keep(ctx, b.env.Bus, names.Policies, b.env.Node, all, func(err error) {
+			b.env.Log.Warn("the names of the policies could not be told; trying again", "error", err)
+		})
+	})
 	return nil
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/component/names"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/message/catalog"
 	"github.com/naru-platform/naru/message/device"
@@ -429,5 +430,22 @@ func TestPoliciesAreCheckedWhenTheyAreRead(t *testing.T) {
 		if _, err := With(nil).Build(component.Env{Catalog: catalog.Default()}, raw); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v; want %q", err, want)
 		}
+	}
+}
+
+// Who registers devices is told which policies there are: those that may be named for one, of every node.
+func TestPoliciesAreToldToWhoRegistersDevices(t *testing.T) {
+	r := newRig(t, func(c *Config) {
+		c.Policies = map[string]policy.Policy{"pump": {Publish: policy.Rules{Allow: []string{"device.${device}.>"}}}}
+		c.Listeners = []Listener{{Name: "own", Address: "127.0.0.1:0", Auth: "none", Policy: "open", Mount: "3rd_party.x", Refuse: []string{"a/#"}}}
+	})
+	known := names.NewKnown(r.bus, names.Policies, time.Now)
+	for _, name := range []string{"device", "open", "pump"} {
+		if err := known.Check(t.Context(), name); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := known.Check(t.Context(), "pmup"); err == nil || !strings.HasSuffix(err.Error(), `did you mean "pump"? There are device, open, pump`) {
+		t.Errorf("it says %v", err)
 	}
 }

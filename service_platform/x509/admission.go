@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/component/names"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -49,6 +50,7 @@ type Admission struct {
 	recorder    recorder
 	refused     refusals // just in time
 	overlaps    overlaps
+	policies    *names.Known
 	provisioner atomic.Pointer[Provisioner]
 
 	mu        sync.RWMutex  // guards what follows
@@ -102,7 +104,7 @@ func NewAdmission(b bus.Bus, o AdmissionOptions) *Admission {
 	return &Admission{
 		bus: b, o: o, synced: make(chan struct{}), published: make(chan struct{}),
 		server:   serverCert{cert: o.ServerCert, key: o.ServerKey, now: o.Now, log: o.Log},
-		recorder: recorder{node: o.Node}, templates: map[string]Template{}, claims: map[fingerprint]Claim{},
+		recorder: recorder{node: o.Node}, policies: names.NewKnown(b, names.Policies, o.Now), templates: map[string]Template{}, claims: map[fingerprint]Claim{},
 		cas: map[string]*registeredCA{}, devices: map[string]*admitted{}, gone: map[string]uint64{}, certs: map[fingerprint]*admitted{},
 		unnoted: map[fingerprint]string{},
 	}

@@ -140,6 +140,9 @@ func (s *service) registerCA(o *opened, w http.ResponseWriter, r *http.Request) 
 	if err := o.checkTemplate(in.Template); err != nil {
 		return err
 	}
+	if err := s.checkTemplatePolicy(r.Context(), o, in.Template); err != nil {
+		return err
+	}
 	ca, err := o.cas.Register(r.Context(), []byte(in.Certificate), []byte(in.Proof), in.Template, by(in.By))
 	if err != nil {
 		return err

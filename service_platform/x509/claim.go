@@ -96,6 +96,9 @@ func (s *service) addClaim(o *opened, w http.ResponseWriter, r *http.Request) er
 		if err := o.checkTemplate(t); err != nil {
 			return bad(err)
 		}
+		if err := s.checkTemplatePolicy(r.Context(), o, t); err != nil {
+			return err
+		}
 	}
 	req := Request{Device: in.Name, Kind: kindClaim, Validity: time.Duration(in.Validity)}
 	if req.Validity == 0 {

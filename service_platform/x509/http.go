@@ -95,6 +95,8 @@ type Enrolled struct {
 	Fingerprint string    `json:"fingerprint"`
 	NotAfter    time.Time `json:"not_after"`
 	Created     bool      `json:"created"` // the device is new
+	// Warning says what may keep the device out all the same; empty where nothing is known to.
+	Warning string `json:"warning,omitempty"`
 }
 
 func (s *service) enrol(o *opened, w http.ResponseWriter, r *http.Request) error {
@@ -118,11 +120,14 @@ func (s *service) issue(o *opened, w http.ResponseWriter, r *http.Request, e Enr
 		}
 		req.Key = csr.PublicKey
 	}
+	warning, err := s.checkPolicy(r.Context(), o, e.Policy)
+	if err != nil {
+		return err
+	}
 	if req.Validity != 0 && req.Validity < time.Minute {
 		return bad(fmt.Errorf("a validity of %s is too short; a minute is the least", req.Validity))
 	}
 	if req.Validity == 0 {
-		var err error
 		if req.Validity, err = o.validityOf(r.Context(), e.ID); err != nil {
 			return err
 		}
@@ -142,7 +147,7 @@ func (s *service) issue(o *opened, w http.ResponseWriter, r *http.Request, e Enr
 	w.Header().Set("Cache-Control", "no-store")
 	return answer(w, http.StatusCreated, Enrolled{
 		ID: e.ID, Certificate: string(issued.Chain), Key: string(issued.Key), CA: string(certPEM(o.authority.Bundle().Roots...)),
-		Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, Created: created,
+		Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, Created: created, Warning: warning,
 	})
 }
 
@@ -204,12 +209,13 @@ func (s *service) list(o *opened, w http.ResponseWriter, r *http.Request) error 
 // Shown is a device as answers show it: with its state in a word, and without what is the registry's own affair.
 type Shown struct {
 	Device
-	State string `json:"state"` // as Device.State
+	State   string `json:"state"`             // as Device.State
+	Warning string `json:"warning,omitempty"` // as Enrolled.Warning, of what was just changed
 }
 
 func (s *service) shown(d Device) Shown {
 	d.Unsaid, d.Gone = nil, false
-	return Shown{d, d.State(s.env.Now())}
+	return Shown{Device: d, State: d.State(s.env.Now())}
 }
 
 func (s *service) show(o *opened, w http.ResponseWriter, r *http.Request) error {

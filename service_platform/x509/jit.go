@@ -104,6 +104,11 @@ func (a *Admission) registerNow(ctx context.Context, leaf *stdx509.Certificate, 
 	}
 	at.Becomes = p.device
 	at.pass("template", "%s makes it device %q", ca.Template, p.device)
+	if _, err := checkPolicy(ctx, a.policies, p.policy); errors.Is(err, errPolicy) {
+		return inStep("template", fmt.Errorf("template %s: %w", ca.Template, err))
+	} else if err != nil {
+		return err
+	}
 	if tmpl.Hook != "" {
 		if err := askHook(ctx, tmpl.Hook, hookRequest{Template: ca.Template, Device: p.device, Fingerprint: sum, Certificate: parametersOf(leaf)}); err != nil {
 			return inStep("hook", err)

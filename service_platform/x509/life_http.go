@@ -91,6 +91,10 @@ func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
+	warning, err := s.checkPolicy(r.Context(), o, in.Policy)
+	if err != nil {
+		return err
+	}
 	d, created, err := o.registry.Import(r.Context(), Registration{ID: id, Attributes: in.Attributes, Groups: in.Groups, Policy: in.Policy, By: by(in.By),
 		CA: in.CA, CreatedAt: in.CreatedAt}, in.Certs, in.Disabled)
 	if err != nil {
@@ -101,7 +105,9 @@ func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
 	if created {
 		status = http.StatusCreated
 	}
-	return answer(w, status, s.shown(d))
+	shown := s.shown(d)
+	shown.Warning = warning
+	return answer(w, status, shown)
 }
 
 // checkOrigin says what is wrong with a Device.CA of an import.

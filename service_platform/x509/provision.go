@@ -328,6 +328,11 @@ func (p *provisioning) provision(ctx context.Context, claim Claim, template stri
 		return p.again(ctx, own, pl, at)
 	}
 	at.pass("template", "%s makes it device %q", template, pl.device)
+	if _, err := p.s.checkPolicy(ctx, p.o, pl.policy); errors.As(err, new(badRequest)) {
+		return nil, awsRefuse("template", http.StatusForbidden, "Forbidden", "template %s: %w", template, err)
+	} else if err != nil {
+		return nil, err
+	}
 	if tmpl.Hook != "" {
 		if err := askHook(ctx, tmpl.Hook, hookRequest{Template: template, Device: pl.device, Fingerprint: own.Fingerprint,
 			Claim: claim.Fingerprint, Parameters: in.Parameters}); err != nil {

@@ -143,6 +143,9 @@ func (t *table) write(e bus.Entry) uint64 {
 }
 
 func (t *table) Watch(ctx context.Context, prefix string, f func(bus.Entry), synced func()) error {
+	if t.gone.Load() {
+		return errNobody
+	}
 	w := make(chan bus.Entry, 4096)
 	t.mu.Lock()
 	now := slices.SortedFunc(maps.Values(t.entries), func(a, b bus.Entry) int { return strings.Compare(a.Key, b.Key) })

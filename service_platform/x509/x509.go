@@ -29,6 +29,7 @@ import (
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/component/names"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -112,6 +113,7 @@ type opened struct {
 	keysSwept  time.Time // by sweep alone
 	cas        *CAs
 	templates  map[string]Template
+	policies   *names.Known
 	index      *index
 	withdrawn  withdrawals
 	waiting    waiting
@@ -119,6 +121,8 @@ type opened struct {
 	crls       crlCache
 	estAddr    string // where EST listens, if it does
 	estDoor    *Admission
+	// wrongTemplates are those that were logged for their policy, by look alone.
+	wrongTemplates map[string]bool
 }
 
 func (s *service) run(ctx context.Context, ready func()) error {
@@ -130,7 +134,7 @@ func (s *service) run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	o := &opened{templates: s.config.Templates}
+	o := &opened{templates: s.config.Templates, policies: names.NewKnown(s.env.Bus, names.Policies, s.env.Now), wrongTemplates: map[string]bool{}}
 	if o.authority, err = OpenAuthority(dir, AuthorityOptions{
 		Now: s.env.Now, Hosts: s.config.Hosts, DeviceValidity: time.Duration(s.config.DeviceValidity), Passphrase: passphrase,
 		CRLURL: s.config.CRLURL,
@@ -249,8 +253,9 @@ func (s *service) load(ctx context.Context, all *sync.WaitGroup, o *opened) bool
 	return ctx.Err() == nil
 }
 
-// look counts what ends soon, and ends the overlaps that have passed.
+// look counts what ends soon, ends the overlaps that have passed, and says what is wrong with the templates' policies.
 func (s *service) look(ctx context.Context, o *opened) {
+	s.lookAtTemplates(ctx, o)
 	now := s.env.Now()
 	counts := map[string]int{}
 	within := make([]int, len(radar))
