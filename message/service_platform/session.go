@@ -67,7 +67,7 @@ type Yield struct {
 	Client
 	// Received are messages of QoS 2 that are in the log, and whose PUBREL has not come, by packet identifier.
 	Received map[uint16]message.ID `json:"received,omitempty"`
-	// Taken says that the client was connected: another connection took its place.
+	// Taken says that the client was connected, and had not closed: another connection took its place.
 	Taken bool `json:"taken,omitempty"`
 }
 

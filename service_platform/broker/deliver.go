@@ -223,6 +223,12 @@ func (c *conn) TakenOver() {
 	}
 }
 
+// HungUp as session.Client has it.
+func (c *conn) HungUp() bool {
+	s, ok := c.sock.(interface{ hungUp() bool })
+	return ok && s.hungUp()
+}
+
 // pump sends from the session's queue until it is empty, or the client has enough for now.
 func (c *conn) pump() {
 	wait := 100 * time.Millisecond

@@ -15,8 +15,9 @@ import (
 
 // turns slows down clients that take one client id from each other: each comes again as soon as the other has thrown it
 // out, and both do nothing else. A client may take its own place a few times, since it mostly knows before we do that its
-// old connection is gone; from then on each one waits longer for its CONNACK, and who is in stays for that long. It counts
-// what it sees here, and what the other nodes tell of theirs.
+// old connection is gone; one that its client has closed, though we have not read so far, is not taken at all. From then
+// on each one waits longer for its CONNACK, and who is in stays for that long. It counts what it sees here, and what the
+// other nodes tell of theirs.
 type turns struct {
 	free        int           // take-overs that are nobody's concern
 	first, most time.Duration // the waiting, doubled each time
@@ -138,7 +139,7 @@ func (c *conn) waitTurn(who session.Who) error {
 		case <-c.cut:
 			return errEnded
 		case <-look.C:
-			if s, ok := c.sock.(interface{ hungUp() bool }); ok && s.hungUp() {
+			if c.HungUp() {
 				return io.EOF
 			}
 		}

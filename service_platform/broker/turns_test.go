@@ -112,3 +112,24 @@ func TestClientsThatTakeOneIDInTurnsAreSlowedDownAcrossNodes(t *testing.T) {
 	})
 	w.nodes[0].refusedAs(message.TakenOver, "in turns")
 }
+
+// A device that closes and comes again fights with nobody, however late its old connection is read to its end.
+func TestClientThatHasClosedIsTakenFromNobody(t *testing.T) {
+	slow := Rate{Messages: 0.001, Burst: "1ms"} // so that what is behind the second message is not read
+	conf, addr := open(t, func(l *Listener) { l.PublishRate = &slow })
+	r := newRigWith(t, &rig{turns: newTurns()}, conf)
+	for i := range turnsFree + 3 {
+		p := r.dial(addr)
+		p.connect(keeping("x", false, uint32(3600*(i%2))))
+		for id := range uint16(8) {
+			m := publish("a", "held back", 1, id+1)
+			p.write(m.Append(nil, packet.V5))
+		}
+		p.Close()
+	}
+	r.b.turns.mu.Lock()
+	defer r.b.turns.mu.Unlock()
+	if x := r.b.turns.all; len(x) > 0 {
+		t.Errorf("%v is noted as taken", x)
+	}
+}

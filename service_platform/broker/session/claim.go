@@ -177,8 +177,9 @@ func (s *Store) yield(key string) {
 		client = x.client
 	}
 	s.mu.RUnlock()
+	taken := false
 	if client != nil {
-		s.taken(key)
+		taken = s.takenFrom(client, key)
 		client.TakenOver()
 	}
 	if x != nil && !x.calm(yieldMost) {
@@ -193,7 +194,7 @@ func (s *Store) yield(key string) {
 		if of == nil || of.Owner != c.node || of.Next == "" || c.giving[key] || c.start.IsZero() {
 			return nil
 		}
-		y := serviceplatform.Yield{Client: clientOf(key), Taken: client != nil}
+		y := serviceplatform.Yield{Client: clientOf(key), Taken: taken}
 		if x := s.sessions[key]; x != nil {
 			if x.Kept() {
 				if x.rec.Gone.IsZero() {

@@ -60,6 +60,8 @@ type Client interface {
 	Busy() bool
 	// TakenOver says that the session has another connection now. It returns when the client handles nothing more of it.
 	TakenOver()
+	// HungUp says whether the client has closed its connection, though that may not have been read yet. It must not block.
+	HungUp() bool
 	// Deleted says that the client's device was deleted, and its session with it.
 	Deleted()
 }
@@ -189,6 +191,15 @@ func New(env component.Env, l Limits, tell func(Who, message.Reason, error)) *St
 // WhenTaken has f told of each connection whose place another one has taken, here or between any two nodes, by the session's
 // key. It comes before everything else; f must not block.
 func (s *Store) WhenTaken(f func(key string)) { s.taken = f }
+
+// takenFrom tells of it, unless the client had left by itself: then nobody fights for its place.
+func (s *Store) takenFrom(c Client, key string) (told bool) {
+	if c.HungUp() {
+		return false
+	}
+	s.taken(key)
+	return true
+}
 
 // The keys of the store.
 const (
@@ -520,7 +531,7 @@ func (s *Store) connect(ctx context.Context, who Who, caps Caps, clean bool, exp
 			epoch = s.attach(x, c)
 			if client != nil {
 				former = client.TakenOver
-				s.taken(k)
+				s.takenFrom(client, k)
 			}
 			return x.save(tx) // with expiry 0 it lives as long as this connection, and its debts with it
 		}
@@ -581,7 +592,7 @@ func (s *Store) replace(old, x *Session) (former func()) {
 	if old != nil {
 		if old.client != nil {
 			former = old.client.TakenOver
-			s.taken(x.rec.Who.Key())
+			s.takenFrom(old.client, x.rec.Who.Key())
 		}
 		s.forget(old)
 	}

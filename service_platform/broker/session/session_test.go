@@ -64,10 +64,11 @@ func (c *client) Deliver(m *message.Message, o Options) {
 	defer c.mu.Unlock()
 	c.got = append(c.got, fmt.Sprintf("%s q%d r%t %v", m.Data, o.QoS, o.Retain, o.IDs))
 }
-func (c *client) Wake()      { c.mu.Lock(); defer c.mu.Unlock(); c.woken++ }
-func (c *client) Deleted()   { c.TakenOver() }
-func (c *client) Busy() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.busy }
-func (c *client) TakenOver() { c.mu.Lock(); defer c.mu.Unlock(); c.over = true }
+func (c *client) Wake()        { c.mu.Lock(); defer c.mu.Unlock(); c.woken++ }
+func (c *client) Deleted()     { c.TakenOver() }
+func (c *client) Busy() bool   { c.mu.Lock(); defer c.mu.Unlock(); return c.busy }
+func (c *client) HungUp() bool { return false }
+func (c *client) TakenOver()   { c.mu.Lock(); defer c.mu.Unlock(); c.over = true }
 
 func (c *client) heard() []string { c.mu.Lock(); defer c.mu.Unlock(); return slices.Clone(c.got) }
 
