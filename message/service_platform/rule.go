@@ -53,8 +53,8 @@ func ruleContracts() []message.Contract {
 		},
 		{
 			Subjects: TwinWanted, Type: "service_platform.twin_wanted.v1", Owner: "service_platform", Route: message.ByLog,
-			Doc:  "A rule asks for a twin with get_thing_shadow(), and its process does not know it yet. The twin is told on device.<id>.twin.read; after that the process follows what the twin says of its changes.",
-			Says: []string{"service_platform.rule"}, Hears: []string{"service_platform.twin"},
+			Doc:  "A rule asks for a twin with get_thing_shadow(), or a pipeline enriches rows with it, and its process does not know it yet. The twin is told on device.<id>.twin.read; after that the process follows what the twin says of its changes.",
+			Says: []string{"data_platform.etl", "service_platform.rule"}, Hears: []string{"service_platform.twin"},
 			ContentType: "application/json",
 			Schema: json.RawMessage(`{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object",
 "required":["device"],"properties":{"device":{"type":"string","minLength":1},"shadow":{"type":"string"}}}`),

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/component/past"
 	"github.com/naru-platform/naru/internal/answer"
 	"github.com/naru-platform/naru/message"
 )
@@ -147,13 +148,13 @@ func (b *backtest) run(ctx context.Context) error {
 		}
 		for _, g := range info.Generations {
 			for _, p := range g.Partitions {
-				from, err := seek(ctx, l, g.Number, p, b.of.Since)
+				from, err := past.Seek(ctx, l, g.Number, p, b.of.Since)
 				if err != nil {
 					return err
 				}
 				var bad error
-				err = scan(ctx, l, g.Number, p, from, func(s *bus.Stored) bool {
-					if s.Batch.Count > 0 && s.Batch.First.After(b.of.Until.Add(late)) {
+				err = past.Scan(ctx, l, g.Number, p, from, func(s *bus.Stored) bool {
+					if s.Batch.Count > 0 && s.Batch.First.After(b.of.Until.Add(past.Late)) {
 						return false
 					}
 					var more bool
@@ -277,7 +278,7 @@ func (e *Engine) asked(w http.ResponseWriter, r *http.Request) (*backtest, error
 	q, now := r.URL.Query(), e.env.Now()
 	b := &backtest{e: e, limit: backtestMax, told: now, pace: pace{rate: float64(e.conf.BacktestRate), share: 0.5},
 		of: Backtest{Rule: r.PathValue("name"), Differences: map[string]uint64{}, Examples: []Difference{}}}
-	b.with = trying{look: e.twins.patient(r.Context()), check: e.env.Check}
+	b.with = trying{look: patientShadows{r.Context(), e.twins}, check: e.env.Check}
 	var err error
 	if b.of.Since, err = moment(q.Get("since"), now, now.Add(-backtestDay)); err != nil {
 		return nil, answer.Bad(fmt.Errorf("since=%s: %w", q.Get("since"), err))

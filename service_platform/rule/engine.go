@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/component/twins"
 	"github.com/naru-platform/naru/message"
 	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 	"github.com/naru-platform/naru/service_platform/rule/sql"
@@ -59,7 +60,7 @@ type Engine struct {
 	book   *book
 	files  *files
 	counts *registry
-	twins  *twins
+	twins  *twins.Twins
 
 	testing chan struct{} // has one in it while a backtest runs
 	over    chan struct{} // closed when the component stops
@@ -82,7 +83,7 @@ func build(env component.Env, c Config) (*Engine, error) {
 		return nil, fmt.Errorf("backtest_rate is %d; want at least 1 message a second", c.BacktestRate)
 	}
 	e := &Engine{env: env, conf: c, loaded: make(chan struct{}), counts: newRegistry(env.Metrics), testing: make(chan struct{}, 1), over: make(chan struct{})}
-	e.book, e.twins = newBook(e), newTwins(e)
+	e.book, e.twins = newBook(e), twins.New(env)
 	if c.RulesDir != "" {
 		dir, err := filepath.Abs(c.RulesDir)
 		if err != nil {
@@ -116,7 +117,7 @@ func (e *Engine) run(ctx context.Context, ready func()) error {
 	if e.files != nil && ctx.Err() == nil {
 		group.Go(func() { e.files.follow(ctx) })
 	}
-	group.Go(func() { e.twins.run(ctx) })
+	group.Go(func() { e.twins.Run(ctx) })
 	group.Go(func() { e.book.keepTallies(ctx) })
 	<-ctx.Done()
 	group.Wait()
@@ -175,7 +176,7 @@ func (e *Engine) Handle(ctx context.Context, tx component.Tx, m *message.Message
 	}
 	v := evaluate(m)
 	defer v.release()
-	v.in.Lookup = e.twins
+	v.in.Lookup = shadows{e.twins}
 	for _, r := range hits {
 		matched, err := e.one(tx, r, v, m)
 		if err != nil {
@@ -197,14 +198,14 @@ func (e *Engine) lookable(hits []*live, m *message.Message) error {
 			continue
 		}
 		v := evaluate(m)
-		v.in.Lookup = e.twins
+		v.in.Lookup = shadows{e.twins}
 		in, ok := v.of(r.Rule, m)
 		var err error
 		if ok {
 			err = r.look(in)
 		}
 		v.release()
-		if e.twins.await(m, err) {
+		if e.twins.Await(m, err) {
 			return fmt.Errorf("rule %s: %w", r.Label(), err)
 		}
 	}

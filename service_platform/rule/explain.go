@@ -108,7 +108,7 @@ func (e *Engine) serveExplain(_ http.ResponseWriter, r *http.Request) (any, erro
 	if err != nil {
 		return nil, err
 	}
-	with := trying{look: e.twins.patient(r.Context()), check: e.env.Check}
+	with := trying{look: patientShadows{r.Context(), e.twins}, check: e.env.Check}
 	v := rule.verdict(m, with)
 	x.Heard, x.Matched, x.Error, x.Says = v.Heard, v.Matched, v.Error, v.Says
 	x.Explain = rule.explain(m, with.look)

@@ -170,7 +170,7 @@ func (e *Engine) compare(s *set, tx component.Tx, m *message.Message, hits []*li
 					e.env.Log.Error("compare a version in shadow mode: a bug in naru", "rule", t.now.Label(), "id", m.ID, "error", p)
 				}
 			}()
-			v := t.try(m, trying{look: e.twins, check: e.env.Check})
+			v := t.try(m, trying{look: shadows{e.twins}, check: e.env.Check})
 			tx.After(func() { t.add(v) })
 		}()
 	}

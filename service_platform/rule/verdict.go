@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/naru-platform/naru/component/twins"
 	"github.com/naru-platform/naru/internal/same"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/service_platform/rule/sql"
@@ -71,7 +72,7 @@ func (r *Rule) verdict(m *message.Message, with trying) *Verdict {
 	}
 	v.Heard = true
 	out, matched, err := r.eval(in)
-	var unknown *unknownTwin
+	var unknown *twins.Unknown
 	if v.pending = errors.As(err, &unknown); err != nil {
 		v.Error = shown(err)
 		return v
@@ -97,7 +98,7 @@ func (a *action) would(in *sql.Input, out sql.Output, m *message.Message, check 
 		}
 	}()
 	said, err := a.say(in, out, m.Recorded())
-	var unknown *unknownTwin
+	var unknown *twins.Unknown
 	if pending = errors.As(err, &unknown); err == nil {
 		id := said.ID // of a command, which is in its subject too
 		s.Topic = said.Subject.Topic()

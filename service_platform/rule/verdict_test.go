@@ -128,40 +128,6 @@ func TestBacktestSaysWhatWouldChangeAndSaysNothing(t *testing.T) {
 	}
 }
 
-// TestBacktestBeginsWhereItsTimeBegins finds the place in a long log by few questions, also where it was trimmed.
-func TestBacktestBeginsWhereItsTimeBegins(t *testing.T) {
-	r := componenttest.New(t)
-	l, err := r.Bus.Log(t.Context(), "device", bus.LogOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	begin := time.Now().Add(-24 * time.Hour)
-	const each = time.Minute
-	for i := range 1000 {
-		m := say("device.d-1.telemetry", `{}`)
-		m.ID = message.NewID(begin.Add(time.Duration(i) * each))
-		r.Say(m)
-	}
-	at := func() bus.Partition {
-		info, err := l.Info(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return info.Generations[0].Partitions[0]
-	}
-	if err := l.Trim(t.Context(), bus.Position{Log: l.ID(), Generation: 1, Sequence: 100}); err != nil {
-		t.Fatal(err)
-	}
-	for _, i := range []int{0, 99, 100, 101, 500, 999, 1000, 5000} {
-		got, err := seek(t.Context(), l, 1, at(), begin.Add(time.Duration(i)*each+time.Second))
-		// The i-th message has sequence i+1. Those of the two minutes before may be late.
-		want := uint64(min(max(i-1, 100), 1000))
-		if err != nil || got > want || got+3 < want {
-			t.Errorf("message %d: behind %d (%v), want about %d", i, got, err, want)
-		}
-	}
-}
-
 func TestExplainTellsWhyARecordedMessageMatchedOrNot(t *testing.T) {
 	r := running(t, "hot", `{"sql": "SELECT celsius AS t FROM 'device/+/telemetry' WHERE celsius > 30", "actions": [{"republish": {"topic": "alarms/${topic(2)}"}}, {"republish": {"topic": "x/${missing}"}}]}`)
 	cold, first := say("device.d-1.telemetry", `{"celsius":21}`), say("device.d-1.telemetry", `{"celsius":31}`)
