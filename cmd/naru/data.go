@@ -19,7 +19,7 @@ func dataCommand(o *options) *cobra.Command {
 		Long: `A dataset says what the rows of a table are: which messages become rows, with which fields, types and bounds. It is a
 document in YAML (docs/data.md). The dataset telemetry is there from the beginning.`,
 	}
-	c.AddCommand(dataModels(o), dataCheck(o), dataApply(o), dataRemove(o))
+	c.AddCommand(dataModels(o), dataCheck(o), dataApply(o), dataRemove(o), dataETL(o))
 	return c
 }
 

@@ -17,9 +17,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/component/twins"
 	"github.com/naru-platform/naru/data_platform/model"
 	"github.com/naru-platform/naru/data_platform/storage"
+	"github.com/naru-platform/naru/internal/answer"
 	"github.com/naru-platform/naru/message"
+	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 )
 
 // Name is the component's name.
@@ -40,6 +43,7 @@ func With(hub *storage.Hub) component.Spec {
 		Name:         Name,
 		Doc:          "what is said for datasets becomes their rows, each message once",
 		ChildrenHear: []message.Pattern{"data_platform.>"},
+		Says:         []message.Pattern{serviceplatform.TwinWanted},
 		Required:     true, // a reading that is not a row yet would be missing for good
 	}, Config{Gather: "50ms", GatherMax: 8192, Memory: "256MiB"}, func(env component.Env, c Config) (*component.Part, error) {
 		return build(env, c, hub)
@@ -53,9 +57,12 @@ type etl struct {
 	gather time.Duration
 	hub    *storage.Hub
 	book   *model.Book
+	twins  *twins.Twins
 
 	mu      sync.Mutex
 	scratch *storage.Scratch // made when the first pipeline wants it
+
+	testing chan struct{} // has room for one trial
 
 	rows, duplicates, late *prometheus.CounterVec
 	standings              standings
@@ -69,7 +76,7 @@ func build(env component.Env, c Config, hub *storage.Hub) (*component.Part, erro
 	case c.GatherMax < 1:
 		return nil, fmt.Errorf("gather_max: %d: want one at least", c.GatherMax)
 	}
-	e := &etl{env: env, conf: c, gather: gather, hub: hub, book: model.NewBook(env.Bus, env.Log, env.Now), standings: standings{now: env.Now}}
+	e := &etl{env: env, conf: c, gather: gather, hub: hub, book: model.NewBook(env.Bus, env.Log, env.Now), twins: twins.New(env), testing: make(chan struct{}, 1), standings: standings{now: env.Now}}
 	counter := func(name, help string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"dataset"})
 	}
@@ -79,7 +86,9 @@ func build(env component.Env, c Config, hub *storage.Hub) (*component.Part, erro
 	if env.Metrics != nil {
 		env.Metrics.MustRegister(e.rows, e.duplicates, e.late, &e.standings)
 	}
-	return &component.Part{Run: e.run, Close: e.close}, nil
+	return &component.Part{Run: e.run, Close: e.close, Routes: []component.Route{
+		{Pattern: "POST /api/v1/data/etl/test", Handler: answer.Func(e.serveTest)},
+	}}, nil
 }
 
 // run follows the table of datasets, and has a child for each of them.
@@ -87,6 +96,9 @@ func (e *etl) run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
 	go func() { done <- e.book.Run(ctx) }()
+	var group sync.WaitGroup
+	defer group.Wait()
+	group.Go(func() { e.twins.Run(ctx) })
 	end := func(err error) error {
 		cancel()
 		<-done

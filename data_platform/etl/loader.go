@@ -97,6 +97,7 @@ func (l *loader) load(ctx context.Context, tx component.Tx, in []component.Heard
 	}
 	if d != nil && (l.pipe == nil || l.pipe.Dataset != d || l.pipe.Pipeline != p) {
 		l.pipe = NewPipe(d, p, l.scratches)
+		l.pipe.Twins = l.twins.WaitAll
 	}
 
 	at := in[0].Position

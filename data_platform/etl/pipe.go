@@ -21,6 +21,8 @@ type Pipe struct {
 	Pipeline *model.Pipeline // nil: rows are stored as they come
 	// Scratch is where the steps are done; it is asked for when the first one is.
 	Scratch func(context.Context) (*storage.Scratch, error)
+	// Twins gives the documents of devices' twins, nil of one that is not there; it is asked where the pipeline enriches.
+	Twins func(ctx context.Context, devices []string) (map[string][]byte, error)
 	// Count has Made.Counts filled.
 	Count bool
 
@@ -67,9 +69,6 @@ func (p *Pipe) Make(ctx context.Context, in []component.Heard) (*Made, error) {
 
 // steps has the pipeline's steps done with the rows that were read.
 func (p *Pipe) steps(ctx context.Context, made *Made) error {
-	if p.Pipeline.Enrich != nil {
-		return errors.New("enrich is not there yet; take it out, or use get_thing_shadow in a rule")
-	}
 	scratch, err := p.Scratch(ctx)
 	if err != nil {
 		return err
@@ -82,6 +81,13 @@ func (p *Pipe) steps(ctx context.Context, made *Made) error {
 		do.SQL = append(do.SQL, s.SQL)
 	}
 	rows, of := made.Rows, made.Of
+	if p.Pipeline.Enrich != nil {
+		columns, err := p.enrich(ctx, rows)
+		if err != nil {
+			return err
+		}
+		do.Columns = append(do.Columns, columns...)
+	}
 	out, err := scratch.Do(ctx, do, rows)
 	if err != nil {
 		return err
@@ -129,6 +135,37 @@ func (p *Pipe) steps(ctx context.Context, made *Made) error {
 		}
 	}
 	return nil
+}
+
+// enrich gives the rows what the twins of their devices have. A device without a twin, and a twin without a value, has null.
+func (p *Pipe) enrich(ctx context.Context, rows []storage.Row) (columns []storage.Column, err error) {
+	var devices []string
+	for i := range rows {
+		if d := rows[i].Device; d != "" {
+			devices = append(devices, d)
+		}
+	}
+	slices.Sort(devices)
+	devices = slices.Compact(devices)
+	documents := map[string][]byte{}
+	if p.Twins != nil && len(devices) > 0 {
+		if documents, err = p.Twins(ctx, devices); err != nil {
+			return nil, fmt.Errorf("enrich: %w", err)
+		}
+	}
+	values := map[string][]any{"": make([]any, len(p.Pipeline.Enrich.Twin))}
+	for _, d := range devices {
+		if values[d], err = p.Pipeline.Enrich.Of(documents[d]); err != nil {
+			return nil, fmt.Errorf("enrich: the twin of %s: %w", d, err)
+		}
+	}
+	for i := range rows {
+		rows[i].Values = append(rows[i].Values, values[rows[i].Device]...)
+	}
+	for _, name := range p.Pipeline.Enrich.Columns() {
+		columns = append(columns, storage.Column{Name: name, Type: storage.JSON})
+	}
+	return columns, nil
 }
 
 // places finds the last step's columns, message_id among them.

@@ -348,7 +348,13 @@ func (p *Pipeline) check(tell telling) {
 				tell(at, "%s", err)
 				continue
 			}
-			name := "twin_" + tokens[len(tokens)-1]
+			if text := checkTwin(tokens); text != "" {
+				tell(at, "%s", text)
+			}
+			name := twinColumn(t)
+			if p.reads(name) {
+				tell(at, "column %s is a field of input already", name)
+			}
 			if text := checkName(name); text != "" {
 				tell(at, "the column's name: %s", text)
 			}
@@ -358,6 +364,11 @@ func (p *Pipeline) check(tell telling) {
 			names[name] = true
 		}
 	}
+}
+
+// reads says whether an input of the pipeline's own has a field.
+func (p *Pipeline) reads(name string) bool {
+	return slices.ContainsFunc(p.Input, func(f Field) bool { return f.Name == name })
 }
 
 // Reads is what a pipeline's first step reads, as a dataset that Row can be asked of: the pipeline's Input, or the fields
@@ -376,6 +387,10 @@ func (p *Pipeline) Reads(d *Dataset) *Dataset {
 			c.Time = ""
 		}
 	} else {
+		if p.Enrich != nil { // what a twin gives is not read from a payload
+			own := p.Enrich.Columns()
+			c.Fields = slices.DeleteFunc(c.Fields, func(f Field) bool { return slices.Contains(own, f.Name) })
+		}
 		for i := range c.Fields {
 			f := &c.Fields[i]
 			*f = Field{Name: f.Name, Type: f.Type, At: f.At, Unit: f.Unit, Doc: f.Doc, Rest: f.Rest, Raw: f.Raw}

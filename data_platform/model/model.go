@@ -171,8 +171,9 @@ type Step struct {
 
 // Enrich gives the first step columns from elsewhere.
 type Enrich struct {
-	// Twin lists JSON pointers into the document of the device's twin, such as /reported/site. The column is named by the last
-	// token, with `twin_` before it, and is a json.
+	// Twin lists JSON pointers into the device's unnamed twin, such as /reported/site: below reported and desired into its
+	// state, else into metadata, version and timestamp. The column is named by the last token, with `twin_` before it, and is
+	// a json; null where the twin, or the value, is not there.
 	Twin []string `json:"twin,omitempty"`
 }
 

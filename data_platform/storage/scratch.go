@@ -90,7 +90,7 @@ type Stepped struct {
 	Rows    [][]any
 	// Failed are the rows that a step could not be done with, though it can be done with others. What is in Rows is of those.
 	Failed []FailedRow
-	// Counts are how many rows each step gives, of those that did not fail.
+	// Counts are how many rows each step gives, without those that failed there or before.
 	Counts []int
 }
 
@@ -303,18 +303,18 @@ func literal(v any) string {
 	return s
 }
 
-// count says how many rows each step gives, of those that did not fail.
+// count says how many rows each step gives, without those that failed there or before.
 func (b *bench) count(ctx context.Context) error {
-	failed := make([]string, 0, len(b.out.Failed)+1)
+	failed := map[int][]int{}
 	for _, f := range b.out.Failed {
-		failed = append(failed, strconv.Itoa(f.Row))
-	}
-	if len(failed) > 0 {
-		if _, err := b.c.ExecContext(ctx, "DELETE FROM naru_input WHERE naru_row IN ("+strings.Join(failed, ",")+")"); err != nil {
-			return err
-		}
+		failed[f.Step] = append(failed[f.Step], f.Row)
 	}
 	for i := 1; i <= len(b.steps.SQL); i++ {
+		if len(failed[i]) > 0 {
+			if _, err := b.c.ExecContext(ctx, "DELETE FROM naru_input WHERE naru_row IN ("+join(failed[i])+")"); err != nil {
+				return err
+			}
+		}
 		_, list, err := b.run(ctx, b.of(i, 0, math.MaxInt32, "count(*)"))
 		if err != nil {
 			return b.blame(ctx, 0, math.MaxInt32, err)
