@@ -155,6 +155,9 @@ type Env struct {
 	Forget func(ctx context.Context, child string) error
 	// Listening tells where the component listens, by the listener's name, once it does: the address has the real port.
 	Listening func(name, address string)
+	// Fault tells operators what keeps the component from its work though it runs, such as a server that is away; empty
+	// takes it back. It is for Run, once it has called ready.
+	Fault func(why string)
 	// Peers gives an operator's component the view of all components on the bus.
 	Peers *Peers
 

@@ -350,6 +350,16 @@ func (r *run) set(state, fault string) {
 	r.h.metrics.up.WithLabelValues(r.spec.Name).Set(up)
 }
 
+// fault notes what keeps the component from its work while it runs.
+func (r *run) fault(why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	why, _, _ = strings.Cut(why, "\n")
+	if r.health.State == "running" && r.health.Fault != why {
+		r.health.Fault, r.health.Since = why, r.h.Now()
+	}
+}
+
 // supervise starts the component, and again after each failure.
 func (r *run) supervise(ctx context.Context) {
 	wait := restartMin
@@ -452,7 +462,7 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 	h := r.h
 	r.env = Env{
 		Spec: r.spec, Log: h.Log.With("component", r.spec.Name), Now: h.Now, Bus: h.Bus, Catalog: h.Catalog, Metrics: reg,
-		Node: h.Node, Owner: h.owner, Mint: r.mint, Say: r.say, Door: r.door, View: r.view, Change: r.change, Check: h.checker.Check, Succeed: r.succeed, Peers: h.peers, Listening: r.listening,
+		Node: h.Node, Owner: h.owner, Mint: r.mint, Say: r.say, Door: r.door, View: r.view, Change: r.change, Check: h.checker.Check, Succeed: r.succeed, Peers: h.peers, Listening: r.listening, Fault: r.fault,
 		Calls: r.gate.set, gate: r.gate, Children: r.children, Forget: r.forget,
 		Dir: func() (string, error) {
 			dir := filepath.Join(h.Dir, r.spec.folder())

@@ -152,6 +152,8 @@ func (s *status) serveStatus(_ http.ResponseWriter, r *http.Request) (any, error
 		slices.SortFunc(c.Lag, func(a, b Lag) int { return cmp.Compare(a.Log, b.Log) })
 		if h.State == "failed" {
 			st.Faults = append(st.Faults, h.Name+" on "+h.Node+" failed: "+h.Fault)
+		} else if h.Fault != "" {
+			st.Faults = append(st.Faults, h.Name+" on "+h.Node+": "+h.Fault)
 		}
 		st.Components = append(st.Components, c)
 	}
