@@ -153,6 +153,88 @@ func TestALoaderThatWasOvertakenLoadsNothing(t *testing.T) {
 	})
 }
 
+func TestOfTwoLoadersAtOnceOneLoads(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		defer s.Close()
+		ensureTable(t, s, readings())
+		const rounds, loaders = 20, 3
+		for round := range rounds {
+			errs := make(chan error, loaders)
+			for range loaders {
+				go func() {
+					_, err := s.Load(t.Context(), &Batch{Table: "telemetry", Rows: []Row{row("d-1", round)}, Source: source, From: Mark{Sequence: uint64(round)}, Upto: Mark{Sequence: uint64(round + 1)}})
+					errs <- err
+				}()
+			}
+			won := 0
+			for range loaders {
+				switch err := <-errs; {
+				case err == nil:
+					won++
+				case !errors.Is(err, ErrMoved):
+					t.Fatal(err)
+				}
+			}
+			want(t, "loaders that loaded", won, 1)
+		}
+		want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(rounds)}})
+	})
+}
+
+// Loads of different partitions may be under way at once; keys and buckets hold all the same.
+func TestLoadersOfDifferentPartitionsSeeEachOther(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		defer s.Close()
+		table := readings()
+		table.Key = []string{"seq"}
+		table.Rollups = []Rollup{{Name: "telemetry_1m", Every: time.Minute, Values: []RollupValue{{"seq", []string{"count"}}}}}
+		ensureTable(t, s, table)
+		const batches, partitions = 10, 3
+		errs := make(chan error, partitions)
+		for p := range partitions {
+			go func() {
+				from := source
+				from.Partition = uint32(p)
+				for i := range batches {
+					_, err := s.Load(t.Context(), &Batch{Table: "telemetry", Rows: []Row{row("d-1", i)}, Source: from, From: Mark{Sequence: uint64(i)}, Upto: Mark{Sequence: uint64(i + 1)}})
+					if err != nil {
+						errs <- err
+						return
+					}
+				}
+				errs <- nil
+			}()
+		}
+		for range partitions {
+			if err := <-errs; err != nil {
+				t.Fatal(err)
+			}
+		}
+		want(t, "rows", all(t, s, "SELECT count(*), count(DISTINCT seq) FROM telemetry"), [][]any{{int64(batches), int64(batches)}})
+		want(t, "buckets", all(t, s, "SELECT rows, seq_count FROM telemetry_1m"), [][]any{{int64(batches), int64(batches)}})
+	})
+}
+
+func TestARollupOfAWidenedColumnRoundsNothing(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		defer s.Close()
+		table := readings()
+		table.Rollups = []Rollup{{Name: "telemetry_1m", Every: time.Minute, Values: []RollupValue{{"seq", []string{"min", "max", "sum", "avg"}}}}}
+		ensureTable(t, s, table)
+		load(t, s, 0, 5, row("d-1", 1))
+		table.Columns[0].Type = Double
+		ensureTable(t, s, table)
+		r := row("d-1", 61)
+		r.Values[0] = 2.5
+		load(t, s, 5, 6, r)
+		want(t, "roll-up", all(t, s, `SELECT * FROM telemetry_1m ORDER BY "time"`), [][]any{
+			{noon, int64(1), 1.0, 1.0, 1.0, 1.0}, {noon.Add(time.Minute), int64(1), 2.5, 2.5, 2.5, 2.5}})
+	})
+}
+
 func TestABatchThatFailsLeavesNothing(t *testing.T) {
 	each(t, func(t *testing.T, open func() Store) {
 		s := open()

@@ -104,7 +104,7 @@ func (d *duck) open(ctx context.Context) error {
 		}
 	}
 	d.db = db
-	return d.tables.read(ctx, db)
+	return d.tables.read(ctx, db, duckDialect)
 }
 
 func firstLine(s string) string { l, _, _ := strings.Cut(s, "\n"); return l }
@@ -194,6 +194,8 @@ func (d *duck) transact(ctx context.Context, f func(c *sql.Conn) error) error {
 
 var duckTypes = map[Type]string{Bool: "BOOLEAN", Int: "BIGINT", Double: "DOUBLE", Text: "VARCHAR", Time: "TIMESTAMPTZ", JSON: "JSON", Bytes: "BLOB", UUID: "UUID"}
 
+var duckDialect = dialect{own: "naru.", types: duckTypes, bucket: duckBucket}
+
 // Ensure as in [Store].
 func (d *duck) Ensure(ctx context.Context, t Table) error {
 	if err := t.Valid(); err != nil {
@@ -205,7 +207,7 @@ func (d *duck) Ensure(ctx context.Context, t Table) error {
 	err := d.transact(ctx, func(c *sql.Conn) error {
 		run := func(s string) error { _, err := c.ExecContext(ctx, s); return err }
 		have, _ := d.tables.get(t.Name)
-		return ensure(have, &t, d.tables.owners(), dialect{types: duckTypes, bucket: duckBucket}, run)
+		return ensure(have, &t, d.tables.owners(), duckDialect, run)
 	})
 	if err != nil {
 		return fmt.Errorf("make table %s: %w", t.Name, err)
@@ -224,7 +226,7 @@ func (d *duck) Tables(context.Context) ([]Table, error) { return d.tables.list()
 // Mark as in [Store].
 func (d *duck) Mark(ctx context.Context, s Source) (m Mark, err error) {
 	err = d.use(ctx, func(db *sql.DB) error {
-		m, err = mark(ctx, db, s, "")
+		m, err = mark(ctx, db, s, duckDialect, "")
 		return err
 	})
 	return m, err
@@ -238,7 +240,7 @@ func (d *duck) Load(ctx context.Context, b *Batch) (done Loaded, err error) {
 	}
 	err = d.transact(ctx, func(c *sql.Conn) error {
 		done = Loaded{}
-		have, err := mark(ctx, c, b.Source, "")
+		have, err := mark(ctx, c, b.Source, duckDialect, "")
 		if err != nil {
 			return err
 		}
@@ -250,7 +252,7 @@ func (d *duck) Load(ctx context.Context, b *Batch) (done Loaded, err error) {
 				return err
 			}
 		}
-		return setMark(ctx, c, b, &done)
+		return setMark(ctx, c, b, &done, duckDialect)
 	})
 	if err != nil {
 		return Loaded{}, fmt.Errorf("load into %s: %w", b.Table, err)
@@ -266,7 +268,7 @@ func (d *duck) rows(ctx context.Context, c *sql.Conn, t *Table, b *Batch, done *
 			return err
 		}
 		done.Rows = len(b.Rows)
-		return rollup(t, b.Rows, nil, done, dialect{bucket: duckBucket}, func(s string, args ...any) error { _, err := c.ExecContext(ctx, s, args...); return err })
+		return rollup(t, b.Rows, nil, done, duckDialect, func(s string, args ...any) error { _, err := c.ExecContext(ctx, s, args...); return err })
 	}
 	stage := []string{"ord BIGINT", "again BOOLEAN"}
 	for _, col := range t.all() {
@@ -278,7 +280,7 @@ func (d *duck) rows(ctx context.Context, c *sql.Conn, t *Table, b *Batch, done *
 	if err := appendRows(c, "temp", "naru_stage", t, b.Rows, true); err != nil {
 		return err
 	}
-	rows, err := c.QueryContext(ctx, duplicates(t, "naru_stage"))
+	rows, err := c.QueryContext(ctx, duplicates(t, "naru_stage", duckDialect))
 	if err != nil {
 		return err
 	}
@@ -295,7 +297,7 @@ func (d *duck) rows(ctx context.Context, c *sql.Conn, t *Table, b *Batch, done *
 		}
 	}
 	done.Rows = len(b.Rows) - len(done.Duplicates)
-	return rollup(t, b.Rows, done.Duplicates, done, dialect{bucket: duckBucket}, func(s string, args ...any) error { _, err := c.ExecContext(ctx, s, args...); return err })
+	return rollup(t, b.Rows, done.Duplicates, done, duckDialect, func(s string, args ...any) error { _, err := c.ExecContext(ctx, s, args...); return err })
 }
 
 // appendRows appends within the transaction of the connection.
@@ -627,7 +629,7 @@ func (d *duck) Aggregate(ctx context.Context, table string, a Aggregation) (*Res
 	if !ok {
 		return nil, fmt.Errorf("%w: %s", ErrNoTable, table)
 	}
-	q, args, err := aggregate(t, &a, dialect{bucket: duckBucket})
+	q, args, err := aggregate(t, &a, duckDialect)
 	if err != nil {
 		return nil, err
 	}

@@ -174,7 +174,7 @@ type bench struct {
 // lay puts the rows on the bench, and makes one statement of the steps.
 func (b *bench) lay(ctx context.Context, rows []Row) error {
 	t := &Table{Name: "naru_input", Columns: b.steps.Columns}
-	if _, err := b.c.ExecContext(ctx, "CREATE OR REPLACE TEMP TABLE naru_input (naru_row BIGINT, naru_again BOOLEAN, "+columnsOf(t, dialect{types: duckTypes})+")"); err != nil {
+	if _, err := b.c.ExecContext(ctx, "CREATE OR REPLACE TEMP TABLE naru_input (naru_row BIGINT, naru_again BOOLEAN, "+columnsOf(t, duckDialect)+")"); err != nil {
 		return err
 	}
 	if err := appendRows(b.c, "temp", "naru_input", t, rows, true); err != nil {

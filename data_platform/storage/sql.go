@@ -57,8 +57,8 @@ type execer interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }
 
-func (s *tables) read(ctx context.Context, q querier) error {
-	rows, err := q.QueryContext(ctx, "SELECT shape FROM naru.tables")
+func (s *tables) read(ctx context.Context, q querier, d dialect) error {
+	rows, err := q.QueryContext(ctx, "SELECT shape FROM "+d.own+"tables")
 	if err != nil {
 		return err
 	}
@@ -121,9 +121,15 @@ func same(a, b *Table) bool { return reflect.DeepEqual(*a, *b) }
 
 // dialect is what the engines say differently.
 type dialect struct {
+	own    string // what the names of naru's own tables begin with
 	types  map[Type]string
 	bucket func(every time.Duration, column string) string
-	create func(t *Table) []string // statements that make a table of rows; nil for the plain one
+	// The others may be nil, for what is plain.
+	value  func(function string, c Column) string // what an aggregate of column t.c is
+	equal  func(c Column) string                  // whether the column is equal in t and s, where it is part of a key
+	again  string                                 // what else tells that a message is there
+	create func(t *Table) []string                // statements that make a table of rows
+	after  func(t *Table) []string                // statements once the table and its roll-ups are as they are to be
 }
 
 // ensure brings a table from what it is, which is nil for none, to what it is to be.
@@ -151,6 +157,9 @@ func ensure(have, want *Table, owners map[string]string, d dialect, run func(str
 	for _, r := range want.Rollups {
 		if have != nil {
 			if slices.ContainsFunc(have.Rollups, func(o Rollup) bool { return reflect.DeepEqual(o, r) }) {
+				if err := do(widen(have, want, &r, d)...); err != nil {
+					return err
+				}
 				continue
 			}
 			if err := do("DROP TABLE IF EXISTS " + quote(r.Name)); err != nil {
@@ -170,11 +179,41 @@ func ensure(have, want *Table, owners map[string]string, d dialect, run func(str
 			}
 		}
 	}
+	if d.after != nil {
+		if err := do(d.after(want)...); err != nil {
+			return err
+		}
+	}
 	shape, err := json.Marshal(want)
 	if err != nil {
 		return err
 	}
-	return do("INSERT INTO naru.tables (name, shape) VALUES (" + text(want.Name) + ", " + text(string(shape)) + ") ON CONFLICT (name) DO UPDATE SET shape = excluded.shape")
+	return do("INSERT INTO " + d.own + "tables (name, shape) VALUES (" + text(want.Name) + ", " + text(string(shape)) + ") ON CONFLICT (name) DO UPDATE SET shape = excluded.shape")
+}
+
+// widen are the statements that widen the columns of a roll-up as those were that they are made of.
+func widen(have, want *Table, r *Rollup, d dialect) (list []string) {
+	widened := func(name string) bool {
+		old, _ := have.column(name)
+		c, _ := want.column(name)
+		return old.Type == Int && c.Type == Double
+	}
+	add := func(column string) {
+		list = append(list, "ALTER TABLE "+quote(r.Name)+" ALTER COLUMN "+quote(column)+" TYPE "+d.types[Double])
+	}
+	for _, b := range r.By {
+		if widened(b) {
+			add(b)
+		}
+	}
+	for _, v := range r.Values {
+		for _, f := range v.Functions {
+			if f != "count" && f != "avg" && widened(v.Column) {
+				add(v.Column + "_" + f)
+			}
+		}
+	}
+	return list
 }
 
 func rollupNames(t *Table) (list []string) {
@@ -238,7 +277,7 @@ func rolled(t *Table, r *Rollup, where string, d dialect) string {
 		list = append(list, "t."+quote(b))
 		group = append(group, strconv.Itoa(i+2))
 	}
-	list = append(append(list, "count(*) AS rows"), values(r.Values)...)
+	list = append(append(list, "count(*) AS rows"), values(t, r.Values, d)...)
 	if t.Late > 0 {
 		late := "t.recorded - t.\"time\" <= INTERVAL '" + strconv.FormatFloat(t.Late.Seconds(), 'f', -1, 64) + " seconds'"
 		if where == "" {
@@ -250,10 +289,15 @@ func rolled(t *Table, r *Rollup, where string, d dialect) string {
 	return "SELECT " + strings.Join(list, ", ") + " FROM " + quote(t.Name) + " t" + where + " GROUP BY " + strings.Join(group, ", ")
 }
 
-func values(list []RollupValue) (out []string) {
+func values(t *Table, list []RollupValue, d dialect) (out []string) {
 	for _, v := range list {
+		c, _ := t.column(v.Column)
 		for _, f := range v.Functions {
-			out = append(out, f+"(t."+quote(v.Column)+") AS "+quote(v.Column+"_"+f))
+			s := f + "(t." + quote(v.Column) + ")"
+			if d.value != nil {
+				s = d.value(f, c)
+			}
+			out = append(out, s+" AS "+quote(v.Column+"_"+f))
 		}
 	}
 	return out
@@ -320,12 +364,17 @@ func bucketOf(t time.Time, every time.Duration) int64 {
 
 // duplicates selects `ord` of the staged rows whose key is in the table, or in a row before; and those that come again
 // though their message is there.
-func duplicates(t *Table, stage string) string {
+func duplicates(t *Table, stage string, d dialect) string {
 	var parts []string
 	if len(t.Key) > 0 {
 		var equal, keys []string
 		for _, k := range t.Key {
-			equal = append(equal, "t."+quote(k)+" = s."+quote(k))
+			if d.equal != nil {
+				c, _ := t.column(k)
+				equal = append(equal, d.equal(c))
+			} else {
+				equal = append(equal, "t."+quote(k)+" = s."+quote(k))
+			}
 			keys = append(keys, quote(k))
 		}
 		list := strings.Join(keys, ", ")
@@ -333,7 +382,7 @@ func duplicates(t *Table, stage string) string {
 		parts = append(parts, "SELECT s.ord FROM "+stage+" s WHERE EXISTS (SELECT 1 FROM "+quote(t.Name)+" t WHERE "+strings.Join(equal, " AND ")+")",
 			"SELECT ord FROM (SELECT ord, row_number() OVER (PARTITION BY "+list+" ORDER BY ord) AS nth FROM "+stage+" WHERE "+whole+") n WHERE nth > 1")
 	}
-	parts = append(parts, "SELECT s.ord FROM "+stage+" s WHERE s.again AND EXISTS (SELECT 1 FROM "+quote(t.Name)+" t WHERE t.recorded = s.recorded AND t.message_id = s.message_id)")
+	parts = append(parts, "SELECT s.ord FROM "+stage+" s WHERE s.again AND EXISTS (SELECT 1 FROM "+quote(t.Name)+" t WHERE t.recorded = s.recorded AND t.message_id = s.message_id"+d.again+")")
 	return strings.Join(parts, " UNION ") + " ORDER BY 1"
 }
 
@@ -350,9 +399,9 @@ func ints(rows *sql.Rows) (list []int, err error) {
 }
 
 // mark reads how far a source was loaded; lock is added to the SELECT.
-func mark(ctx context.Context, q querier, s Source, lock string) (m Mark, err error) {
+func mark(ctx context.Context, q querier, s Source, d dialect, lock string) (m Mark, err error) {
 	var fates string
-	err = q.QueryRowContext(ctx, "SELECT CAST(sequence AS BIGINT), idx, fates FROM naru.marks WHERE consumer = $1 AND log = $2 AND generation = $3 AND partition = $4"+lock,
+	err = q.QueryRowContext(ctx, "SELECT CAST(sequence AS BIGINT), idx, fates FROM "+d.own+"marks WHERE consumer = $1 AND log = $2 AND generation = $3 AND partition = $4"+lock,
 		s.Consumer, s.Log.String(), int64(s.Generation), int64(s.Partition)).Scan(&m.Sequence, &m.Index, &fates)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Mark{}, nil
@@ -367,7 +416,7 @@ func mark(ctx context.Context, q querier, s Source, lock string) (m Mark, err er
 }
 
 // setMark moves the mark of a batch, if it does.
-func setMark(ctx context.Context, e execer, b *Batch, done *Loaded) error {
+func setMark(ctx context.Context, e execer, b *Batch, done *Loaded, d dialect) error {
 	if b.From.Sequence == b.Upto.Sequence && b.From.Index == b.Upto.Index {
 		return nil
 	}
@@ -385,7 +434,7 @@ func setMark(ctx context.Context, e execer, b *Batch, done *Loaded) error {
 		return err
 	}
 	s := b.Source
-	_, err = e.ExecContext(ctx, `INSERT INTO naru.marks (consumer, log, generation, partition, sequence, idx, fates) VALUES ($1, $2, $3, $4, $5, $6, $7)
+	_, err = e.ExecContext(ctx, "INSERT INTO "+d.own+`marks (consumer, log, generation, partition, sequence, idx, fates) VALUES ($1, $2, $3, $4, $5, $6, $7)
 		ON CONFLICT (consumer, log, generation, partition) DO UPDATE SET sequence = excluded.sequence, idx = excluded.idx, fates = excluded.fates`,
 		s.Consumer, s.Log.String(), int64(s.Generation), int64(s.Partition), int64(b.Upto.Sequence), int64(b.Upto.Index), string(list))
 	return err
@@ -480,7 +529,7 @@ func aggregate(t *Table, a *Aggregation, d dialect) (string, []any, error) {
 		list = append(list, "t."+quote(b))
 		group = append(group, strconv.Itoa(len(list)))
 	}
-	list = append(list, values(a.Values)...)
+	list = append(list, values(t, a.Values, d)...)
 	where, args := a.where()
 	s := "SELECT " + strings.Join(list, ", ") + " FROM " + quote(t.Name) + " t" + where
 	if len(group) > 0 {
