@@ -5,13 +5,13 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 declare -A package=([cc]=gcc [c++]=g++ [mosquitto_pub]=mosquitto-clients [mosquitto_sub]=mosquitto-clients [mosquitto_rr]=mosquitto-clients
-  [mosquitto]=mosquitto [curl]=curl [openssl]=openssl [node]=nodejs [npm]=npm [python3]=python3 [stdbuf]=coreutils [git]=git [promtool]=prometheus)
+  [mosquitto]=mosquitto [curl]=curl [openssl]=openssl [node]=nodejs [npm]=npm [python3]=python3 [stdbuf]=coreutils [git]=git [promtool]=prometheus [initdb]=postgresql)
 
 look() { # sets tools to those that are missing, packages to what they are in
   tools="" packages=""
   local tool
   for tool in "${!package[@]}"; do
-    PATH="$PATH:/usr/sbin" command -v "$tool" >/dev/null && continue
+    PATH="$PATH:/usr/sbin:$(printf '%s:' /usr/lib/postgresql/*/bin)" command -v "$tool" >/dev/null && continue
     tools+=" $tool"
     [[ " $packages " == *" ${package[$tool]} "* ]] || packages+=" ${package[$tool]}"
   done
