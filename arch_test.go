@@ -50,6 +50,7 @@ github.com/nats-io                bus/nats
 github.com/synadia-io             bus/nats
 github.com/aws                    bus/kinesis
 github.com/duckdb                 data_platform/storage
+github.com/jackc                  data_platform/storage
 github.com/cockroachdb/pebble     component
 github.com/spf13/cobra            cmd
 github.com/santhosh-tekuri        internal/schema
