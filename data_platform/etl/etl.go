@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -35,6 +36,8 @@ type Config struct {
 	GatherMax int    `json:"gather_max"`
 	// Memory is what the steps of all pipelines together may take.
 	Memory string `json:"memory"`
+	// Models is a folder with datasets and pipelines in files, *.yaml, *.yml and *.json; none where empty.
+	Models string `json:"models"`
 }
 
 // With declares the component, which loads into the hub's database.
@@ -76,6 +79,11 @@ func build(env component.Env, c Config, hub *storage.Hub) (*component.Part, erro
 	case c.GatherMax < 1:
 		return nil, fmt.Errorf("gather_max: %d: want one at least", c.GatherMax)
 	}
+	if c.Models != "" {
+		if c.Models, err = filepath.Abs(c.Models); err != nil {
+			return nil, fmt.Errorf("models: %w", err)
+		}
+	}
 	e := &etl{env: env, conf: c, gather: gather, hub: hub, book: model.NewBook(env.Bus, env.Log, env.Now), twins: twins.New(env), testing: make(chan struct{}, 1), standings: standings{now: env.Now}}
 	counter := func(name, help string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"dataset"})
@@ -99,6 +107,9 @@ func (e *etl) run(ctx context.Context, ready func()) error {
 	var group sync.WaitGroup
 	defer group.Wait()
 	group.Go(func() { e.twins.Run(ctx) })
+	if e.conf.Models != "" {
+		group.Go(func() { e.book.Files(ctx, e.conf.Models, e.env.Node) })
+	}
 	end := func(err error) error {
 		cancel()
 		<-done

@@ -62,19 +62,23 @@ func (l *lab) put(yaml string) {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(l.t.Context())
-	defer cancel()
-	b := model.NewBook(l.Bus, slog.New(slog.NewTextHandler(io.Discard, nil)), time.Now)
-	done := make(chan error, 1)
-	go func() { done <- b.Run(ctx) }()
-	<-b.Synced()
+	b, stop := l.book()
+	defer stop()
 	for i := range docs {
-		if _, err := b.Put(ctx, &docs[i], model.Change{By: "test"}); err != nil {
+		if _, err := b.Put(l.t.Context(), &docs[i], model.Change{By: "test"}); err != nil {
 			l.t.Fatal(err)
 		}
 	}
-	cancel()
-	<-done
+}
+
+// book is another process's view of the documents, until it is stopped.
+func (l *lab) book() (b *model.Book, stop func()) {
+	ctx, cancel := context.WithCancel(l.t.Context())
+	b = model.NewBook(l.Bus, slog.New(slog.NewTextHandler(io.Discard, nil)), time.Now)
+	done := make(chan error, 1)
+	go func() { done <- b.Run(ctx) }()
+	<-b.Synced()
+	return b, func() { cancel(); <-done }
 }
 
 // query gives rows as a text, with spaces between values and lines between rows.
