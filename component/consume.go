@@ -44,7 +44,7 @@ func consume(ctx context.Context, env Env, w *worker) error {
 	for _, name := range env.Spec.Logs() {
 		run(func() error { return w.follow(ctx, name) })
 	}
-	if env.Spec.takesBack() && (w.part.Handle != nil || w.part.Call != nil) {
+	if env.Spec.takesBack() && (w.part.Handle != nil || w.part.HandleAll != nil || w.part.Call != nil) {
 		run(func() error {
 			return w.fetchQueue(ctx, env.Spec.Name+"-retry", message.Pattern(operator.RetrySubject(env.Spec.Name)))
 		})

@@ -217,7 +217,7 @@ func (e *etl) close() error {
 
 // Table is a dataset as the database has it.
 func Table(d *model.Dataset) storage.Table {
-	t := storage.Table{Name: d.Name, Key: slices.Clone(d.Key), Late: d.Late.Std(), Retention: d.Retention.Std()}
+	t := storage.Table{Name: d.Name, Key: slices.Clone(d.Key), Late: d.TakesLate(), Retention: d.Retention.Std()}
 	for i := range d.Fields {
 		t.Columns = append(t.Columns, storage.Column{Name: d.Fields[i].Name, Type: storage.Type(d.Fields[i].Type)})
 	}

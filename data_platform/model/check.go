@@ -276,6 +276,9 @@ func (d *Dataset) checkRollups(tell telling) {
 		if day := 24 * time.Hour; r.Every.Std() < time.Second || r.Every.Std() > day || day%r.Every.Std() != 0 {
 			tell(here+".every", "%s: want from 1s to 1d, and what a day is a multiple of", r.Every)
 		}
+		if most := r.Every.Std() + timeAhead; d.Retention > 0 && d.Retention.Std() <= most {
+			tell(here+".every", "%s, and rows are kept for %s: a window is computed from its rows, so keep them for longer than %s", r.Every, d.Retention, Duration(most))
+		}
 		for j, by := range r.By {
 			at := fmt.Sprintf("%s.by[%d]", here, j)
 			c := d.Column(by)

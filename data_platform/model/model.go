@@ -71,9 +71,9 @@ type Dataset struct {
 	// Key lists the columns that make two rows the same: fields, or system columns. The first one counts.
 	Key    []string `json:"key,omitempty"`
 	Fields []Field  `json:"fields"`
-	// Retention is how old, by its time, a row becomes; zero for ever.
+	// Retention is how long a row is kept from when the platform accepted its message; zero for ever.
 	Retention Duration `json:"retention,omitempty"`
-	// Late is how long roll-ups take in what comes behind its time.
+	// Late is how long roll-ups take in what comes behind its time; zero for any time. See TakesLate.
 	Late    Duration `json:"late,omitempty"`
 	Rollups []Rollup `json:"rollups,omitempty"`
 
@@ -101,6 +101,21 @@ var System = []Field{
 	{Name: "trace_id", Type: Text, Required: true, Doc: "32 hexadecimal digits"},
 	{Name: "message_id", Type: Text, Required: true, Doc: "a UUID of version 7"},
 	{Name: "recorded", Type: Time, Required: true, Doc: "when the platform accepted the message that became the row"},
+}
+
+// TakesLate is for how long roll-ups take in what comes behind its time; zero for any time. It is less than Late where the
+// other rows of its window would be gone by then, since a window is computed from the rows there are.
+func (d *Dataset) TakesLate() time.Duration {
+	late := d.Late.Std()
+	for _, r := range d.Rollups {
+		if d.Retention == 0 {
+			break
+		}
+		if most := d.Retention.Std() - r.Every.Std() - timeAhead; late == 0 || late > most {
+			late = max(most, time.Second)
+		}
+	}
+	return late
 }
 
 // Field is the field of that name; nil where there is none.

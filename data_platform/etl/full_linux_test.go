@@ -1,0 +1,91 @@
+package etl
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/naru-platform/naru/bus/bustest"
+	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/data_platform/storage"
+)
+
+// TestAFullDiskUnderTheDatabaseHoldsWhatComesAndLosesNothing: the dataset stands still and says so, again and again, and goes on
+// by itself when there is space; each message is one row, also after the database was opened anew.
+func TestAFullDiskUnderTheDatabaseHoldsWhatComesAndLosesNothing(t *testing.T) {
+	dir, ok := bustest.SmallDisk(t, "64m")
+	if !ok {
+		return
+	}
+	l := newLab(t)
+	file := filepath.Join(dir, "data.duckdb")
+	small, err := storage.OpenDuck(t.Context(), file, storage.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Stop(); small.Close() }) // before its disk goes
+	l.store = small
+	l.hub.Set(small, nil)
+	l.put(rooms)
+	l.start()
+	sent := 0
+	say := func(n int) {
+		for range n {
+			l.say("rooms", fmt.Sprintf(`{"celsius": 1, "seq": %d, "label": %q}`, sent, strings.Repeat(fmt.Sprintf("%08x", sent*7919), 500)))
+			sent++
+		}
+	}
+	say(50)
+	l.Settled(Name+"/rooms", "data_platform")
+	filler := filepath.Join(dir, "filler")
+	for round := range 3 {
+		fill(t, filler)
+		before := sent
+		say(100)
+		l.Await(Name+"/rooms", "data_platform", func(r component.Report) bool {
+			return strings.Contains(r.Fault, "breaker open since 2") && strings.Contains(r.Fault, "load into rooms")
+		})
+		if l.metric("naru_etl_breaker_open", "rooms") != 1 {
+			t.Errorf("round %d: the breaker is not told to be open", round)
+		}
+		if err := os.Remove(filler); err != nil {
+			t.Fatal(err)
+		}
+		l.Settled(Name+"/rooms", "data_platform")
+		l.want("SELECT count(*), count(DISTINCT seq), count(DISTINCT message_id) FROM rooms", fmt.Sprintf("%d %[1]d %[1]d", before+100))
+	}
+	l.Stop()
+	if err := small.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if l.store, err = storage.OpenDuck(t.Context(), file, storage.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	defer l.store.Close()
+	l.want("SELECT count(*), count(DISTINCT seq), sum(length(label)) FROM rooms", fmt.Sprintf("%d %[1]d %d", sent, sent*4000))
+	if _, dead := l.Dead(Name + "/rooms"); len(dead) != 0 {
+		t.Errorf("a full disk has burned %d messages: %s", len(dead), dead[0].Detail)
+	}
+}
+
+// fill takes all space of a disk.
+func fill(t *testing.T, filler string) {
+	t.Helper()
+	f, err := os.Create(filler)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	block := make([]byte, 64<<10)
+	for {
+		if _, err := f.Write(block); errors.Is(err, syscall.ENOSPC) {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
