@@ -36,6 +36,7 @@ test              *
 const doors = `
 device/sdk        service_platform/broker/packet  one MQTT codec, strict, fuzzed and shared; it is a leaf
 device/simulator  device/sdk                      the simulator is a fleet of SDKs
+service_platform/worker/sdk  bus/nats/ask  instances of a worker ask over NATS, and are no platform: of the engine it knows how to ask, and no more
 examples          service_platform/worker/sdk   an example worker shows how the SDK is used
 data_platform/etl     data_platform/model       what a row is, and how its documents are followed, is said once; a library that opens nothing
 data_platform/etl     data_platform/storage     it loads by the interface of the store that the component of that name opens

@@ -27,6 +27,13 @@ type Bus interface {
 	Table(ctx context.Context, name string, o TableOptions) (Table, error)
 	// Lease tries to become or stay the owner of a name. It gives ErrHeld while another owner holds it.
 	Lease(ctx context.Context, name, owner string, ttl time.Duration) (Lease, error)
+	// Answer has f answer what is asked on a name, many questions at once, and returns nil when ctx is done. ready is called once
+	// questions arrive. Where several answer on a name, each question goes to one of them. f's ctx ends with Answer's.
+	Answer(ctx context.Context, name string, f func(ctx context.Context, question []byte) []byte, ready func()) error
+	// Ask asks on a name and gives the answer, ErrNobody where nobody answers there. Nothing of it is kept: a question or its
+	// answer may be lost, so ctx wants an end, and who must know asks again. Question and answer have MaxMessage bytes at most,
+	// and some more for what stands around a record's data.
+	Ask(ctx context.Context, name string, question []byte) ([]byte, error)
 	// Status is the engine's state of health, cheap enough to ask every second.
 	Status(ctx context.Context) Status
 	// MaxMessage is the largest record, in bytes as [message.AppendRecord] writes it, that this engine takes.
@@ -42,6 +49,7 @@ var (
 	ErrConflict  = errors.New("changed by another in the meantime")
 	ErrHeld      = errors.New("held by another owner")
 	ErrTruncated = errors.New("the log ends before this position")
+	ErrNobody    = errors.New("nobody answers there")
 	ErrPurged    = errors.New("the log begins behind this position")
 	// ErrSealed is what a reader gives at the end of a generation that will not grow any more.
 	ErrSealed = errors.New("end of a sealed generation")

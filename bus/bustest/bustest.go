@@ -65,7 +65,7 @@ func (f Features) promises() []promise {
 	if f.Copied {
 		return slices.DeleteFunc(slices.Concat(appending(), reading()), func(p promise) bool { return slices.Contains(beyondCopies, p.name) })
 	}
-	return slices.Concat(appending(), owning(), reading(), trimming(), repartitioning(), queueing(), tabling(), leasing(), fencing())
+	return slices.Concat(appending(), owning(), reading(), trimming(), repartitioning(), queueing(), tabling(), leasing(), fencing(), asking())
 }
 
 // promise is one sentence of the contract and how it is seen.

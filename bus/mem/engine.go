@@ -27,6 +27,7 @@ type engine struct {
 	queues   map[string]*queueData
 	tables   map[string]*tableData
 	leases   map[string]leaseData
+	answers  map[string][]*answerer
 }
 
 func (e *engine) open() *Bus {

@@ -55,7 +55,7 @@ func New(o Options) *Bus {
 		now: o.Now, log: o.Log, maxBatch: o.MaxBatch, since: o.Now(),
 		space: bus.Space{Free: 1 << 40, Total: 1 << 40},
 		logs:  map[string]*logData{}, queues: map[string]*queueData{},
-		tables: map[string]*tableData{}, leases: map[string]leaseData{},
+		tables: map[string]*tableData{}, leases: map[string]leaseData{}, answers: map[string][]*answerer{},
 	}
 	return e.open()
 }

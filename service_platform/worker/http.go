@@ -1,7 +1,6 @@
 package worker
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,16 +11,12 @@ import (
 
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/internal/answer"
-	"github.com/naru-platform/naru/message"
-	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 	"github.com/naru-platform/naru/service_platform/worker/sdk/wire"
 )
 
 const (
-	bodyMax     = 8 << 20 // of results: what they say, in JSON
-	recordMax   = 64 << 10
-	callDefault = 10 * time.Second
-	callMost    = 2 * time.Minute
+	bodyMax   = 8 << 20 // of results: what they say, in JSON
+	recordMax = 64 << 10
 )
 
 func (w *Workers) routes() []component.Route {
@@ -138,94 +133,40 @@ func (w *Workers) serveRemove(_ http.ResponseWriter, r *http.Request) (any, erro
 	return s, nil
 }
 
-// serveCall says work for a worker and waits for its answer. Where none comes in time the message keeps its way: it is
-// handled, or has another fate.
+// serveCall has work done by a worker, wherever it runs, and gives its answer.
 func (w *Workers) serveCall(out http.ResponseWriter, r *http.Request) (any, error) {
-	l, err := w.alive(r.PathValue("name"))
-	if err != nil {
+	q := &wire.Question{Do: wire.DoWork, Worker: r.PathValue("name"), Work: &wire.Work{Timeout: callDefault, Trace: r.Header.Get("Traceparent"), Device: r.URL.Query().Get("device"), ContentType: r.Header.Get("Content-Type")}}
+	if _, err := w.alive(q.Worker); err != nil {
 		return nil, err
 	}
-	if err := w.here(l); err != nil {
-		return nil, err
-	}
-	wait := callDefault
+	var err error
 	if s := r.URL.Query().Get("timeout"); s != "" {
-		if wait, err = time.ParseDuration(s); err != nil || wait <= 0 || wait > callMost {
+		if q.Work.Timeout, err = time.ParseDuration(s); err != nil || q.Work.Timeout <= 0 || q.Work.Timeout > callMost {
 			return nil, answer.Bad(fmt.Errorf("timeout %q: want a duration such as 5s, %s at most", s, callMost))
 		}
 	}
-	data, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, int64(w.env.Bus.MaxMessage())))
-	if err != nil {
+	if q.Work.Data, err = io.ReadAll(http.MaxBytesReader(nil, r.Body, int64(w.env.Bus.MaxMessage()))); err != nil {
 		return nil, answer.Bad(fmt.Errorf("the body: %w", err))
 	}
-	now := w.env.Now()
-	m := &message.Message{ID: message.NewID(now), Subject: serviceplatform.WorkSubject(l.name), Device: r.URL.Query().Get("device"), ContentType: r.Header.Get("Content-Type"), Data: data, QoS: 1, Expires: now.Add(wait)}
-	if t, err := message.ParseTraceparent(r.Header.Get("Traceparent")); err == nil {
-		m.Trace = t
+	a, err := w.ask(r.Context(), q)
+	if a != nil && a.Worked != nil {
+		out.Header().Set("Naru-Message", a.Worked.Message)
+		out.Header().Set("Traceparent", a.Worked.Trace)
 	}
-	end, stop := l.wait(m.ID)
-	defer stop()
-	ctx, cancel := context.WithTimeout(r.Context(), wait)
-	defer cancel()
-	if err := w.env.Say(ctx, m); err != nil {
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	out.Header().Set("Naru-Message", m.ID.String())
-	out.Header().Set("Traceparent", m.Trace.Traceparent())
-	select {
-	case a := <-end:
-		if a.err != nil {
-			return nil, &answer.Problem{Status: http.StatusBadGateway, Title: "Bad Gateway", Detail: a.err.Error(), Reason: message.ReasonOf(a.err, message.RetriesExhausted).String()}
-		}
-		if a.contentType != "" {
-			out.Header().Set("Content-Type", a.contentType)
-		}
-		if len(a.data) == 0 {
-			out.WriteHeader(http.StatusNoContent)
-			return nil, nil
-		}
-		_, _ = out.Write(a.data) // the client went; there is nobody to tell
+	case a.Worked == nil:
+		return nil, fmt.Errorf("the process that runs worker %s answers without saying what came of it", q.Worker)
+	case len(a.Worked.Data) == 0:
+		out.WriteHeader(http.StatusNoContent)
 		return nil, nil
-	case <-ctx.Done():
-		return nil, &answer.Problem{Status: http.StatusGatewayTimeout, Title: "Gateway Timeout",
-			Detail: fmt.Sprintf("worker %s did not answer within %s; what becomes of message %s tells `naru trace %s`", l.name, wait, m.ID, m.Trace.ID)}
 	}
-}
-
-// here says whether a worker runs in this process, and where else.
-func (w *Workers) here(l *live) error {
-	l.mu.Lock()
-	here := l.open != nil
-	l.mu.Unlock()
-	if here {
-		return nil
+	if a.Worked.ContentType != "" {
+		out.Header().Set("Content-Type", a.Worked.ContentType)
 	}
-	if s := w.stats.of(l.name, w.env.Now()); s != nil && s.Node != w.env.Node {
-		at := ""
-		for _, h := range w.env.Peers.Components() {
-			if h.Node == s.Node && h.HTTP != "" {
-				at = ", at " + h.HTTP
-			}
-		}
-		return answer.Unavailable("worker %s runs on node %s%s: ask there", l.name, s.Node, at)
-	}
-	return answer.Unavailable("worker %s is starting", l.name)
-}
-
-// hubOf is the hub of the worker that a request is for.
-func (w *Workers) hubOf(r *http.Request) (*hub, error) {
-	l, err := w.alive(r.PathValue("name"))
-	if err != nil {
-		return nil, err
-	}
-	h, err := l.joined()
-	if err != nil {
-		return nil, answer.Bad(err)
-	}
-	if h == nil {
-		return nil, w.here(l)
-	}
-	return h, nil
+	_, _ = out.Write(a.Worked.Data) // the client went; there is nobody to tell
+	return nil, nil
 }
 
 func (w *Workers) serveJoin(_ http.ResponseWriter, r *http.Request) (any, error) {
@@ -233,15 +174,11 @@ func (w *Workers) serveJoin(_ http.ResponseWriter, r *http.Request) (any, error)
 	if err := read(r, recordMax, &j); err != nil {
 		return nil, err
 	}
-	h, err := w.hubOf(r)
+	a, err := w.ask(r.Context(), &wire.Question{Do: wire.DoJoin, Worker: r.PathValue("name"), Join: &j})
 	if err != nil {
 		return nil, err
 	}
-	i, err := h.join(j.Name, j.Concurrency)
-	if err != nil {
-		return nil, err
-	}
-	return wire.Joined{ID: i.id, LeaseSeconds: leaseTime.Seconds()}, nil
+	return a.Joined, nil
 }
 
 func (w *Workers) servePoll(_ http.ResponseWriter, r *http.Request) (any, error) {
@@ -249,15 +186,11 @@ func (w *Workers) servePoll(_ http.ResponseWriter, r *http.Request) (any, error)
 	if err := read(r, recordMax, &p); err != nil {
 		return nil, err
 	}
-	h, err := w.hubOf(r)
+	a, err := w.ask(r.Context(), &wire.Question{Do: wire.DoPoll, Worker: r.PathValue("name"), ID: r.PathValue("id"), Has: p.Has})
 	if err != nil {
 		return nil, err
 	}
-	calls, err := h.poll(r.Context(), r.PathValue("id"), p.Has)
-	if err != nil {
-		return nil, err
-	}
-	return wire.Calls{Calls: calls}, nil
+	return wire.Calls{Calls: append([]wire.Call{}, a.Calls...)}, nil
 }
 
 func (w *Workers) serveResults(out http.ResponseWriter, r *http.Request) (any, error) {
@@ -265,11 +198,7 @@ func (w *Workers) serveResults(out http.ResponseWriter, r *http.Request) (any, e
 	if err := read(r, bodyMax, &list); err != nil {
 		return nil, err
 	}
-	h, err := w.hubOf(r)
-	if err != nil {
-		return nil, err
-	}
-	if err := h.results(r.PathValue("id"), list.Results); err != nil {
+	if _, err := w.ask(r.Context(), &wire.Question{Do: wire.DoResults, Worker: r.PathValue("name"), ID: r.PathValue("id"), Results: list.Results}); err != nil {
 		return nil, err
 	}
 	out.WriteHeader(http.StatusNoContent)
@@ -277,14 +206,10 @@ func (w *Workers) serveResults(out http.ResponseWriter, r *http.Request) (any, e
 }
 
 func (w *Workers) serveLeave(out http.ResponseWriter, r *http.Request) (any, error) {
-	h, err := w.hubOf(r)
-	if err != nil {
-		var p *answer.Problem
-		if !errors.As(err, &p) || p.Status != http.StatusServiceUnavailable {
-			return nil, err
-		}
-	} else {
-		h.leave(r.PathValue("id"))
+	_, err := w.ask(r.Context(), &wire.Question{Do: wire.DoLeave, Worker: r.PathValue("name"), ID: r.PathValue("id")})
+	var p *answer.Problem
+	if err != nil && (!errors.As(err, &p) || p.Status != http.StatusServiceUnavailable) {
+		return nil, err
 	}
 	out.WriteHeader(http.StatusNoContent)
 	return nil, nil

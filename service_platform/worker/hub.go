@@ -19,6 +19,7 @@ const (
 	leaseTime    = 10 * time.Second // for which an instance is taken to be there after it was heard
 	pollMost     = 3 * time.Second  // for which an instance waits for work at once
 	handOutMost  = 64               // calls in one answer
+	callRoom     = 2 << 10          // what a call has around its data, about
 	instancesMax = 256              // of one worker
 )
 
@@ -45,6 +46,7 @@ type instance struct {
 	queue    []*handed          // to be given to it
 	hands    map[uint64]*handed // given to it
 	bell     chan struct{}      // rings when there is something in queue
+	again    chan struct{}      // closed when it asks for work once more: who asked before does not listen any more
 	gone     chan struct{}      // closed when it is no more
 }
 
@@ -81,7 +83,7 @@ func (h *hub) join(name string, room int) (*instance, error) {
 	}
 	now := h.now()
 	i := &instance{id: message.NewID(now).String(), name: name, room: min(max(room, 1), concurrencyMost), until: now.Add(leaseTime), since: now,
-		hands: map[uint64]*handed{}, bell: make(chan struct{}, 1), gone: make(chan struct{})}
+		hands: map[uint64]*handed{}, bell: make(chan struct{}, 1), again: make(chan struct{}), gone: make(chan struct{})}
 	h.instances[i.id] = i
 	h.share()
 	return i, nil
@@ -233,12 +235,16 @@ func (h *hub) results(id string, list []wire.Result) error {
 }
 
 // poll waits for work of an instance. has are the calls that it knows to be in its hands: others that were given to it did
-// not arrive, and are given again.
-func (h *hub) poll(ctx context.Context, id string, has []uint64) ([]wire.Call, error) {
+// not arrive, and are given again. It gives calls whose data have most bytes together, or one.
+func (h *hub) poll(ctx context.Context, id string, has []uint64, most int) ([]wire.Call, error) {
 	late := time.NewTimer(pollMost)
 	defer late.Stop()
 	h.mu.Lock()
+	var again chan struct{}
 	if i := h.instances[id]; i != nil {
+		close(i.again)
+		again = make(chan struct{})
+		i.again = again
 		for number, x := range i.hands {
 			if !slices.Contains(has, number) {
 				delete(i.hands, number)
@@ -255,7 +261,10 @@ func (h *hub) poll(ctx context.Context, id string, has []uint64) ([]wire.Call, e
 			h.mu.Unlock()
 			return nil, err
 		}
-		calls := i.take(h.now())
+		var calls []wire.Call
+		if i.again == again {
+			calls = i.take(h.now(), most)
+		}
 		h.mu.Unlock()
 		if len(calls) > 0 {
 			return calls, nil
@@ -263,6 +272,8 @@ func (h *hub) poll(ctx context.Context, id string, has []uint64) ([]wire.Call, e
 		select {
 		case <-i.bell:
 		case <-i.gone:
+		case <-again:
+			return []wire.Call{}, nil
 		case <-late.C:
 			return []wire.Call{}, nil
 		case <-ctx.Done():
@@ -272,9 +283,12 @@ func (h *hub) poll(ctx context.Context, id string, has []uint64) ([]wire.Call, e
 }
 
 // take hands out what the instance has room for. The hub's mu is held.
-func (i *instance) take(now time.Time) (list []wire.Call) {
+func (i *instance) take(now time.Time, most int) (list []wire.Call) {
 	for len(i.queue) > 0 && len(i.hands) < i.room && len(list) < handOutMost {
 		x := i.queue[0]
+		if most -= len(x.call.Message.Data) + callRoom; most < 0 && len(list) > 0 {
+			break
+		}
 		i.queue = i.queue[1:]
 		x.given = true
 		x.call.Deadline = now.Add(x.call.Timeout)

@@ -55,7 +55,7 @@ func join(t *testing.T, h *hub, name string, room int) *instance {
 
 func poll(t *testing.T, h *hub, i *instance, has ...uint64) []wire.Call {
 	t.Helper()
-	calls, err := h.poll(t.Context(), i.id, has)
+	calls, err := h.poll(t.Context(), i.id, has, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestNothingOfAnInstancePastItsLeaseIsAccepted(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "not known any more") {
 			t.Errorf("its result is taken: %v", err)
 		}
-		if _, err := h.poll(t.Context(), a.id, nil); err == nil {
+		if _, err := h.poll(t.Context(), a.id, nil, 1); err == nil {
 			t.Error("it is given work")
 		}
 		b := join(t, h, "b", 4)

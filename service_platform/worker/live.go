@@ -121,11 +121,14 @@ func (l *live) build(env component.Env, r Record) (*component.Part, error) {
 			}
 		}()
 		ready()
+		var group sync.WaitGroup
+		defer group.Wait()
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
 		if h != nil {
-			h.sweep(ctx)
+			group.Go(func() { h.sweep(ctx) })
 		}
-		<-ctx.Done()
-		return nil
+		return l.w.env.Bus.Answer(ctx, wire.On(l.name), l.w.told(l.answerTo), func() {})
 	}
 	return p, nil
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/message/device"
 	serviceplatform "github.com/naru-platform/naru/message/service_platform"
+	"github.com/naru-platform/naru/service_platform/worker/sdk/wire"
 )
 
 // Name is the component's name.
@@ -101,6 +102,7 @@ func (w *Workers) run(ctx context.Context, ready func()) error {
 	watch(func() error { return w.book.Follow(ctx) })
 	watch(func() error { return w.stats.follow(ctx, table) })
 	group.Go(func() { w.tell(ctx, table) })
+	watch(func() error { return w.env.Bus.Answer(ctx, wire.Anybody, w.told(w.ask), func() {}) })
 	group.Go(func() { w.demo(ctx, w.conf.Demo) })
 	for {
 		list, news, ok := w.book.List()

@@ -9,20 +9,15 @@
 package sdk
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net/http"
-	"net/url"
 	"os"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"time"
 
@@ -36,15 +31,23 @@ const (
 	askMost            = 15 * time.Second // for one request; a poll waits shorter
 	stopMost           = 10 * time.Second // for handlers and their results when ctx has ended
 	resultsAtOnce      = 256
+	dataMax            = 1 << 20 // of results in one request, where the platform does not say
+	sayRoom            = 512     // what a message has around its data, about
 )
 
-// Options say where the platform is. The zero value takes all of it from the environment.
+// Options say where the platform is: at URLs by HTTP, or on Bus. The zero value takes all of it from the environment.
 type Options struct {
-	// URLs of the platform, each a process of it; the worker runs in one, which is found. NARU_URL, with commas, where nil.
+	// URLs of the platform, each a process of it; any leads to where the worker runs. NARU_URL, with commas, where nil.
 	URLs []string
 	// Token is the platform's; NARU_TOKEN where empty.
 	Token string
-	// CA is the platform's CA as PEM, or nil for the machine's; the file NARU_CA where nil.
+	// Bus is the URL of the platform's NATS, such as nats://a:4222,nats://b:4222, to connect over it and not by HTTP. NARU_BUS where
+	// it is empty and URLs are nil. The account needs to publish on naru.ask.service_platform.worker and on that with the worker's
+	// name behind it, and to subscribe to _INBOX.>.
+	Bus string
+	// BusUser and BusPassword, or the file BusCreds, are for Bus; NARU_BUS_USER, NARU_BUS_PASSWORD and NARU_BUS_CREDS where empty.
+	BusUser, BusPassword, BusCreds string
+	// CA is the platform's CA as PEM, or nil for the machine's; the file NARU_CA where nil. With Bus it has the connection use TLS.
 	CA []byte
 	// Name tells people which instance this is; the host's name and the process where empty.
 	Name string
@@ -126,6 +129,7 @@ func Run(ctx context.Context, name string, handle Handler, o Options) error {
 	if err != nil {
 		return err
 	}
+	defer r.way.close()
 	wait := againFirst
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -148,7 +152,7 @@ func Run(ctx context.Context, name string, handle Handler, o Options) error {
 			t.Stop()
 		}
 		wait = min(2*wait, againMost)
-		r.turn()
+		r.way.turn()
 	}
 	return nil
 }
@@ -158,31 +162,22 @@ type runner struct {
 	name   string
 	handle Handler
 	o      Options
-	http   *http.Client
-	at     int // of the URLs
+	way    way
+}
+
+// way is how the platform is reached.
+type way interface {
+	ask(ctx context.Context, q *wire.Question) (*wire.Answer, error)
+	turn() // goes on to the next of the platform's processes
+	close()
 }
 
 func newRunner(name string, handle Handler, o Options) (*runner, error) {
 	if name == "" || handle == nil {
 		return nil, errors.New("run a worker: want its name and a handler")
 	}
-	if o.URLs == nil {
-		if s := os.Getenv("NARU_URL"); s != "" {
-			o.URLs = strings.Split(s, ",")
-		}
-	}
-	if o.Token == "" {
-		o.Token = os.Getenv("NARU_TOKEN")
-	}
-	if len(o.URLs) == 0 {
-		return nil, errors.New("where is the platform? want Options.URLs, or NARU_URL such as http://127.0.0.1:8780")
-	}
-	for i, s := range o.URLs {
-		u, err := url.Parse(strings.TrimSpace(s))
-		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			return nil, fmt.Errorf("platform URL %q: want one such as https://naru.example:8780", s)
-		}
-		o.URLs[i] = strings.TrimRight(u.String(), "/")
+	if o.Bus == "" && o.URLs == nil {
+		o.Bus = os.Getenv("NARU_BUS")
 	}
 	if file := os.Getenv("NARU_CA"); o.CA == nil && file != "" {
 		pem, err := os.ReadFile(file)
@@ -191,14 +186,13 @@ func newRunner(name string, handle Handler, o Options) (*runner, error) {
 		}
 		o.CA = pem
 	}
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxIdleConnsPerHost = 8
+	var secure *tls.Config
 	if o.CA != nil {
 		pool := x509.NewCertPool()
 		if !pool.AppendCertsFromPEM(o.CA) {
 			return nil, errors.New("the platform's CA is not a PEM certificate")
 		}
-		transport.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+		secure = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
 	}
 	if o.Name == "" {
 		host, _ := os.Hostname() // a name for people
@@ -210,11 +204,15 @@ func newRunner(name string, handle Handler, o Options) (*runner, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &runner{name: name, handle: handle, o: o, http: &http.Client{Transport: transport}}, nil
+	r := &runner{name: name, handle: handle, o: o}
+	var err error
+	if o.Bus != "" {
+		r.way, err = overBus(o, secure)
+	} else {
+		r.way, err = overHTTP(o, secure)
+	}
+	return r, err
 }
-
-// turn goes on to the next of the platform's processes.
-func (r *runner) turn() { r.at = (r.at + 1) % len(r.o.URLs) }
 
 // refusal is an answer of the platform that is no good one.
 type refusal struct {
@@ -233,48 +231,18 @@ func (r *refusal) final() bool {
 	return r.told && (r.status == 400 || r.status == 401 || r.status == 403 || r.status == 404)
 }
 
-func (r *runner) ask(ctx context.Context, method, path string, in, out any) error {
+// ask asks the platform in the way it is connected.
+func (r *runner) ask(ctx context.Context, q *wire.Question) (*wire.Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, askMost)
 	defer cancel()
-	var body []byte
-	if in != nil {
-		var err error
-		if body, err = json.Marshal(in); err != nil {
-			return err
-		}
-	}
-	q, err := http.NewRequestWithContext(ctx, method, r.o.URLs[r.at]+"/api/v1/workers/"+url.PathEscape(r.name)+"/instances"+path, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	q.Header.Set("Authorization", "Bearer "+r.o.Token)
-	q.Header.Set("Content-Type", "application/json")
-	res, err := r.http.Do(q)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	if res.StatusCode/100 != 2 {
-		var p struct {
-			Detail string `json:"detail"`
-		}
-		raw, _ := io.ReadAll(io.LimitReader(res.Body, 4096)) // what there is of a reason
-		if json.Unmarshal(raw, &p) != nil || p.Detail == "" {
-			p.Detail = strings.TrimSpace(string(raw))
-		}
-		return &refusal{res.StatusCode, p.Detail, strings.HasPrefix(res.Header.Get("Content-Type"), "application/problem+json")}
-	}
-	if out == nil {
-		_, err = io.Copy(io.Discard, res.Body)
-		return err
-	}
-	return json.NewDecoder(res.Body).Decode(out)
+	return r.way.ask(ctx, q)
 }
 
 // patiently asks again while the platform does not answer, as long as the lease may last.
-func (l *life) patiently(ctx context.Context, path string, in, out any) error {
+func (l *life) patiently(ctx context.Context, q *wire.Question) (*wire.Answer, error) {
+	q.Worker, q.ID = l.r.name, l.id
 	for {
-		err := l.r.ask(ctx, http.MethodPost, "/"+l.id+path, in, out)
+		a, err := l.r.ask(ctx, q)
 		var refused *refusal
 		l.mu.Lock()
 		if err == nil {
@@ -283,25 +251,28 @@ func (l *life) patiently(ctx context.Context, path string, in, out any) error {
 		over := time.Since(l.heard) > l.lease
 		l.mu.Unlock()
 		if err == nil || ctx.Err() != nil || over || errors.As(err, &refused) && refused.told && refused.status/100 == 4 {
-			return err
+			return a, err
 		}
 		t := time.NewTimer(againFirst)
 		select {
 		case <-t.C:
 		case <-ctx.Done():
 			t.Stop()
-			return err
+			return nil, err
 		}
 	}
 }
 
 // life is one connection: from joining until the platform is lost, or ctx is done and what was in hand is finished.
 func (r *runner) life(ctx context.Context) error {
-	var joined wire.Joined
-	if err := r.ask(ctx, http.MethodPost, "", wire.Join{Name: r.o.Name, Concurrency: r.o.Concurrency}, &joined); err != nil {
+	a, err := r.ask(ctx, &wire.Question{Do: wire.DoJoin, Worker: r.name, Join: &wire.Join{Name: r.o.Name, Concurrency: r.o.Concurrency}})
+	if err != nil {
 		return err
 	}
-	l := &life{r: r, id: joined.ID, has: map[uint64]bool{}, news: make(chan struct{}, 1), heard: time.Now(), lease: time.Duration(joined.LeaseSeconds * float64(time.Second))}
+	if a.Joined == nil {
+		return errors.New("the platform takes the instance in and gives it no name")
+	}
+	l := &life{r: r, id: a.Joined.ID, most: cmp.Or(a.Joined.DataMax, dataMax), has: map[uint64]bool{}, news: make(chan struct{}, 1), heard: time.Now(), lease: time.Duration(a.Joined.LeaseSeconds * float64(time.Second))}
 	// Handlers and results outlive ctx: what is in hand is finished. They end when the instance is lost.
 	working, lost := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer lost(nil)
@@ -315,8 +286,7 @@ func (r *runner) life(ctx context.Context) error {
 	polling, stop := context.WithCancel(ctx)
 	defer context.AfterFunc(working, stop)()
 	for polling.Err() == nil {
-		var calls wire.Calls
-		err := l.patiently(polling, "/calls", wire.Poll{Has: l.holds()}, &calls)
+		a, err := l.patiently(polling, &wire.Question{Do: wire.DoPoll, Has: l.holds()})
 		if polling.Err() != nil {
 			break
 		}
@@ -324,7 +294,7 @@ func (r *runner) life(ctx context.Context) error {
 			lost(err)
 			break
 		}
-		for _, c := range calls.Calls {
+		for _, c := range a.Calls {
 			l.hold(c.Number)
 			handlers.Go(func() { l.end(l.do(working, &c)) })
 		}
@@ -346,7 +316,7 @@ func (r *runner) life(ctx context.Context) error {
 	if cause == nil {
 		leave, done := context.WithTimeout(context.WithoutCancel(ctx), stopMost/5)
 		defer done()
-		_ = r.ask(leave, http.MethodDelete, "/"+l.id, nil, nil) // else the lease ends by itself
+		_, _ = r.ask(leave, &wire.Question{Do: wire.DoLeave, Worker: r.name, ID: l.id}) // else the lease ends by itself
 	}
 	return cause
 }
@@ -356,6 +326,7 @@ type life struct {
 	r    *runner
 	id   string
 	news chan struct{}
+	most int // bytes of data in one request
 
 	lease time.Duration
 
@@ -389,6 +360,9 @@ func (l *life) do(ctx context.Context, c *wire.Call) wire.Result {
 	call := &Call{Message: c.Message, Attempt: c.Attempt, Last: c.Last, Deadline: time.Now().Add(c.Timeout)}
 	err := guard(func() error { return l.r.handle(ctx, call) })
 	res := call.result
+	if n := size(&res); err == nil && n > l.most {
+		res, err = wire.Result{}, Reject(fmt.Errorf("what the handler says has %d bytes; %d are the most for one message", n, l.most))
+	}
 	res.Number, res.End = c.Number, wire.Done
 	var no *rejection
 	var later *after
@@ -405,6 +379,27 @@ func (l *life) do(ctx context.Context, c *wire.Call) wire.Result {
 		}
 	}
 	return res
+}
+
+// size is how many bytes a result takes, about.
+func size(r *wire.Result) int {
+	n := len(r.Reply)
+	for i := range r.Say {
+		n += len(r.Say[i].Data) + sayRoom
+	}
+	return n
+}
+
+// next gives what goes into one request. mu is held.
+func (l *life) next() []wire.Result {
+	n, bytes := 0, 0
+	for n < min(len(l.ends), resultsAtOnce) {
+		if bytes += size(&l.ends[n]); bytes > l.most && n > 0 {
+			break
+		}
+		n++
+	}
+	return l.ends[:n]
 }
 
 func guard(f func() error) (err error) {
@@ -431,7 +426,7 @@ func (l *life) end(r wire.Result) {
 func (l *life) tell(stop, working context.Context) error {
 	for {
 		l.mu.Lock()
-		list := l.ends[:min(len(l.ends), resultsAtOnce)]
+		list := l.next()
 		l.mu.Unlock()
 		if len(list) == 0 {
 			select {
@@ -447,7 +442,7 @@ func (l *life) tell(stop, working context.Context) error {
 				continue
 			}
 		}
-		if err := l.patiently(working, "/results", wire.Results{Results: list}, nil); err != nil {
+		if _, err := l.patiently(working, &wire.Question{Do: wire.DoResults, Results: list}); err != nil {
 			if working.Err() != nil {
 				return nil
 			}

@@ -5,6 +5,8 @@
 //	POST   /api/v1/workers/{worker}/instances/{id}/results  Results -> nothing
 //	DELETE /api/v1/workers/{worker}/instances/{id}
 //
+// and, with the same meaning, over the bus: a [Question] asked on [Anybody] (join) or [On] (the rest), written by [Pack].
+//
 // An instance is there as long as it asks: beyond its lease it is answered 410, and what it had is somebody else's.
 package wire
 
@@ -20,6 +22,8 @@ type Join struct {
 type Joined struct {
 	ID           string  `json:"id"`
 	LeaseSeconds float64 `json:"lease_seconds"`
+	// DataMax is how many bytes of data one request's results may have together; what one result says beyond it is refused.
+	DataMax int `json:"data_max,omitempty"`
 }
 
 // Poll asks for calls.

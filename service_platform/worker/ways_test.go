@@ -1,0 +1,294 @@
+package worker_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	natsserver "github.com/nats-io/nats-server/v2/server"
+
+	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/bus/nats"
+	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/message/catalog"
+	"github.com/naru-platform/naru/service_platform/worker"
+	"github.com/naru-platform/naru/service_platform/worker/sdk"
+)
+
+// yard is a platform of several processes on one NATS.
+type yard struct {
+	t     *testing.T
+	bus   string // its URL
+	nodes map[string]*yardNode
+	door  bus.Appender
+	log   bus.Log
+}
+
+type yardNode struct {
+	url  string
+	stop func()
+}
+
+func newYard(t *testing.T, nodes ...string) *yard {
+	t.Helper()
+	server, err := natsserver.NewServer(&natsserver.Options{Port: -1, Host: "127.0.0.1", JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true, MaxPayload: 8 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Start()
+	t.Cleanup(func() { server.Shutdown(); server.WaitForShutdown() })
+	y := &yard{t: t, bus: server.ClientURL(), nodes: map[string]*yardNode{}}
+	y.until("the bus is up", func() bool { return server.ReadyForConnections(time.Second) })
+	for _, n := range nodes {
+		y.begin(n)
+	}
+	b := y.open()
+	if y.log, err = b.Log(t.Context(), message.Device, bus.LogOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if y.door, err = y.log.Appender(t.Context(), bus.AppenderOptions{Name: "test", Owner: message.NewID(time.Now())}); err != nil {
+		t.Fatal(err)
+	}
+	return y
+}
+
+func (y *yard) open() *nats.Bus {
+	y.t.Helper()
+	b, err := nats.Open(y.t.Context(), nats.Options{URL: y.bus})
+	if err != nil {
+		y.t.Fatal(err)
+	}
+	y.t.Cleanup(func() { b.Close() })
+	return b
+}
+
+// begin starts a process.
+func (y *yard) begin(name string) {
+	y.t.Helper()
+	host := &component.Host{Bus: y.open(), Catalog: catalog.Default(), Dir: y.t.TempDir(), Node: name, Specs: []component.Spec{worker.Spec}, Log: slog.New(slog.DiscardHandler)}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- host.Run(ctx) }()
+	s := httptest.NewServer(host.Handler(func(*http.Request) bool { return true }))
+	var once sync.Once
+	y.nodes[name] = &yardNode{s.URL, func() {
+		once.Do(func() {
+			s.CloseClientConnections()
+			s.Close()
+			cancel()
+			if err := <-done; err != nil {
+				y.t.Error(err)
+			}
+		})
+	}}
+	y.t.Cleanup(y.nodes[name].stop)
+}
+
+func (y *yard) until(what string, happened func() bool) {
+	y.t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	late := time.NewTimer(2 * time.Minute)
+	defer late.Stop()
+	for !happened() {
+		select {
+		case <-tick.C:
+		case <-late.C:
+			y.t.Fatalf("it does not happen: %s", what)
+		}
+	}
+}
+
+func (y *yard) ask(node, method, path, body string) (int, string) {
+	y.t.Helper()
+	q, err := http.NewRequest(method, y.nodes[node].url+path, strings.NewReader(body))
+	if err != nil {
+		y.t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(q)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer res.Body.Close()
+	raw, err := io.ReadAll(res.Body)
+	if err != nil {
+		return 0, err.Error()
+	}
+	return res.StatusCode, string(raw)
+}
+
+func (y *yard) shown(node, name string) (s worker.Shown) {
+	y.t.Helper()
+	if code, body := y.ask(node, "GET", "/api/v1/workers/"+name, ""); code == 200 {
+		if err := json.Unmarshal([]byte(body), &s); err != nil {
+			y.t.Fatal(err)
+		}
+	}
+	return s
+}
+
+// add adds a worker, and says at which nodes it runs and does not run.
+func (y *yard) add(name string) (runs, other string) {
+	y.t.Helper()
+	y.until("the worker is added", func() bool {
+		code, _ := y.ask("n1", "PUT", "/api/v1/workers/"+name, `{"name":"`+name+`","hears":["device.*.telemetry"],"concurrency":64,"attempts":100}`)
+		return code == 200
+	})
+	for n := range y.nodes {
+		y.until("the worker is known and heard of at "+n, func() bool { s := y.shown(n, name); return s.State == "no_instances" && s.Run != nil })
+	}
+	runs = y.shown("n1", name).Run.Node
+	for n := range y.nodes {
+		if n != runs {
+			other = n
+		}
+	}
+	return runs, other
+}
+
+func (y *yard) instance(name, as string, o sdk.Options, h sdk.Handler) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	o.Name, o.Token, o.Concurrency = as, "x", 8
+	done := make(chan error, 1)
+	go func() { done <- sdk.Run(ctx, name, h, o) }()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				y.t.Errorf("instance %s: %v", as, err)
+			}
+		})
+	}
+	y.t.Cleanup(stop)
+	return stop
+}
+
+func (y *yard) say(m *message.Message) {
+	y.t.Helper()
+	if err := y.door.Append(y.t.Context(), m, nil, 0); err != nil {
+		y.t.Fatal(err)
+	}
+}
+
+// said counts, by their cause, what was said on subjects of a pattern, until it is enough.
+func (y *yard) said(on message.Pattern, enough func(map[message.ID]int) bool) map[message.ID]int {
+	y.t.Helper()
+	r, err := y.log.Reader(y.t.Context(), bus.Position{Generation: 1})
+	if err != nil {
+		y.t.Fatal(err)
+	}
+	defer r.Close()
+	ctx, cancel := context.WithTimeout(y.t.Context(), time.Minute)
+	defer cancel()
+	of := map[message.ID]int{}
+	for !enough(of) {
+		s, err := r.Next(ctx)
+		if err != nil || s.Err != nil {
+			y.t.Fatalf("%v, %v; what was said so far follows from %d messages", err, s.Err, len(of))
+		}
+		var m message.Message
+		for c := s.Batch.Cursor(); c.Next(&m); {
+			if on.Matches(m.Subject) {
+				of[m.Cause]++
+			}
+		}
+	}
+	return of
+}
+
+// TestAnInstanceConnectsToAnyProcessAndOverTheBus: two instances of a worker that runs in one process, connected in each way
+// there is. They share the devices, each device's messages come in order, and what follows from each is said once.
+func TestAnInstanceConnectsToAnyProcessAndOverTheBus(t *testing.T) {
+	y := newYard(t, "n1", "n2")
+	for way, options := range map[string]func(runs, other string) sdk.Options{
+		"by-http": func(runs, _ string) sdk.Options { return sdk.Options{URLs: []string{y.nodes[runs].url}} },
+		"by-http-at-another-process": func(_, other string) sdk.Options {
+			return sdk.Options{URLs: []string{y.nodes[other].url}}
+		},
+		"over-the-bus": func(string, string) sdk.Options { return sdk.Options{Bus: y.bus} },
+	} {
+		t.Run(way, func(t *testing.T) {
+			runs, other := y.add(way)
+			var mu sync.Mutex
+			last, by, wrong := map[string]int{}, map[string]int{}, []string(nil)
+			for _, as := range []string{"a", "b"} {
+				y.instance(way, as, options(runs, other), func(_ context.Context, c *sdk.Call) error {
+					n := 0
+					fmt.Sscan(string(c.Message.Data), &n)
+					mu.Lock()
+					defer mu.Unlock()
+					if by[as]++; n != last[c.Message.Device]+1 {
+						wrong = append(wrong, fmt.Sprintf("%s: %d after %d", c.Message.Device, n, last[c.Message.Device]))
+					}
+					last[c.Message.Device] = n
+					if c.Message.Device == way+"-0" && n == 1 { // as much as one message may say
+						return c.Say("device."+c.Message.Device+".said."+way, bytes.Repeat([]byte("x"), 1<<20))
+					}
+					return c.Say("device."+c.Message.Device+".said."+way, c.Message.Data)
+				})
+			}
+			y.until("two instances are there", func() bool { s := y.shown(other, way); return s.Run != nil && len(s.Run.Instances) == 2 })
+			const devices, each = 20, 10
+			ids := map[message.ID]bool{}
+			for n := range each {
+				for d := range devices {
+					data := fmt.Sprint(n + 1)
+					if n == 3 && d == 0 {
+						data += strings.Repeat(" ", 1<<20) // and as much as one may be
+					}
+					m := telemetry(fmt.Sprintf("%s-%d", way, d), data)
+					ids[m.ID] = true
+					y.say(m)
+				}
+			}
+			of := y.said(message.Pattern("device.*.said."+way), func(of map[message.ID]int) bool {
+				n := 0
+				for id := range of {
+					if ids[id] {
+						n++
+					}
+				}
+				return n == len(ids)
+			})
+			for id := range ids {
+				if of[id] != 1 {
+					t.Errorf("of %s there is said %d times", id, of[id])
+				}
+			}
+			mu.Lock()
+			if len(wrong) > 0 {
+				t.Errorf("out of order: %s", strings.Join(wrong, "; "))
+			}
+			if by["a"] == 0 || by["b"] == 0 {
+				t.Errorf("the instances were given %v", by)
+			}
+			mu.Unlock()
+			if code, body := y.ask(other, "POST", "/api/v1/workers/"+way+"/call?device="+way+"-call", "1"); code != 204 {
+				t.Errorf("a call at a process that does not run it is answered %d %s", code, body)
+			}
+			if code, body := y.ask(other, "POST", "/api/v1/workers/"+way+"/instances/gone/calls", "{}"); code != 410 {
+				t.Errorf("an instance that is not known is told %d %s", code, body)
+			}
+		})
+	}
+}
+
+func TestOverTheBusAWorkerThatIsNotThereIsTold(t *testing.T) {
+	y := newYard(t, "n1")
+	y.add("w")
+	err := sdk.Run(t.Context(), "nobody", func(context.Context, *sdk.Call) error { return nil }, sdk.Options{Bus: y.bus})
+	if err == nil || !strings.Contains(err.Error(), "naru worker add") {
+		t.Errorf("it is told %v", err)
+	}
+}
