@@ -27,6 +27,7 @@ func quiet(t testing.TB) *slog.Logger {
 
 // cluster is three servers in this process, and what its clients connect to.
 type cluster struct {
+	options []*server.Options
 	servers []*server.Server
 	url     string
 }
@@ -47,19 +48,20 @@ func startCluster(t *testing.T) *cluster {
 	c := &cluster{}
 	var urls []string
 	for i := range n {
-		s, err := server.NewServer(&server.Options{
+		c.options = append(c.options, &server.Options{
 			ServerName: fmt.Sprint("n", i), Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true,
 			StoreDir: t.TempDir(), SyncAlways: true, MaxPayload: payloadMax, MaxPending: maxPending,
 			JetStreamMaxMemory: memoryMax, JetStreamMaxStore: 1 << 40,
 			Cluster: server.ClusterOpts{Name: "naru", Host: "127.0.0.1", Port: ports[i]}, Routes: routes,
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-		s.Start()
-		c.servers = append(c.servers, s)
+		c.servers = append(c.servers, nil)
+		c.start(t, i)
 	}
+	t.Cleanup(func() {
+		for i := range c.servers {
+			c.stop(i)
+		}
+	})
 	for _, s := range c.servers {
 		if !s.ReadyForConnections(20 * time.Second) {
 			t.Fatal("a server of the cluster did not start")
@@ -68,6 +70,22 @@ func startCluster(t *testing.T) *cluster {
 	}
 	c.url = strings.Join(urls, ",")
 	return c
+}
+
+// start starts a server, again on what it has on its disk and at its address.
+func (c *cluster) start(t *testing.T, i int) {
+	t.Helper()
+	s, err := server.NewServer(c.options[i].Clone())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	c.servers[i] = s
+}
+
+func (c *cluster) stop(i int) {
+	c.servers[i].Shutdown()
+	c.servers[i].WaitForShutdown()
 }
 
 func (c *cluster) open(t *testing.T) *Bus {
@@ -112,4 +130,42 @@ func TestKeepsThePromisesInACluster(t *testing.T) {
 		t.Cleanup(func() { b.Close(); c.clean(t) })
 		return bustest.Engine{Bus: b, LoseAcks: func(n int) { loseAcks(b, n) }, SetSpace: func(sp bus.Space) { setSpace(b, sp) }}
 	})
+}
+
+// Leases lie in memory, so each server that starts again comes without them. Where the next one goes before that one has caught
+// up, nobody may know them any more; they are to be had again all the same.
+func TestLeasesAreToBeHadAgainThoughServersGoOneAfterTheOther(t *testing.T) {
+	c := startCluster(t)
+	for i, s := range c.servers {
+		c.options[i].Port = s.Addr().(*net.TCPAddr).Port
+	}
+	b := c.open(t)
+	for round := range 8 {
+		held, err := b.Lease(t.Context(), fmt.Sprint("held-", round), "me", 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 2 + round%2 {
+			n := (round + i) % len(c.servers)
+			c.stop(n)
+			c.start(t, n)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		for {
+			try, end := context.WithTimeout(ctx, 3*time.Second)
+			l, err := b.Lease(try, fmt.Sprint("new-", round), "me", 5*time.Second)
+			end()
+			if err == nil {
+				err = l.Release(ctx)
+			}
+			if err == nil {
+				break
+			}
+			if ctx.Err() != nil {
+				t.Fatalf("round %d: %v", round, err)
+			}
+		}
+		cancel()
+		_ = held.Release(t.Context()) // it may be lost
+	}
 }
