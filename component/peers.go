@@ -116,8 +116,8 @@ func (p *Peers) run(ctx context.Context, b bus.Bus) error {
 			p.health[e.Key] = h
 		}, func() {})
 	})
-	// Entries that go by their time to live are not told of: what was not said again is dropped here. What a component has
-	// finished is remembered, since its messages wait for it; but a consumer that is a node's own goes with the node.
+	// What was not said again is dropped here too, should the engine not tell that its time to live is over; and a consumer
+	// that is a node's own goes with the node.
 	tick := time.NewTicker(healthTTL / 3)
 	defer tick.Stop()
 	for {
@@ -175,24 +175,45 @@ func MarkOf(end string) (consumer string) {
 
 // Marks lists the keys of RequiredTable that keep messages for a consumer.
 func Marks(ctx context.Context, b bus.Bus, consumer string) (keys []string, err error) {
+	err = eachMark(ctx, b, func(e bus.Entry, _, of string) {
+		if of == consumer {
+			keys = append(keys, e.Key)
+		}
+	})
+	return keys, err
+}
+
+// Owed are the consumers that the logs keep messages for, running or not, with how far each has come in each partition of
+// them: reports of what operator.retention has noted.
+func Owed(ctx context.Context, b bus.Bus) (list []Report, err error) {
+	err = eachMark(ctx, b, func(e bus.Entry, log, of string) {
+		r := Report{Checkpoint: Checkpoint{Consumer: of, Log: log}, Required: true, Child: strings.Contains(of, "/")}
+		if json.Unmarshal(e.Value, &r.Position) == nil {
+			list = append(list, r)
+		}
+	})
+	return list, err
+}
+
+func eachMark(ctx context.Context, b bus.Bus, f func(e bus.Entry, log, consumer string)) error {
 	t, err := b.Table(ctx, RequiredTable, bus.TableOptions{})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	watch, cancel := context.WithCancel(ctx)
 	defer cancel()
 	err = t.Watch(watch, "", func(e bus.Entry) {
-		if part := strings.SplitN(e.Key, "/", 4); !e.Deleted && len(part) == 4 && MarkOf(part[3]) == consumer {
-			keys = append(keys, e.Key)
+		if part := strings.SplitN(e.Key, "/", 4); !e.Deleted && len(part) == 4 {
+			f(e, part[0], MarkOf(part[3]))
 		}
 	}, cancel)
 	if ctx.Err() != nil {
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
 	if errors.Is(err, context.Canceled) {
-		err = nil
+		return nil
 	}
-	return keys, err
+	return err
 }
 
 // Forget tells all operators on the bus that a consumer is no more, and releases what the logs keep for it.

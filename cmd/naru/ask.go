@@ -133,7 +133,11 @@ func componentTable(p *printer, s status.Status) {
 		if !first.IsZero() {
 			oldest = short(max(s.At.Sub(first), 0))
 		}
-		p.row(k.Name, k.Node, k.State, ago(k.Since, s.At), fmt.Sprint(k.Restarts), batches(behind), oldest, num(parked))
+		since := ""
+		if !k.Since.IsZero() {
+			since = ago(k.Since, s.At)
+		}
+		p.row(k.Name, k.Node, k.State, since, fmt.Sprint(k.Restarts), batches(behind), oldest, num(parked))
 	}
 }
 

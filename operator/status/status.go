@@ -5,6 +5,7 @@ package status
 import (
 	"cmp"
 	"context"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -79,11 +80,14 @@ type Edge struct {
 	Subjects message.Pattern `json:"subjects"`
 }
 
-type status struct{ env component.Env }
+type status struct {
+	env   component.Env
+	began time.Time
+}
 
 // New builds the component.
 func New(env component.Env, _ struct{}) (*component.Part, error) {
-	s := &status{env}
+	s := &status{env, env.Now()}
 	return &component.Part{Routes: []component.Route{
 		{Pattern: "GET /api/v1/status", Handler: answer.Func(s.serveStatus)},
 		{Pattern: "GET /api/v1/graph", Handler: answer.Func(s.serveGraph)},
@@ -132,11 +136,14 @@ func (s *status) serveStatus(_ http.ResponseWriter, r *http.Request) (any, error
 		}
 		st.Logs = append(st.Logs, l)
 	}
-	reports := s.env.Peers.Reports()
-	for _, h := range s.env.Peers.Components() {
+	reports, all := s.env.Peers.Reports(), s.env.Peers.Components()
+	away, noted, faults := s.away(ctx, all, reports)
+	st.Faults = append(st.Faults, faults...)
+	reports = append(reports, noted...)
+	for _, h := range append(all, away...) {
 		c := Component{Health: h}
 		for _, rep := range reports {
-			if rep.Consumer != h.Name {
+			if rep.Consumer != h.Name && rep.Consumer != own(&h) {
 				continue
 			}
 			end := ends[rep.Log][[2]uint32{rep.Position.Generation, rep.Position.Partition}]
@@ -171,6 +178,63 @@ func (s *status) serveStatus(_ http.ResponseWriter, r *http.Request) (any, error
 	return st, nil
 }
 
+// own is the consumer of a component that each node has one of.
+func own(h *component.Health) string { return h.Name + "/" + h.Node }
+
+// lookAfter is how long after its start a process tells of what runs nowhere: others that start with it are given time.
+const lookAfter = 15 * time.Second
+
+// away are the consumers that messages wait for and that run in no process, each as a component in that state; what is noted
+// of how far they had come, beyond their own reports; and what a person is told of them. The children of one that is away are
+// not told of apart.
+func (s *status) away(ctx context.Context, all []component.Health, reports []component.Report) (list []component.Health, noted []component.Report, faults []string) {
+	if s.env.Now().Sub(s.began) < lookAfter {
+		return nil, nil, nil
+	}
+	last := map[string]component.Report{} // by consumer
+	for _, r := range reports {
+		if have, ok := last[r.Consumer]; !ok || r.At.After(have.At) {
+			last[r.Consumer] = r
+		}
+	}
+	owed, err := component.Owed(ctx, s.env.Bus)
+	if err != nil {
+		faults = append(faults, "it is not known for whom the logs keep messages: "+err.Error())
+	}
+	forgotten := s.env.Peers.Forgotten()
+	for _, r := range owed {
+		if have, ok := last[r.Consumer]; ok && !have.At.IsZero() || !forgotten[r.Consumer].IsZero() {
+			continue
+		}
+		last[r.Consumer] = r
+		noted = append(noted, r)
+	}
+	for _, h := range all {
+		if h.State != "stopped" {
+			delete(last, h.Name)
+			delete(last, own(&h))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(last)) {
+		r := last[name]
+		h := component.Health{Name: name, State: "away", Since: r.At, At: r.At}
+		heard := ""
+		if !r.At.IsZero() {
+			heard = ", last heard of at " + r.At.UTC().Format(time.RFC3339)
+		}
+		parent, node, divided := strings.Cut(name, "/")
+		switch _, too := last[parent]; {
+		case divided && !r.Child:
+			h.Name, h.Node = parent, node
+			faults = append(faults, "node "+node+" is away"+heard+": what waits for its "+parent+" is kept until the node is back, or taken for gone for good")
+		case !divided || !too:
+			faults = append(faults, name+" runs in no process"+heard+", and messages wait for it: start it (`naru run "+parent+"`), or if it went for good, `naru ledger forget "+name+"`")
+		}
+		list = append(list, h)
+	}
+	return list, noted, faults
+}
+
 // strangers tells of processes that hold messages to other contracts than this one does.
 func strangers(all []Component, own string) (faults []string) {
 	told := map[string]bool{}
@@ -184,9 +248,11 @@ func strangers(all []Component, own string) (faults []string) {
 	return faults
 }
 
-func (s *status) serveGraph(http.ResponseWriter, *http.Request) (any, error) {
+func (s *status) serveGraph(_ http.ResponseWriter, r *http.Request) (any, error) {
 	g := Graph{Nodes: []Node{{Name: "device", Namespace: message.Device, Doc: "the fleet", State: "running"}}, Edges: []Edge{}}
 	all := s.env.Peers.Components()
+	away, _, _ := s.away(r.Context(), all, s.env.Peers.Reports())
+	all = append(all, away...)
 	seen := map[string]bool{}
 	for _, h := range all {
 		if seen[h.Name] {
