@@ -25,6 +25,7 @@ func TestStatusTellsOfWhatRunsNowhere(t *testing.T) {
 		r := componenttest.New(t)
 		defer r.Close()
 		r.Start(Spec)
+		r.Running(Spec.Name)
 		works := component.Define(component.Spec{Name: "service_platform.works", Doc: "works", Hears: []message.Pattern{"device.>"}, State: component.Local, Required: true}, struct{}{},
 			func(component.Env, struct{}) (*component.Part, error) {
 				return &component.Part{Handle: func(context.Context, component.Tx, *message.Message) error { return nil }}, nil
