@@ -1,7 +1,6 @@
 package schema
 
 import (
-	"encoding/json"
 	"math/big"
 	"slices"
 	"strconv"
@@ -11,8 +10,8 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// plain is a schema that uses only what most do. It says a quick and certain yes; everything else is left to the
-// validator, which also finds the words. Its yes is held to the validator's by a fuzz test.
+// plain is a schema that uses only what most do. It says a quick and certain yes while the data is read; everything else is left
+// to the validator, which also finds the words. Its yes is held to the validator's by a fuzz test.
 type plain struct {
 	never bool // says yes
 	types kinds
@@ -116,7 +115,8 @@ func simplify(s *jsonschema.Schema, done map[*jsonschema.Schema]*plain) *plain {
 			}
 		}
 	}
-	p.match, p.form, p.required = s.Pattern, s.Format, s.Required
+	p.match, p.form, p.required = s.Pattern, s.Format, slices.Compact(slices.Sorted(slices.Values(s.Required)))
+	p.never = len(p.required) > 63
 	return p
 }
 
@@ -178,102 +178,188 @@ func (p *plain) inner(s *jsonschema.Schema, done map[*jsonschema.Schema]*plain) 
 	}
 }
 
-// takes says that a value surely keeps the schema. false says nothing.
-func (p *plain) takes(v any) bool {
-	if p.never || p.texts != nil && !p.oneOfTexts(v) || p.form != nil && p.form.Validate(v) != nil {
+// takes says that data is JSON and surely keeps the schema; false says nothing. Nothing is made of the data but what has
+// an escape in it.
+func (p *plain) takes(data []byte) bool {
+	if p.never {
 		return false
 	}
-	if p.types != 0 && p.types&kindOf(v) == 0 {
+	r := reading{decoder: decoder{s: string(data)}}
+	r.space()
+	if !p.value(&r, 0) {
 		return false
 	}
-	switch v := v.(type) {
-	case map[string]any:
-		if !p.object(v) {
-			return false
-		}
-	case []any:
-		if !p.fits(1, len(v)) {
-			return false
-		}
-		if p.items != nil {
-			for _, item := range v {
-				if !p.items.takes(item) {
-					return false
-				}
-			}
-		}
-	case string:
-		if (p.least[2] > 0 || p.most[2] >= 0) && !p.fits(2, utf8.RuneCountInString(v)) || p.match != nil && !p.match.MatchString(v) {
-			return false
-		}
-	case json.Number:
-		if p.limit {
-			f, err := strconv.ParseFloat(string(v), 64)
-			if err != nil || f <= p.above || f >= p.below {
-				return false
-			}
-		}
+	r.space()
+	return r.at == len(r.s)
+}
+
+// reading is data on its way past a schema.
+type reading struct {
+	decoder
+	names []string // of the objects that are open, so that none comes twice
+}
+
+// namesMost is how many names of an object are held against each other; what has more goes the long way.
+const namesMost = 32
+
+// free takes everything.
+var free = &plain{most: [3]int{-1, -1, -1}}
+
+// value reads one value and says whether it surely keeps the schema. Where it does not, the reading is of no more use.
+func (p *plain) value(r *reading, depth int) bool {
+	if p.never || depth > depthMax {
+		return false
 	}
+	began := r.at
+	if !p.itself(r, depth) {
+		return false
+	}
+	end := r.at
 	for _, of := range p.all {
-		if !of.takes(v) {
+		if r.at = began; !of.value(r, depth) {
 			return false
 		}
 	}
+	if p.any == nil {
+		return true
+	}
+	names := len(r.names)
 	for _, of := range p.any {
-		if of.takes(v) {
+		if r.at, r.names = began, r.names[:names]; of.value(r, depth) {
 			return true
 		}
 	}
-	return p.any == nil
+	r.at = end
+	return false
 }
 
-func (p *plain) object(m map[string]any) bool {
-	if !p.fits(0, len(m)) {
+// itself reads a value, without what all and any say of it.
+func (p *plain) itself(r *reading, depth int) bool {
+	switch c := r.next(); {
+	case c == '{':
+		return p.kind(kindObject) && p.texts == nil && p.form == nil && p.object(r, depth)
+	case c == '[':
+		return p.kind(kindArray) && p.texts == nil && p.form == nil && p.array(r, depth)
+	case c == '"':
+		text, err := r.text()
+		return err == nil && p.kind(kindString) && p.text(text)
+	case c == '-' || digit(c):
+		began := r.at
+		if _, err := r.number(); err != nil {
+			return false
+		}
+		return p.texts == nil && p.form == nil && p.number(r.s[began:r.at])
+	case r.word("null"):
+		return p.kind(kindNull) && p.texts == nil && p.form == nil
+	case r.word("true"), r.word("false"):
+		return p.kind(kindBoolean) && p.texts == nil && p.form == nil
+	}
+	return false
+}
+
+func (p *plain) kind(k kinds) bool { return p.types == 0 || p.types&k != 0 }
+
+func (p *plain) text(s string) bool {
+	switch {
+	case p.texts != nil && !p.texts[s], p.form != nil && p.form.Validate(s) != nil, p.match != nil && !p.match.MatchString(s):
 		return false
 	}
-	for _, name := range p.required {
-		if _, there := m[name]; !there {
+	return p.least[2] == 0 && p.most[2] < 0 || p.fits(2, utf8.RuneCountInString(s))
+}
+
+// number is of both types where it is surely an integer.
+func (p *plain) number(s string) bool {
+	if k := kindNumber; !p.kind(k) {
+		if strings.ContainsAny(s, ".eE") || !p.kind(kindInteger) {
 			return false
 		}
 	}
-	if p.properties == nil && p.additional == nil {
+	if !p.limit {
 		return true
 	}
-	for name, v := range m {
+	f, err := strconv.ParseFloat(s, 64)
+	return err == nil && f > p.above && f < p.below
+}
+
+func (p *plain) object(r *reading, depth int) bool {
+	first, there := len(r.names), uint64(0)
+	r.at++
+	r.space()
+	if r.next() == '}' {
+		r.at++
+		return len(p.required) == 0 && p.fits(0, 0)
+	}
+	for {
+		if r.next() != '"' {
+			return false
+		}
+		name, err := r.text()
+		if err != nil || len(r.names)-first == namesMost || slices.Contains(r.names[first:], name) {
+			return false
+		}
+		r.names = append(r.names, name)
+		if i := slices.Index(p.required, name); i >= 0 {
+			there |= 1 << i
+		}
+		r.space()
+		if r.next() != ':' {
+			return false
+		}
+		r.at++
+		r.space()
 		of, known := p.properties[name]
 		if !known {
 			of = p.additional
 		}
-		if of != nil && !of.takes(v) {
+		if of == nil {
+			of = free
+		}
+		if !of.value(r, depth+1) {
+			return false
+		}
+		r.space()
+		switch r.next() {
+		case ',':
+			r.at++
+			r.space()
+		case '}':
+			r.at++
+			n := len(r.names) - first
+			r.names = r.names[:first]
+			return p.fits(0, n) && there == 1<<len(p.required)-1
+		default:
 			return false
 		}
 	}
-	return true
+}
+
+func (p *plain) array(r *reading, depth int) bool {
+	of := p.items
+	if of == nil {
+		of = free
+	}
+	r.at++
+	r.space()
+	if r.next() == ']' {
+		r.at++
+		return p.fits(1, 0)
+	}
+	for n := 1; ; n++ {
+		if !of.value(r, depth+1) {
+			return false
+		}
+		r.space()
+		switch r.next() {
+		case ',':
+			r.at++
+			r.space()
+		case ']':
+			r.at++
+			return p.fits(1, n)
+		default:
+			return false
+		}
+	}
 }
 
 func (p *plain) fits(i, n int) bool { return n >= p.least[i] && (p.most[i] < 0 || n <= p.most[i]) }
-
-func (p *plain) oneOfTexts(v any) bool {
-	s, ok := v.(string)
-	return ok && p.texts[s]
-}
-
-// kindOf is a value's type, a number's both types where it is surely an integer.
-func kindOf(v any) kinds {
-	switch v := v.(type) {
-	case nil:
-		return kindNull
-	case bool:
-		return kindBoolean
-	case json.Number:
-		if strings.ContainsAny(string(v), ".eE") {
-			return kindNumber
-		}
-		return kindNumber | kindInteger
-	case string:
-		return kindString
-	case []any:
-		return kindArray
-	}
-	return kindObject
-}

@@ -99,18 +99,18 @@ func (s *Schema) Check(data []byte) (err error) {
 	if s == nil {
 		return nil
 	}
-	doc, err := decode(data)
-	if err != nil {
-		return err
-	}
 	// The validator is not ours and the data is a stranger's: a fault of the one must not take the process down.
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("the data cannot be checked: %s", clip(fmt.Sprint(p), sentenceMax))
 		}
 	}()
-	if s.plain.takes(doc) {
+	if s.plain.takes(data) {
 		return nil
+	}
+	doc, err := decode(data)
+	if err != nil {
+		return err
 	}
 	err = s.compiled.Validate(doc)
 	var broken *jsonschema.ValidationError
