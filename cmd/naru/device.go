@@ -4,10 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 
@@ -18,7 +16,7 @@ import (
 
 func deviceCommand(o *options) *cobra.Command {
 	c := &cobra.Command{Use: "device", Short: "The fleet: its devices, their certificates and what becomes of them"}
-	c.AddCommand(deviceAdd(o), deviceList(o), deviceShow(o), deviceToken(o), deviceRotate(o), deviceDelete(o), deviceExpiring(o), deviceImport(o), deviceExport(o), deviceAct(o, "revoke", "Withdraw a device's certificates; its connections end"),
+	c.AddCommand(deviceAdd(o), deviceList(o), deviceShow(o), deviceSet(o), deviceToken(o), deviceRotate(o), deviceDelete(o), deviceExpiring(o), deviceImport(o), deviceExport(o), deviceAct(o, "revoke", "Withdraw a device's certificates; its connections end"),
 		deviceAct(o, "disable", "Switch a device off; its connections end"), deviceAct(o, "enable", "Switch a device on again"))
 	return c
 }
@@ -31,7 +29,8 @@ func deviceAdd(o *options) *cobra.Command {
 		Use: "add ID", Short: "Register a device and issue its certificate", Args: cobra.ExactArgs(1),
 		Long: `Registers a device and writes its certificate, key and the CA to a directory: device.crt, device.key (mode 0600) and
 ca.crt. The key is made here and goes nowhere. With --csr it stays where it was made, and only the certificate comes back.
-A command that was cut off is given again: it goes on with the key that is there.
+A command that was cut off is given again: it goes on with the key that is there, and for a key that has a certificate in
+force it gets that one; --csr too.
 
 A device that has a certificate already is refused: rotate gives it a new one, and token lets it fetch one itself.`,
 		Example: `  naru device add d-17 --out d-17
@@ -72,7 +71,7 @@ A device that has a certificate already is refused: rotate gives it a new one, a
 				return err
 			}
 			defer own.close()
-			in["csr"], in["new"] = own.csr, !another && !own.resumed // what was cut off may have been registered before
+			in["csr"], in["new"] = own.csr, !another // what was cut off, and registered, is given again
 			var e enrolled
 			err = cl.post(c.Context(), "/api/v1/devices", in, &e)
 			if refusedWith(err, http.StatusConflict) {
@@ -197,49 +196,6 @@ func until(d x509.Shown) string {
 		return t.Format("2006-01-02")
 	}
 	return "-"
-}
-
-func deviceShow(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use: "show ID", Short: "One device: its certificates and its connection", Args: cobra.ExactArgs(1), Example: "  naru device show d-17",
-		RunE: func(c *cobra.Command, args []string) error {
-			cl, err := o.client()
-			if err != nil {
-				return err
-			}
-			var d x509.Shown
-			if err := cl.get(c.Context(), "/api/v1/devices/"+url.PathEscape(args[0]), nil, &d); err != nil {
-				return err
-			}
-			return o.show(c.OutOrStdout(), d, func(p *printer) {
-				p.row("device", d.ID)
-				p.row("state", d.State)
-				p.row("since", d.CreatedAt.Format(time.RFC3339))
-				if d.Disabled {
-					p.row("disabled", fmt.Sprintf("%s by %s: %s", d.DisabledAt.Format(time.RFC3339), d.DisabledBy, d.DisabledReason))
-				}
-				if len(d.Groups) > 0 {
-					p.row("groups", cut(strings.Join(d.Groups, ", "), 100))
-				}
-				if d.Policy != "" {
-					p.row("policy", cut(d.Policy, 100))
-				}
-				for _, k := range slices.Sorted(maps.Keys(d.Attributes)) {
-					p.row("attribute "+cut(k, 40), cut(d.Attributes[k], 100))
-				}
-				for _, k := range d.Certs {
-					what := "valid until " + k.NotAfter.Format(time.RFC3339)
-					if !k.EndsAt.IsZero() && k.EndsAt.Before(k.NotAfter) {
-						what = "accepted until " + k.EndsAt.Format(time.RFC3339) + ", then replaced"
-					}
-					if k.Revoked() {
-						what = "revoked " + k.RevokedAt.Format(time.RFC3339) + " by " + k.RevokedBy + ": " + k.Reason
-					}
-					p.row("certificate "+cut(k.Fingerprint, 17), what)
-				}
-			})
-		},
-	}
 }
 
 func deviceAct(o *options, verb, what string) *cobra.Command {

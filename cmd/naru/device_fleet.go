@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -26,6 +27,7 @@ import (
 const (
 	importAtOnce = 8       // enough to hide the network; the registry's disk sets the pace
 	lineMax      = 1 << 20 // bytes of a line of JSON
+	aloneShown   = 20      // devices that are named since they got no certificate
 )
 
 // fleetColumns are the columns of a fleet's CSV. Groups are joined by semicolons; attributes and certs are JSON.
@@ -140,12 +142,13 @@ func deviceImport(o *options) *cobra.Command {
 		Long: `Registers the devices of a file, one a line. Only id is wanted; groups, attributes, policy, disabled and certs are taken
 where they are there. A device that is registered already is brought up to date, so an import that was cut off is simply
 run again. With --issue each device also gets a certificate and key, in a directory of its own below the one named;
-those that have one already are left alone.
+those that have a certificate already are left alone, and told of where it is not in that directory: rotate gives them
+another.
 
 A line that is refused is told with its number, the others go on, and the command ends with 1. A field that is not known
 is refused, not passed over. How far it is stands on standard error: a bar in a terminal, else a line now and then; of all
 lines where FILE is a file. With -o json standard output has a line {"line": N, "id": …, "error": …} for each that was
-refused, and {"imported": N, "refused": N} at the end.`,
+refused, and {"imported": N, "refused": N} at the end; with --issue also "left_alone", which are among the imported.`,
 		Example: "  naru device import fleet.csv --issue keys\n  naru device export | naru --server https://other.example:8780 device import -",
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
@@ -206,14 +209,19 @@ func (o *options) importFleet(c *cobra.Command, cl *client, in io.Reader, format
 	bar := newProgress(c, "imported", total)
 	var mu sync.Mutex
 	var warn sync.Once
-	done, refused := 0, 0
+	done, refused, alone := 0, 0, 0
 	lines := json.NewEncoder(c.OutOrStdout())
-	note := func(line int, id string, err error) {
+	note := func(line int, id string, left bool, err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		bar.add()
 		if err == nil {
 			done++
+			if left {
+				if alone++; alone <= aloneShown {
+					o.hint(c, "line %d: %s has a certificate already, which is not in %s; it got no other", line, id, issue)
+				}
+			}
 			return
 		}
 		refused++
@@ -230,16 +238,16 @@ func (o *options) importFleet(c *cobra.Command, cl *client, in io.Reader, format
 			return ctx.Err()
 		}
 		if err != nil {
-			note(line, d.ID, err)
+			note(line, d.ID, false, err)
 			return nil
 		}
 		group.Go(func() error {
-			warning, err := importDevice(ctx, cl, d, issue)
-			if warning != "" {
-				warn.Do(func() { o.hint(c, "warning: line %d: %s; others like it are not told", line, warning) })
+			is, err := importDevice(ctx, cl, d, issue)
+			if is.warning != "" {
+				warn.Do(func() { o.hint(c, "warning: line %d: %s; others like it are not told", line, is.warning) })
 			}
 			if ctx.Err() == nil {
-				note(line, d.ID, err)
+				note(line, d.ID, is.alone, err)
 			}
 			return ctx.Err()
 		})
@@ -248,8 +256,15 @@ func (o *options) importFleet(c *cobra.Command, cl *client, in io.Reader, format
 	err = errors.Join(err, group.Wait())
 	bar.end()
 	o.hint(c, "%d devices imported, %d refused", done, refused)
+	if alone > 0 {
+		o.hint(c, "%d of them had a certificate already and got no other; naru device rotate gives a device one", alone)
+	}
 	if o.json() {
-		err = errors.Join(err, lines.Encode(map[string]int{"imported": done, "refused": refused}))
+		sum := map[string]int{"imported": done, "refused": refused}
+		if issue != "" {
+			sum["left_alone"] = alone
+		}
+		err = errors.Join(err, lines.Encode(sum))
 	}
 	if err == nil && refused > 0 {
 		err = fmt.Errorf("%d lines were refused; mend them and import the file again", refused)
@@ -264,34 +279,43 @@ type refusedLine struct {
 	Error string `json:"error"`
 }
 
-func importDevice(ctx context.Context, cl *client, d x509.Import, issue string) (warning string, err error) {
-	d.By = "operator"
-	var is x509.Shown
-	if err := cl.do(ctx, "PUT", "/api/v1/devices/"+url.PathEscape(d.ID), nil, d, &is); err != nil || issue == "" {
-		return is.Warning, err
-	}
-	return is.Warning, issueTo(ctx, cl, d.ID, issue)
+// imported is what became of a device of a fleet.
+type imported struct {
+	warning string
+	alone   bool // it has a certificate, and got no other
 }
 
-// issueTo has a certificate issued to a device, with a key that is made here.
-func issueTo(ctx context.Context, cl *client, id, issue string) error {
-	dir := filepath.Join(issue, url.PathEscape(id))
-	if _, err := os.Stat(filepath.Join(dir, certFile)); err == nil {
-		return nil
+// importDevice registers a device, and has a certificate issued to it into a directory below issue, if there is one.
+func importDevice(ctx context.Context, cl *client, d x509.Import, issue string) (is imported, err error) {
+	d.By = "operator"
+	var now x509.Shown
+	if err := cl.do(ctx, "PUT", "/api/v1/devices/"+url.PathEscape(d.ID), nil, d, &now); err != nil || issue == "" {
+		return imported{warning: now.Warning}, err
 	}
-	own, err := openCredentials(dir, id, "")
+	dir := filepath.Join(issue, url.PathEscape(d.ID))
+	there := func(file string) bool { _, err := os.Stat(filepath.Join(dir, file)); return err == nil }
+	switch {
+	case there(certFile):
+		return imported{warning: now.Warning}, nil
+	case len(now.Certs) > 0 && !there(keyFile): // a key is what a command left that was cut off
+		return imported{now.Warning, true}, nil
+	}
+	own, err := openCredentials(dir, d.ID, "")
 	if errors.Is(err, errHasCertificate) { // from another line of the same device
-		return nil
+		return imported{warning: now.Warning}, nil
 	}
 	if err != nil {
-		return err
+		return imported{}, err
 	}
 	defer own.close()
 	var e enrolled
-	if err := cl.post(ctx, "/api/v1/devices", map[string]string{"id": id, "by": "operator", "csr": own.csr}, &e); err != nil {
-		return err
+	if err := cl.post(ctx, "/api/v1/devices", map[string]any{"id": d.ID, "by": "operator", "csr": own.csr, "new": true}, &e); err != nil {
+		if refusedWith(err, http.StatusConflict) {
+			own.forget()
+		}
+		return imported{}, err
 	}
-	return own.keep(e)
+	return imported{warning: now.Warning}, own.keep(e)
 }
 
 // eachLine calls f for each device, or for what is wrong with its line; an error of its own ends it.

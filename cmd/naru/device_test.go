@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto"
+	"crypto/ecdsa"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -8,10 +10,13 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/service_platform/x509"
 )
 
@@ -65,11 +70,16 @@ func TestStandardOutputHasOnlyWhatWasAskedFor(t *testing.T) {
 func TestDeviceThatIsThereIsNotAddedAgain(t *testing.T) {
 	has := x509.Shown{Device: x509.Device{ID: "d-1", Certs: []x509.Certificate{{}}}, State: "active"}
 	var asks []map[string]any
+	var known crypto.Signer // its certificate was answered to nobody
 	add := func(w http.ResponseWriter, r *http.Request) {
 		var in map[string]any
 		_ = json.NewDecoder(r.Body).Decode(&in)
 		asks = append(asks, in)
-		if in["new"] == true {
+		csr, err := x509.ParseRequest("d-1", []byte(fmt.Sprint(in["csr"])))
+		if err != nil {
+			t.Error(err)
+		}
+		if same := err == nil && known != nil && known.Public().(*ecdsa.PublicKey).Equal(csr.PublicKey); in["new"] == true && !same {
 			says(409, map[string]any{"detail": "refused: device d-1 is registered already, with 1 certificates"})(w, r)
 			return
 		}
@@ -89,19 +99,75 @@ func TestDeviceThatIsThereIsNotAddedAgain(t *testing.T) {
 	if _, _, err := asked(t, ways, "device", "add", "d-1", "--out", dir, "--another"); err != nil {
 		t.Error(err)
 	}
-	// A command that was cut off left a key: the platform may have registered it, so it goes on.
+	// A command that was cut off left a key: the platform has registered it, so it goes on.
 	cut := filepath.Join(t.TempDir(), "d-1")
 	if err := os.MkdirAll(cut, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := keyIn(cut); err != nil {
+	var err error
+	if known, _, err = keyIn(cut); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := asked(t, ways, "device", "add", "d-1", "--out", cut); err != nil {
 		t.Error(err)
 	}
-	if len(asks) != 4 || asks[2]["new"] != false || asks[3]["new"] != false {
+	if len(asks) != 4 || asks[2]["new"] != false || asks[3]["new"] != true {
 		t.Errorf("asked %v", asks)
+	}
+}
+
+// A device of a fleet that has a certificate gets no other, and that is told; where a key is left of an import that was cut
+// off, it goes on.
+func TestImportLeavesAloneWhatHasACertificate(t *testing.T) {
+	keys := t.TempDir()
+	has := x509.Shown{Device: x509.Device{ID: "x", Certs: []x509.Certificate{{}}}, State: "active"}
+	var asks []string
+	var mu sync.Mutex
+	ways := map[string]http.HandlerFunc{
+		"PUT /api/v1/devices/has": says(200, has), "PUT /api/v1/devices/cut": says(200, has),
+		"PUT /api/v1/devices/new": says(201, map[string]any{"id": "new", "warning": "no broker runs"}), "PUT /api/v1/devices/other": says(200, has),
+		"POST /api/v1/devices": func(w http.ResponseWriter, r *http.Request) {
+			var in struct {
+				ID  string
+				New bool
+			}
+			_ = json.NewDecoder(r.Body).Decode(&in)
+			mu.Lock()
+			asks = append(asks, fmt.Sprint(in.ID, in.New))
+			mu.Unlock()
+			if in.ID == "other" { // its key is none that the platform knows
+				says(409, map[string]string{"detail": "it has another"})(w, r)
+				return
+			}
+			says(201, map[string]any{"id": in.ID, "certificate": "C", "ca": "CA"})(w, r)
+		},
+	}
+	for _, id := range []string{"cut", "other"} {
+		if err := os.Mkdir(filepath.Join(keys, id), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := keyIn(filepath.Join(keys, id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "fleet.csv")
+	if err := os.WriteFile(file, []byte("id\nhas\ncut\nnew\nother\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, hints, err := asked(t, ways, "device", "import", file, "--issue", keys)
+	if err == nil || !strings.Contains(hints, "line 2: has has a certificate already") || !strings.Contains(hints, "1 of them had a certificate already") ||
+		!strings.Contains(hints, "line 5: it has another") || !strings.Contains(hints, "warning: line 4: no broker runs") {
+		t.Errorf("%v: %s", err, hints)
+	}
+	if slices.Sort(asks); fmt.Sprint(asks) != "[cuttrue newtrue othertrue]" {
+		t.Errorf("asked for %v", asks)
+	}
+	if _, err := os.Stat(filepath.Join(keys, "has")); err == nil {
+		t.Error("a key was made for who got no certificate")
+	}
+	out, _, err := asked(t, ways, "device", "import", file, "--issue", keys, "-o", "json")
+	if err == nil || !strings.Contains(out, `{"imported":3,"left_alone":1,"refused":1}`) {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 
@@ -206,5 +272,56 @@ func TestTimeThatIsTooLongIsNamedByItsFlag(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), flag) || !strings.Contains(err.Error(), "too long; 73000d") {
 			t.Errorf("%s: %v", args, err)
 		}
+	}
+}
+
+func TestDeviceSetChangesWhatIsNamed(t *testing.T) {
+	var got string
+	ways := map[string]http.HandlerFunc{"PATCH /api/v1/devices/d-1": func(w http.ResponseWriter, r *http.Request) {
+		raw, _ := io.ReadAll(r.Body)
+		got = strings.TrimSpace(string(raw))
+		says(200, x509.Shown{Device: x509.Device{ID: "d-1", Attributes: map[string]string{"site": "busan"}}, State: "active", Warning: "no broker runs"})(w, r)
+	}}
+	for args, want := range map[string]string{
+		"site=busan line- a=b=c --policy pump --reason moved": `{"attributes":{"a":"b=c","line":null,"site":"busan"},"policy":"pump","reason":"moved"}`,
+		"--group a,b --add-group c --remove-group d":          `{"groups":["a","b"],"add_groups":["c"],"remove_groups":["d"]}`,
+		"--group= --policy= --template=":                      `{"groups":[],"policy":"","template":""}`,
+	} {
+		out, hints, err := asked(t, ways, append([]string{"device", "set", "d-1"}, strings.Fields(args)...)...)
+		if err != nil || got != want || !strings.Contains(out, "attribute site") || !strings.Contains(hints, "warning: no broker runs") {
+			t.Errorf("%s: %v, asked %s, says %q, hints %q", args, err, got, out, hints)
+		}
+	}
+	for args, want := range map[string]string{"": "say what is to change", "site": "NAME=VALUE", "=x": "NAME=VALUE", "-- -": "NAME=VALUE", "a=1 a-": "twice"} {
+		if _, _, err := asked(t, ways, append([]string{"device", "set", "d-1"}, strings.Fields(args)...)...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+}
+
+func TestDeviceShowTellsWhatWasChanged(t *testing.T) {
+	at := time.Date(2026, 11, 1, 3, 0, 0, 0, time.UTC)
+	data := `{"device":"d-1","change":"changed","by":"mina","reason":"moved","fields":[{"field":"attribute.site","was":"seoul","is":"busan"}]}`
+	var asks string
+	ways := map[string]http.HandlerFunc{
+		"GET /api/v1/devices/d-1": says(200, x509.Shown{Device: x509.Device{ID: "d-1"}, State: "active"}),
+		"GET /api/v1/messages": func(w http.ResponseWriter, r *http.Request) {
+			asks = r.URL.Query().Get("device") + " " + r.URL.Query().Get("subject") + " " + r.URL.Query().Get("limit")
+			says(200, map[string]any{"messages": []any{
+				map[string]any{"id": message.NewID(at), "time": at, "data": data[:20], "truncated": true}, map[string]any{"time": at, "data": `{"device":"d-1","change":"registered","by":"operator"}`}}})(w, r)
+		},
+		"GET /api/v1/messages/{id}": says(200, map[string]any{"time": at, "data": data}),
+	}
+	out, _, err := asked(t, ways, "device", "show", "d-1")
+	if err != nil || !strings.Contains(out, `changed by mina, attribute.site "seoul" -> "busan": moved`) || !strings.Contains(out, "registered by operator") || asks != "d-1 service_platform.x509.device.d-1 20" {
+		t.Errorf("%v, asked %s:\n%s", err, asks, out)
+	}
+	out, _, err = asked(t, ways, "device", "show", "d-1", "-o", "json", "--history", "5")
+	if err != nil || !strings.Contains(out, `"history": [`) || !strings.HasSuffix(asks, " 5") {
+		t.Errorf("%v: %s", err, out)
+	}
+	delete(ways, "GET /api/v1/messages")
+	if out, hints, err := asked(t, ways, "device", "show", "d-1"); err != nil || !strings.Contains(out, "d-1") || !strings.Contains(hints, "history cannot be read") {
+		t.Errorf("without a log: %v, says %q, hints %q", err, out, hints)
 	}
 }

@@ -198,7 +198,7 @@ func (b *because) explainRefusal(a *x509.Attempt) {
 		b.say(a.Reason, "Its MQTT client id is not the name in its certificate. "+a.Detail+".", "Set the client id to "+a.Device)
 	case a.Reason == "acl_denied" && strings.Contains(a.Detail, "and there is none"):
 		b.say(a.Reason, "It is registered with a policy that is not configured. "+a.Detail+".",
-			fmt.Sprintf(`Configure it (naru config show has those that are there), or give the device another: echo '{"id":%q,"policy":"NAME"}' | naru device import -`, b.Device))
+			fmt.Sprintf("Configure it (naru config show has those that are there), or give the device another: naru device set %s --policy NAME", b.Device))
 	case a.Reason == "acl_denied" && b.of.Policy != "":
 		b.say(a.Reason, "Policy refused it as it connected. "+a.Detail+".", fmt.Sprintf("Its policy %q must allow its will; `naru mqtt may` asks what a device may, `naru config show` has the policy", b.of.Policy))
 	case a.Reason == "acl_denied":

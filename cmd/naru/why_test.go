@@ -51,7 +51,7 @@ func TestWhyDeviceNamesTheCauseAndTheRemedy(t *testing.T) {
 		"no such policy": {with(func(d *x509.Device) { d.Policy = "pump" }), true, refused("acl_denied", "connect", func(a *x509.Attempt) {
 			a.Detail = `policy "pump" is named for device "d-1", and there is none; there are device`
 		}), false,
-			[]string{"a policy that is not configured", "device import"}},
+			[]string{"a policy that is not configured", "device set d-1 --policy"}},
 		"its own policy": {with(func(d *x509.Device) { d.Policy = "pump" }), true, refused("acl_denied", "connect", nil), false, []string{"as it connected", `policy "pump"`, "naru mqtt may"}},
 		"revoked":        {with(func(d *x509.Device) { d.Certs[0].RevokedAt = now }), true, nil, false, []string{"revoked", "rotate"}},
 		"disabled": {with(func(d *x509.Device) { d.Disabled, d.DisabledBy, d.DisabledReason = true, "jun", "floods" }), true, refused("device_disabled", "registration", nil),

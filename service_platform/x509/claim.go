@@ -129,9 +129,7 @@ func (s *service) addClaim(o *opened, w http.ResponseWriter, r *http.Request) er
 		return fmt.Errorf("register the claim certificate %s: %w", c.Name, err)
 	}
 	s.env.Log.Info("a claim certificate was issued", "claim", c.Name, "fingerprint", c.Fingerprint, "templates", c.Templates, "by", c.By)
-	w.Header().Set("Cache-Control", "no-store")
-	return answer(w, http.StatusCreated, Enrolled{ID: c.Name, Certificate: string(issued.Chain), Key: string(issued.Key),
-		CA: string(certPEM(o.authority.Bundle().Roots...)), Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, Created: true})
+	return o.enrolled(w, http.StatusCreated, Enrolled{ID: c.Name, Created: true}, issued)
 }
 
 func (s *service) claims(o *opened, w http.ResponseWriter, r *http.Request) error {

@@ -43,6 +43,7 @@ func (s *service) routes() []component.Route {
 		{Pattern: "GET /api/v1/devices", Handler: with(s.list)},
 		{Pattern: "GET /api/v1/devices/{id}", Handler: with(s.show)},
 		{Pattern: "PUT /api/v1/devices/{id}", Handler: with(s.put)},
+		{Pattern: "PATCH /api/v1/devices/{id}", Handler: with(s.patch)},
 		{Pattern: "POST /api/v1/devices/{id}/rotate", Handler: with(s.rotate)},
 		{Pattern: "GET /api/v1/ca/crl", Handler: with(s.crl), Public: true},
 		{Pattern: "DELETE /api/v1/devices/{id}", Handler: with(s.remove)},
@@ -73,7 +74,8 @@ func (s *service) routes() []component.Route {
 }
 
 // Enrolment is the request of POST /api/v1/devices. For a device that is registered already it adds a certificate to
-// those it has, so that a device can change over before the old one is revoked.
+// those it has, so that a device can change over before the old one is revoked. Where a certificate is in force that was
+// issued to it for the same key, that one is the answer.
 type Enrolment struct {
 	ID         string            `json:"id"`
 	CSR        string            `json:"csr,omitempty"`      // PEM; without it the key pair is made here
@@ -82,7 +84,8 @@ type Enrolment struct {
 	Groups     []string          `json:"groups,omitempty"`
 	Policy     string            `json:"policy,omitempty"`
 	By         string            `json:"by,omitempty"` // who asks, for the record
-	// New refuses a device that has, or had, a certificate already: it would get a second one, and nobody may have meant that.
+	// New refuses a device that has, or had, a certificate with another key: it would get a second one, and nobody may have
+	// meant that.
 	New bool `json:"new,omitempty"`
 }
 
@@ -112,13 +115,18 @@ func (s *service) issue(o *opened, w http.ResponseWriter, r *http.Request, e Enr
 	if err := firstOf(CheckDevice(e.ID), checkText("by", e.By), checkText("policy", e.Policy), checkDescription(e.Groups, e.Attributes)); err != nil {
 		return bad(err)
 	}
+	g := Registration{ID: e.ID, Attributes: e.Attributes, Groups: e.Groups, Policy: e.Policy, By: by(e.By), First: e.New, Overlap: overlap}
 	req := Request{Device: e.ID, Validity: time.Duration(e.Validity)}
+	key := ""
 	if e.CSR != "" {
 		csr, err := ParseRequest(e.ID, []byte(e.CSR))
 		if err != nil {
 			return bad(err)
 		}
 		req.Key = csr.PublicKey
+		if key, err = keyHash(req.Key); err != nil {
+			return bad(err)
+		}
 	}
 	warning, err := s.checkPolicy(r.Context(), o, e.Policy)
 	if err != nil {
@@ -126,6 +134,17 @@ func (s *service) issue(o *opened, w http.ResponseWriter, r *http.Request, e Enr
 	}
 	if req.Validity != 0 && req.Validity < time.Minute {
 		return bad(fmt.Errorf("a validity of %s is too short; a minute is the least", req.Validity))
+	}
+	if key != "" && overlap == nil {
+		turn := o.asking.turn(key)
+		turn.Lock()
+		defer turn.Unlock()
+		if given, err := o.givenBefore(r.Context(), g, key, s.env.Now()); err != nil {
+			return err
+		} else if given != nil {
+			s.tell(r, o, e.ID) // it may have been described anew
+			return o.enrolled(w, http.StatusOK, Enrolled{ID: e.ID, Warning: warning}, given)
+		}
 	}
 	if req.Validity == 0 {
 		if req.Validity, err = o.validityOf(r.Context(), e.ID); err != nil {
@@ -136,19 +155,23 @@ func (s *service) issue(o *opened, w http.ResponseWriter, r *http.Request, e Enr
 	if err != nil {
 		return err
 	}
-	c := issued.record(s.env.Now())
-	_, created, err := o.registry.Add(r.Context(), Registration{ID: e.ID, Certificate: c, Attributes: e.Attributes, Groups: e.Groups,
-		Policy: e.Policy, By: by(e.By), First: e.New, Overlap: overlap})
+	g.Certificate = issued.record(s.env.Now())
+	g.Certificate.der = issued.Certificate.Raw
+	_, created, err := o.registry.Add(r.Context(), g)
 	if err != nil {
 		return err
 	}
 	s.metrics.issued.Inc()
 	s.tell(r, o, e.ID)
+	return o.enrolled(w, http.StatusCreated, Enrolled{ID: e.ID, Created: created, Warning: warning}, issued)
+}
+
+// enrolled answers with a certificate.
+func (o *opened) enrolled(w http.ResponseWriter, status int, e Enrolled, issued *Issued) error {
+	e.Certificate, e.Key, e.CA = string(issued.Chain), string(issued.Key), string(certPEM(o.authority.Bundle().Roots...))
+	e.Fingerprint, e.NotAfter = Fingerprint(issued.Certificate.Raw), issued.Certificate.NotAfter
 	w.Header().Set("Cache-Control", "no-store")
-	return answer(w, http.StatusCreated, Enrolled{
-		ID: e.ID, Certificate: string(issued.Chain), Key: string(issued.Key), CA: string(certPEM(o.authority.Bundle().Roots...)),
-		Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, Created: created, Warning: warning,
-	})
+	return answer(w, status, e)
 }
 
 // tell says what was just changed. What cannot be said now is kept with the device, and said later.

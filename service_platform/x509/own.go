@@ -20,6 +20,8 @@ const ownerPatience = 10 * time.Minute
 type certOwner struct {
 	Device string    `json:"device"`
 	At     time.Time `json:"at"`
+	// Certificate is the certificate itself, DER, where it was issued to a request that may be repeated (see givenBefore).
+	Certificate []byte `json:"certificate,omitempty"`
 }
 
 // owning are the certificates that a request has taken for its device.
@@ -31,10 +33,10 @@ type owning struct {
 }
 
 // own takes certificates for a device before they are registered. ErrRefused says that one is another's.
-func (r *Registry) own(ctx context.Context, device string, fingerprints ...string) (*owning, error) {
+func (r *Registry) own(ctx context.Context, device string, certs ...Certificate) (*owning, error) {
 	o := &owning{r: r, device: device, at: r.now().UTC(), fresh: map[string]uint64{}}
-	for _, f := range fingerprints {
-		if err := o.take(ctx, f); err != nil {
+	for _, c := range certs {
+		if err := o.take(ctx, c.Fingerprint, c.der); err != nil {
 			o.giveBack(ctx, err)
 			return nil, err
 		}
@@ -42,8 +44,8 @@ func (r *Registry) own(ctx context.Context, device string, fingerprints ...strin
 	return o, nil
 }
 
-func (o *owning) take(ctx context.Context, fingerprint string) error {
-	raw, err := json.Marshal(certOwner{o.device, o.at})
+func (o *owning) take(ctx context.Context, fingerprint string, der []byte) error {
+	raw, err := json.Marshal(certOwner{o.device, o.at, der})
 	if err != nil {
 		return err
 	}
@@ -110,6 +112,22 @@ func (o *owning) giveBack(ctx context.Context, err error) {
 			_ = o.r.table.Delete(ctx, certKey(f), revision) // or another may take it in a while
 		}
 	}
+}
+
+// issued is a certificate as it was issued for a device; nil where that is not kept.
+func (r *Registry) issued(ctx context.Context, device, fingerprint string) ([]byte, error) {
+	e, err := r.table.Get(ctx, certKey(fingerprint))
+	if errors.Is(err, bus.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the certificate %s: %w", fingerprint, err)
+	}
+	var of certOwner
+	if err := json.Unmarshal(e.Value, &of); err != nil || of.Device != device {
+		return nil, nil
+	}
+	return of.Certificate, nil
 }
 
 // has says whether a device has a certificate.

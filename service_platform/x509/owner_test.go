@@ -87,7 +87,7 @@ func TestTwoDevicesNeverHaveOneCertificate(t *testing.T) {
 		t.Errorf("%d devices are registered, %v", len(entries), err)
 	}
 	cut := Certificate{Fingerprint: strings.Repeat("cd", 32), NotAfter: h.clock.Now().Add(day)}
-	if _, err := h.reg.own(t.Context(), "x", cut.Fingerprint); err != nil { // and there it was killed
+	if _, err := h.reg.own(t.Context(), "x", cut); err != nil { // and there it was killed
 		t.Fatal(err)
 	}
 	add := func(id string) error {
@@ -105,7 +105,7 @@ func TestTwoDevicesNeverHaveOneCertificate(t *testing.T) {
 		t.Errorf("another takes what is registered: %v", err)
 	}
 	left := Certificate{Fingerprint: strings.Repeat("ef", 32), NotAfter: h.clock.Now().Add(day)}
-	if _, err := h.reg.own(t.Context(), "x", left.Fingerprint); err != nil {
+	if _, err := h.reg.own(t.Context(), "x", left); err != nil {
 		t.Fatal(err)
 	}
 	h.clock.move(2 * ownerPatience)

@@ -16,6 +16,12 @@ import (
 // errPolicy refuses a policy that no broker has.
 var errPolicy = errors.New("unknown policy")
 
+// policyError is such a refusal in the words of who looked.
+type policyError struct{ error }
+
+func (e policyError) Unwrap() error        { return e.error }
+func (e policyError) Is(target error) bool { return target == errPolicy }
+
 // checkPolicy gives errPolicy for a policy that no broker has. Where there is no broker to say, the policy is taken, and
 // warning says so. No policy is a good one.
 func checkPolicy(ctx context.Context, known *names.Known, policy string) (warning string, err error) {
@@ -27,7 +33,7 @@ func checkPolicy(ctx context.Context, known *names.Known, policy string) (warnin
 	case errors.Is(err, names.ErrNobody):
 		return fmt.Sprintf("whether there is a policy %q is not known, since no broker runs; a device with a policy that is not there is refused at the door", policy), nil
 	case errors.As(err, new(*names.Unknown)):
-		return "", fmt.Errorf("%w: %w", errPolicy, err)
+		return "", policyError{err}
 	case err != nil:
 		return "", awayError{err}
 	}

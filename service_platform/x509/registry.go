@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -77,6 +76,13 @@ type Certificate struct {
 	RevokedAt time.Time `json:"revoked_at,omitzero"`
 	RevokedBy string    `json:"revoked_by,omitempty"`
 	Reason    string    `json:"reason,omitempty"`
+
+	der []byte // kept beside the device, for a request that is repeated
+}
+
+// inForce says whether a device gets in with it.
+func (c Certificate) inForce(now time.Time) bool {
+	return !c.Revoked() && now.Before(c.NotAfter) && (c.EndsAt.IsZero() || now.Before(c.EndsAt))
 }
 
 // Revoked says whether the certificate was withdrawn.
@@ -129,7 +135,7 @@ type Registration struct {
 	By          string
 	// Fresh refuses a device that is registered already, unless with this very certificate.
 	Fresh bool
-	// First refuses a device that has or had another certificate.
+	// First refuses a device that has or had a certificate with another key.
 	First bool
 	// Token is when the enrolment token was made by which the device comes; zero where it comes another way.
 	Token time.Time
@@ -147,7 +153,7 @@ func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created b
 	var own *owning
 	var dropped []Certificate
 	if g.Certificate != nil {
-		if own, err = r.own(ctx, g.ID, g.Certificate.Fingerprint); err != nil {
+		if own, err = r.own(ctx, g.ID, *g.Certificate); err != nil {
 			return d, false, err
 		}
 		defer func() {
@@ -188,11 +194,13 @@ func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created b
 		if g.Fresh && !created {
 			return fmt.Errorf("%w: device %s is registered already", ErrRefused, d.ID)
 		}
-		if g.First && len(d.Certs) > 0 {
+		if g.First && len(d.Certs) > 0 && !slices.ContainsFunc(d.Certs, func(c Certificate) bool { return c.Key != "" && c.Key == g.Certificate.Key }) {
 			return fmt.Errorf("%w: device %s is registered already, and has certificates: %d", ErrRefused, d.ID, len(d.Certs))
 		}
-		changed := d.describe(g)
 		f := serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Changed, By: g.By}
+		if fields := d.describe(g); !created {
+			f.Fields = fields
+		}
 		if g.Certificate != nil {
 			if d.Disabled {
 				return d.off()
@@ -215,7 +223,7 @@ func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created b
 		if created {
 			f.Change = serviceplatform.Registered
 		}
-		if created || changed || g.Certificate != nil {
+		if created || len(f.Fields) > 0 || g.Certificate != nil {
 			d.note(now, f)
 		}
 		return nil
@@ -229,11 +237,7 @@ func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created b
 // Import registers a device with certificates that it has elsewhere, or adds them to what is there, in one write: one that
 // is to be disabled is never let in, whatever comes between. It does not enable one that is disabled.
 func (r *Registry) Import(ctx context.Context, g Registration, certs []Certificate, disabled bool) (d Device, created bool, err error) {
-	fingerprints := make([]string, len(certs))
-	for i, c := range certs {
-		fingerprints[i] = c.Fingerprint
-	}
-	own, err := r.own(ctx, g.ID, fingerprints...)
+	own, err := r.own(ctx, g.ID, certs...)
 	if err != nil {
 		return d, false, err
 	}
@@ -258,11 +262,11 @@ func (r *Registry) Import(ctx context.Context, g Registration, certs []Certifica
 				d.CreatedAt = g.CreatedAt.UTC()
 			}
 		}
-		switch changed := d.describe(g); {
+		switch fields := d.describe(g); {
 		case created:
 			note(serviceplatform.Registered, Certificate{})
-		case changed:
-			note(serviceplatform.Changed, Certificate{})
+		case len(fields) > 0:
+			d.note(now, serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Changed, By: g.By, Fields: fields})
 		}
 		for _, c := range certs {
 			if slices.ContainsFunc(d.Certs, func(has Certificate) bool { return has.Fingerprint == c.Fingerprint }) {
@@ -330,23 +334,6 @@ func (r *Registry) Came(ctx context.Context, id, fingerprint string) error {
 	return err
 }
 
-// describe takes over what a registration says of the device, and whether that is new.
-func (d *Device) describe(g Registration) (changed bool) {
-	if g.Attributes != nil && !maps.Equal(d.Attributes, g.Attributes) {
-		d.Attributes, changed = g.Attributes, true
-	}
-	if g.Groups != nil {
-		groups := slices.Compact(slices.Sorted(slices.Values(g.Groups)))
-		if !slices.Equal(d.Groups, groups) {
-			d.Groups, changed = groups, true
-		}
-	}
-	if g.Policy != "" && g.Policy != d.Policy {
-		d.Policy, changed = g.Policy, true
-	}
-	return changed
-}
-
 // supersede has the certificates in force end then, if they do not end before.
 func (d *Device) supersede(then time.Time, by Certificate) {
 	for i := range d.Certs {
@@ -386,7 +373,7 @@ func (r *Registry) Revoke(ctx context.Context, id, fingerprint, by, reason strin
 				now := r.now().UTC()
 				c.RevokedAt, c.RevokedBy, c.Reason = now, by, reason
 				revoked = append(revoked, *c)
-				d.note(now, serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Revoked, Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, By: by})
+				d.note(now, serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Revoked, Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, By: by, Reason: reason})
 			}
 		}
 		if !known {
@@ -408,7 +395,7 @@ func (r *Registry) Disable(ctx context.Context, id string, off bool, by, reason 
 		if off {
 			change = serviceplatform.Disabled
 		}
-		d.note(r.now().UTC(), serviceplatform.DeviceChanged{Device: d.ID, Change: change, By: by})
+		d.note(r.now().UTC(), serviceplatform.DeviceChanged{Device: d.ID, Change: change, By: by, Reason: reason})
 		if off {
 			d.DisabledAt, d.DisabledBy, d.DisabledReason = r.now().UTC(), by, reason
 		} else {
@@ -437,7 +424,7 @@ func (d *Device) endOverlaps(now time.Time) (ended []Certificate) {
 		}
 		c.RevokedAt, c.RevokedBy, c.Reason = c.EndsAt, rotation, superseded
 		ended = append(ended, *c)
-		d.note(now, serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Revoked, Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, By: c.RevokedBy})
+		d.note(now, serviceplatform.DeviceChanged{Device: d.ID, Change: serviceplatform.Revoked, Fingerprint: c.Fingerprint, NotAfter: c.NotAfter, By: c.RevokedBy, Reason: c.Reason})
 	}
 	return ended
 }

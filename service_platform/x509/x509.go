@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"os"
 	"path/filepath"
 	"strings"
@@ -114,6 +115,7 @@ type opened struct {
 	cas        *CAs
 	templates  map[string]Template
 	policies   *names.Known
+	asking     asking
 	index      *index
 	withdrawn  withdrawals
 	waiting    waiting
@@ -134,7 +136,8 @@ func (s *service) run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	o := &opened{templates: s.config.Templates, policies: names.NewKnown(s.env.Bus, names.Policies, s.env.Now), wrongTemplates: map[string]bool{}}
+	o := &opened{templates: s.config.Templates, policies: names.NewKnown(s.env.Bus, names.Policies, s.env.Now), wrongTemplates: map[string]bool{},
+		asking: asking{seed: maphash.MakeSeed()}}
 	if o.authority, err = OpenAuthority(dir, AuthorityOptions{
 		Now: s.env.Now, Hosts: s.config.Hosts, DeviceValidity: time.Duration(s.config.DeviceValidity), Passphrase: passphrase,
 		CRLURL: s.config.CRLURL,
