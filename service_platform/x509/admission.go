@@ -60,7 +60,7 @@ type Admission struct {
 	templates map[string]Template
 	claims    map[fingerprint]Claim
 	devices   map[string]*admitted // by key in the table
-	gone      map[string]uint64    // revisions of entries that say that a device was deleted, by the same keys
+	deleted   tombstones
 	certs     map[fingerprint]*admitted
 	registry  bus.Table              // nil until opened
 	unnoted   map[fingerprint]string // devices that have come in, which could not be noted yet
@@ -105,7 +105,7 @@ func NewAdmission(b bus.Bus, o AdmissionOptions) *Admission {
 		bus: b, o: o, synced: make(chan struct{}), published: make(chan struct{}),
 		server:   serverCert{cert: o.ServerCert, key: o.ServerKey, now: o.Now, log: o.Log},
 		recorder: recorder{node: o.Node}, policies: names.NewKnown(b, names.Policies, o.Now), templates: map[string]Template{}, claims: map[fingerprint]Claim{},
-		cas: map[string]*registeredCA{}, devices: map[string]*admitted{}, gone: map[string]uint64{}, certs: map[fingerprint]*admitted{},
+		cas: map[string]*registeredCA{}, devices: map[string]*admitted{}, certs: map[fingerprint]*admitted{},
 		unnoted: map[fingerprint]string{},
 	}
 }
@@ -129,7 +129,7 @@ func (a *Admission) Run(ctx context.Context, ready func()) error {
 		apply         func(bus.Entry)
 	}{
 		{trustTable, trustPrefix, a.applyTrust}, {trustTable, casPrefix, a.applyCA}, {trustTable, templatePrefix, a.applyTemplate},
-		{trustTable, claimPrefix, a.applyClaim}, {devicesTable, devicePrefix, a.applyDevice},
+		{trustTable, claimPrefix, a.applyClaim}, {devicesTable, devicePrefix, func(e bus.Entry) { a.apply(e, true) }},
 	}
 	read.Add(len(follows))
 	once := make([]sync.Once, len(follows))
@@ -310,9 +310,12 @@ func (a *Admission) noteCame(ctx context.Context) {
 	}
 }
 
-// applyDevice takes an entry over, unless a newer one is here already, and tells what is no longer accepted. An entry
-// that cannot be read admits nobody.
-func (a *Admission) applyDevice(e bus.Entry) {
+// applyDevice takes over what was read or written here, unless something newer is known already.
+func (a *Admission) applyDevice(e bus.Entry) { a.apply(e, false) }
+
+// apply takes an entry over, unless a newer one is here already, and tells what is no longer accepted. An entry that cannot
+// be read admits nobody. told says that it comes from following the table, which tells everything in time.
+func (a *Admission) apply(e bus.Entry, told bool) {
 	next, err := admittedOf(e)
 	if err != nil {
 		a.o.Log.Error("a device's entry cannot be read; the device is refused", "table", devicesTable, "key", e.Key, "error", err)
@@ -320,7 +323,7 @@ func (a *Admission) applyDevice(e bus.Entry) {
 	now := a.o.Now()
 	a.mu.Lock()
 	was := a.devices[e.Key]
-	if !vanished(e) && (was != nil && was.revision > e.Revision || a.gone[e.Key] > e.Revision) {
+	if !vanished(e) && (was != nil && was.revision > e.Revision || was == nil && a.deleted.after(e, told)) {
 		a.mu.Unlock()
 		return
 	}
@@ -333,9 +336,9 @@ func (a *Admission) applyDevice(e bus.Entry) {
 	}
 	if next == nil {
 		delete(a.devices, e.Key)
-		a.gone[e.Key] = max(a.gone[e.Key], e.Revision)
+		a.deleted.note(e)
 	} else {
-		delete(a.gone, e.Key)
+		a.deleted.forget(e.Key)
 		a.devices[e.Key] = next
 		for fp := range next.certs {
 			a.certs[fp] = next
