@@ -1,7 +1,6 @@
 package x509
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -91,7 +90,7 @@ func (a *Admission) attempt(c Client) *Attempt {
 	}
 	if l := c.Leaf; l != nil {
 		at.Device, at.Fingerprint, at.Serial = name(l), Fingerprint(l.Raw), fmt.Sprintf("%x", l.SerialNumber)
-		at.Issuer, at.CA, at.NotBefore, at.NotAfter = l.Issuer.CommonName, issuerIDOf(l, c.Chain), l.NotBefore, l.NotAfter
+		at.Issuer, at.CA, at.NotBefore, at.NotAfter = l.Issuer.CommonName, a.issuerOf(l, c.Chain), l.NotBefore, l.NotAfter
 	}
 	return at
 }
@@ -141,7 +140,7 @@ func (a *Admission) admit(ctx context.Context, c Client, at *Attempt) (Admitted,
 		return none, at.fail("signature", message.Rejectf(message.CertUnknownCA, "certificate of %q by %q: %w", name(leaf), leaf.Issuer.CommonName, err))
 	}
 	if by.ca != nil {
-		at.CA = cmp.Or(at.CA, keyIDOf(by.ca.cert))
+		at.CA = keyIDOf(by.ca.cert)
 		at.pass("signature", "by the registered CA %q", by.ca.Name)
 	} else {
 		at.pass("signature", "by the platform's CA")

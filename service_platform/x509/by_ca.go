@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	stdx509 "crypto/x509"
 	"encoding/hex"
+	"maps"
 	"net/http"
 	"slices"
 	"time"
@@ -140,16 +141,44 @@ func keyIDOf(ca *stdx509.Certificate) string {
 	return hex.EncodeToString(sum[:20])
 }
 
-// issuerIDOf names the CA of a certificate: by the key identifier that the certificate has of it, else by the CA's own
-// certificate where that was presented too. It is empty where neither says it.
-func issuerIDOf(leaf *stdx509.Certificate, presented []*stdx509.Certificate) string {
+// issuerOf names the CA of a certificate: a registered one by whose key it was signed, itself or what was presented between;
+// else by the key identifier that the certificate has of its issuer, or by the issuer's own certificate where that was
+// presented. It is empty where nothing says it, and the issuer's name is all there is.
+func (a *Admission) issuerOf(leaf *stdx509.Certificate, presented []*stdx509.Certificate) string {
+	presented = presented[:min(len(presented), intermediatesMax)]
+	signed := func(c, by *stdx509.Certificate) bool {
+		return bytes.Equal(c.RawIssuer, by.RawSubject) && c.CheckSignatureFrom(by) == nil
+	}
+	a.mu.RLock()
+	cas, t := slices.Collect(maps.Values(a.cas)), a.trust
+	a.mu.RUnlock()
+	own := func(c *stdx509.Certificate) bool { return bytes.Equal(c.SubjectKeyId, leaf.AuthorityKeyId) }
+	if len(leaf.AuthorityKeyId) > 0 && (len(cas) == 0 || t != nil && slices.ContainsFunc(t.bundle.Issuing, own)) {
+		return hex.EncodeToString(leaf.AuthorityKeyId) // as nearly all do, and without a signature to be checked
+	}
+	between := func(c *stdx509.Certificate) *stdx509.Certificate {
+		if i := slices.IndexFunc(presented, func(by *stdx509.Certificate) bool { return by != c && signed(c, by) }); i >= 0 {
+			return presented[i]
+		}
+		return nil
+	}
+	c := leaf
+	for range 1 + len(presented) {
+		if i := slices.IndexFunc(cas, func(ca *registeredCA) bool { return signed(c, ca.cert) }); i >= 0 {
+			return keyIDOf(cas[i].cert)
+		}
+		if len(cas) == 0 || len(presented) == 0 {
+			break
+		}
+		if c = between(c); c == nil {
+			break
+		}
+	}
 	if len(leaf.AuthorityKeyId) > 0 {
 		return hex.EncodeToString(leaf.AuthorityKeyId)
 	}
-	for _, c := range presented[:min(len(presented), intermediatesMax)] {
-		if bytes.Equal(leaf.RawIssuer, c.RawSubject) && leaf.CheckSignatureFrom(c) == nil {
-			return keyIDOf(c)
-		}
+	if by := between(leaf); by != nil {
+		return keyIDOf(by)
 	}
 	return ""
 }

@@ -2,8 +2,13 @@ package x509
 
 import (
 	stdx509 "crypto/x509"
+	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"testing"
+
+	"github.com/naru-platform/naru/message"
 )
 
 // Before a CA ends, whoever ends it can know who depends on it.
@@ -71,5 +76,50 @@ func TestCAsOfOneNameAreToldApart(t *testing.T) {
 	}
 	if n != 2 {
 		t.Errorf("%+v", by.CAs)
+	}
+}
+
+// What a registered CA has signed counts as its own at every step, also where the certificate does not say whose key signed
+// it, or another certificate stands between.
+func TestCertificatesOfARegisteredCAAreItsOwn(t *testing.T) {
+	a := newArena(t)
+	acme := func(c *stdx509.Certificate) { c.Subject.Organization = []string{"acme"} }
+	mute := *a.factory.cert
+	mute.SubjectKeyId = nil
+	silent := leafBy(t, a.clock, pair{&mute, a.factory.key}, "meter-1", acme)
+	key, err := newKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := pair{leafFor(t, a.clock, a.factory, "Line 3", key.Public(), func(c *stdx509.Certificate) {
+		c.IsCA, c.KeyUsage, c.ExtKeyUsage, c.SubjectKeyId = true, stdx509.KeyUsageCertSign, nil, []byte{1, 2, 3}
+	}), key}
+	below := Client{Leaf: leafBy(t, a.clock, line, "meter-2", acme), Chain: []*stdx509.Certificate{line.cert}}
+	if len(silent.AuthorityKeyId) > 0 || len(below.Leaf.AuthorityKeyId) == 0 {
+		t.Fatal("they are not as they are wanted")
+	}
+	for _, c := range []Client{{Leaf: silent}, below} {
+		if _, err := a.gate.AdmitClient(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		a.gate.Refused(c, "policy", message.Rejectf(message.ACLDenied, "it may not"))
+	}
+	a.attempts(attemptFilter{})
+	var by struct{ CAs []CAAttempts }
+	a.do("GET", "/api/v1/admissions/by-ca", nil, &by)
+	var lines []string
+	for _, c := range by.CAs {
+		if c.Admitted+c.Refused > 0 {
+			lines = append(lines, fmt.Sprint(c.CA == keyIDOf(a.factory.cert), c.Known, c.Admitted, c.Refused))
+		}
+	}
+	slices.Sort(lines)
+	if got := strings.Join(lines, ", "); got != "true true 1 1, true true 1 1" { // the name of its issuer is told too
+		t.Errorf("%s: %+v", got, by.CAs)
+	}
+	a.listed(func() bool { return a.s.open.Load().index.size() == 3 }, "the devices are not listed")
+	var d Dependents
+	if a.do("GET", "/api/v1/ca/dependents?fingerprint="+a.factoryID, nil, &d); d.Devices != 2 || d.ShutOut != 2 || d.Seen != 2 {
+		t.Errorf("%+v", d)
 	}
 }

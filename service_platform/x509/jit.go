@@ -116,6 +116,7 @@ func (a *Admission) registerNow(ctx context.Context, leaf *stdx509.Certificate, 
 		at.pass("hook", "approved")
 	}
 	c := (&Issued{Certificate: leaf}).record(a.o.Now())
+	c.Issuer = keyIDOf(ca.cert) // whatever it says itself, and what may stand between: who depends on that CA is to be known
 	if name(leaf) != p.device {
 		c.Name = name(leaf)
 	}

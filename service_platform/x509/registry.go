@@ -64,7 +64,8 @@ type Certificate struct {
 	IssuedAt    time.Time `json:"issued_at"`
 	// Name is its common name where that is not the device's id.
 	Name string `json:"name,omitempty"`
-	// Issuer is the issuer's key identifier, hexadecimal: whose revocation list it belongs in.
+	// Issuer is the issuer's key identifier, hexadecimal: whose revocation list it belongs in. One that a registered CA
+	// vouches for has that CA's.
 	Issuer string `json:"issuer,omitempty"`
 	// Key is the hash of its public key (see keyHash), hexadecimal; empty where nobody here has seen the certificate itself.
 	Key string `json:"key,omitempty"`
