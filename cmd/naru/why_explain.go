@@ -172,6 +172,8 @@ func (b *because) explainRefusal(a *x509.Attempt) {
 		b.say(a.Reason, "It was refused by a rate limit on certificates: "+a.Detail+".", "Does a production line ask in a loop, or is its claim certificate in wrong hands? `naru ca claim list`")
 	case step(a) == "hook":
 		b.say(a.Reason, "It was not approved. "+a.Detail+".", "Ask whoever runs the approval hook of its template; `naru config show` has its address")
+	case step(a) == "template" && strings.Contains(a.Detail, "there is no policy"):
+		b.say(a.Reason, "Its template names a policy that no broker has. "+a.Detail+".", "Mend the template, or give the brokers the policy; `naru config show` has both")
 	case step(a) == "template":
 		b.say(a.Reason, "Its template does not fit it. "+a.Detail+".", "Compare what it sends, or its certificate's subject, with the template in `naru config show`")
 	case step(a) == "token" && a.Door == "claim":
@@ -208,7 +210,7 @@ func (b *because) explainRefusal(a *x509.Attempt) {
 	default:
 		b.say(a.Reason, a.Detail+".", "")
 		if r, err := message.ParseReason(a.Reason); err == nil {
-			b.Remedy = r.Info().Look
+			b.Remedy = strings.ReplaceAll(r.Info().Look, "<id>", b.Device)
 		}
 	}
 }
