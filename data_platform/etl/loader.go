@@ -69,8 +69,7 @@ func (l *loader) handle(ctx context.Context, tx component.Tx, _ string, in []com
 	return nil, fmt.Errorf("breaker open since %s, its oldest message waits for %v: %w", since.UTC().Format(time.RFC3339), max(now.Sub(oldest), 0).Round(time.Second), err)
 }
 
-// load decides the fates of a group: those that the database knows, since the process died behind a load, as it knows
-// them, and the others by a load.
+// load has all at hand that a load wants, and does it.
 func (l *loader) load(ctx context.Context, tx component.Tx, in []component.Heard) ([]error, error) {
 	select {
 	case <-l.book.Synced():
@@ -99,7 +98,12 @@ func (l *loader) load(ctx context.Context, tx component.Tx, in []component.Heard
 		l.pipe = NewPipe(d, p, l.scratches)
 		l.pipe.Twins = l.twins.WaitAll
 	}
+	return l.loadInto(ctx, tx, store, d, in)
+}
 
+// loadInto decides the fates of a group: those that the database knows, since the process died behind a load, as it knows
+// them, and the others by a load. The dataset is nil where it is not in force any more.
+func (l *loader) loadInto(ctx context.Context, tx component.Tx, store storage.Store, d *model.Dataset, in []component.Heard) ([]error, error) {
 	at := in[0].Position
 	id := storage.Source{Consumer: l.env.Spec.Name, Log: at.Log, Generation: at.Generation, Partition: at.Partition}
 	src := l.sources[id]
@@ -133,8 +137,11 @@ func (l *loader) load(ctx context.Context, tx component.Tx, in []component.Heard
 		for _, i := range fresh {
 			fates[i] = l.unknown()
 		}
-	} else if of, err = l.make(ctx, in, fresh, fates, batch); err != nil {
-		return nil, err
+	} else {
+		var err error
+		if of, err = l.make(ctx, in, fresh, fates, batch); err != nil {
+			return nil, err
+		}
 	}
 	last := in[fresh[len(fresh)-1]]
 	for _, i := range fresh {

@@ -22,10 +22,14 @@ type Scratch struct {
 	options Options
 	most    int // resultMax
 
-	mu     sync.RWMutex // guards db, which is made anew where DuckDB has given up on it
-	db     *sql.DB
+	mu     sync.RWMutex // guards what follows
+	db     *sql.DB      // made anew where DuckDB has given up on it
 	closed bool
+	plans  map[string]*plan // by columns and steps
 }
+
+// plansMax is how many plans are kept; where there are more, those of before are forgotten, and made again.
+const plansMax = 256
 
 // NewScratch makes one.
 func NewScratch(ctx context.Context, o Options) (*Scratch, error) {
@@ -87,7 +91,7 @@ type Steps struct {
 // Stepped is what steps make of rows.
 type Stepped struct {
 	Columns []Column // of the last step
-	Rows    [][]any
+	Rows    [][]any  // JSON as a string
 	// Failed are the rows that a step could not be done with, though it can be done with others. What is in Rows is of those.
 	Failed []FailedRow
 	// Counts are how many rows each step gives, without those that failed there or before.
@@ -131,8 +135,8 @@ const (
 var errTooMany = errors.New("it gives too many rows")
 
 // Do does the steps. Where they cannot be done with all rows at once, the halves are tried, and so on: a row that fails alone
-// is in Failed, and costs a few more rounds, at most two a row. What cannot be done with no row either is a *StepError, as is
-// what takes longer than a minute; other errors are the machine's.
+// is in Failed, and costs a few more rounds, at most two a row. What cannot be done with no row is a *StepError, as is what
+// takes longer than a minute; other errors are the machine's.
 func (s *Scratch) Do(ctx context.Context, steps Steps, rows []Row) (*Stepped, error) {
 	s.mu.RLock()
 	db := s.db
@@ -161,59 +165,103 @@ func (s *Scratch) Do(ctx context.Context, steps Steps, rows []Row) (*Stepped, er
 	return b.out, nil
 }
 
+// plan is steps that can be done, since they have been done with no row.
+type plan struct {
+	chain   []string // what each step gives, before it the rows; without what begins them, see of
+	columns []Column // of the last step
+	result  string   // what is selected from it: JSON as a text, since the driver would read it, and lose of its numbers
+}
+
 // bench is one doing of steps.
 type bench struct {
 	s     *Scratch
 	c     *sql.Conn
 	steps Steps
-	chain []string // what each step gives, before it the rows; without what begins them, see of
-	empty bool     // the steps can be done with no row
+	plan  *plan
 	out   *Stepped
 }
 
-// lay puts the rows on the bench, and makes one statement of the steps.
+// lay puts the rows on the bench.
 func (b *bench) lay(ctx context.Context, rows []Row) error {
 	t := &Table{Name: "naru_input", Columns: b.steps.Columns}
-	if _, err := b.c.ExecContext(ctx, "CREATE OR REPLACE TEMP TABLE naru_input (naru_row BIGINT, naru_again BOOLEAN, "+columnsOf(t, duckDialect)+")"); err != nil {
+	columns := columnsOf(t, duckDialect)
+	if _, err := b.c.ExecContext(ctx, "CREATE OR REPLACE TEMP TABLE naru_input (naru_row BIGINT, naru_again BOOLEAN, "+columns+")"); err != nil {
 		return err
 	}
-	if err := appendRows(b.c, "temp", "naru_input", t, rows, true); err != nil {
-		return err
+	key := columns + "\x00" + strings.Join(b.steps.SQL, "\x00")
+	b.s.mu.RLock()
+	b.plan = b.s.plans[key]
+	b.s.mu.RUnlock()
+	if b.plan == nil {
+		if err := b.prepare(ctx); err != nil {
+			return err
+		}
+		b.s.mu.Lock()
+		if len(b.s.plans) >= plansMax || b.s.plans == nil {
+			b.s.plans = map[string]*plan{}
+		}
+		b.s.plans[key] = b.plan
+		b.s.mu.Unlock()
 	}
-	b.chain = []string{"SELECT * FROM naru_rows"}
+	b.out.Columns = b.plan.columns
+	return appendRows(b.c, "temp", "naru_input", t, rows, true)
+}
+
+// prepare makes one statement of the steps, and has it done with no row: what fails so is the steps' own.
+func (b *bench) prepare(ctx context.Context) error {
+	p := &plan{chain: []string{"SELECT * FROM naru_rows"}, result: "*"}
+	b.plan = p
 	for i, step := range b.steps.SQL {
 		if err := oneSelect(ctx, b.c, step); err != nil {
 			return &StepError{i + 1, err}
 		}
 		step = strings.TrimRight(strings.TrimSpace(step), "; \n\t")
-		b.chain = append(b.chain, "WITH input AS (\n"+b.chain[i]+"\n) SELECT * FROM (\n"+step+"\n)")
+		p.chain = append(p.chain, "WITH input AS (\n"+p.chain[i]+"\n) SELECT * FROM (\n"+step+"\n)")
+	}
+	var err error
+	if p.columns, _, err = b.run(ctx, b.of(len(b.steps.SQL), 0, 0, "*")); err != nil {
+		return b.blame(ctx, 0, 0, err)
+	}
+	rows, err := b.c.QueryContext(ctx, b.of(len(b.steps.SQL), 0, 0, "*"))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	types, err := rows.ColumnTypes()
+	if err != nil {
+		return err
+	}
+	var texts []string
+	for i, c := range p.columns {
+		switch {
+		case types[i].DatabaseTypeName() == "JSON":
+			texts = append(texts, fmt.Sprintf("CAST(%[1]s AS VARCHAR) AS %[1]s", quote(c.Name)))
+		case c.Type == JSON: // a list or a struct
+			texts = append(texts, fmt.Sprintf("CAST(to_json(%[1]s) AS VARCHAR) AS %[1]s", quote(c.Name)))
+		}
+	}
+	if texts != nil {
+		p.result = "* REPLACE (" + strings.Join(texts, ", ") + ")"
 	}
 	return nil
 }
 
 // of is the statement of so many steps over the rows from (included) to (not).
 func (b *bench) of(step, from, to int, what string) string {
-	return fmt.Sprintf("WITH naru_rows AS (SELECT * EXCLUDE (naru_row, naru_again) FROM naru_input WHERE naru_row >= %d AND naru_row < %d) SELECT %s FROM (\n%s\n)", from, to, what, b.chain[step])
+	return fmt.Sprintf("WITH naru_rows AS (SELECT * EXCLUDE (naru_row, naru_again) FROM naru_input WHERE naru_row >= %d AND naru_row < %d) SELECT %s FROM (\n%s\n)", from, to, what, b.plan.chain[step])
 }
 
 func (b *bench) do(ctx context.Context, from, to int) error {
 	last := len(b.steps.SQL)
-	columns, list, err := b.run(ctx, b.of(last, from, to, "*"))
+	_, list, err := b.run(ctx, b.of(last, from, to, b.plan.result))
 	switch {
 	case err == nil:
-		b.out.Columns, b.out.Rows = columns, append(b.out.Rows, list...)
+		b.out.Rows = append(b.out.Rows, list...)
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case !ofRows(err):
 		return b.blame(ctx, from, to, err)
-	}
-	if !b.empty {
-		if b.out.Columns, _, err = b.run(ctx, b.of(last, 0, 0, "*")); err != nil {
-			return b.blame(ctx, 0, 0, err)
-		}
-		b.empty = true
-		return b.do(ctx, from, to)
 	}
 	if to-from > 1 {
 		middle := (from + to) / 2

@@ -136,3 +136,33 @@ func TestScratchTakesARowThatMakesTooManyForOneThatFails(t *testing.T) {
 		t.Errorf("%+v, %v", out, err)
 	}
 }
+
+// TestScratchKeepsJSONAsItIs: numbers and the order of names are what they were, and what a step makes of lists and structs is JSON.
+func TestScratchKeepsJSONAsItIs(t *testing.T) {
+	s := newScratch(t)
+	rows := scratchRows(2)
+	const odd = `{"z":12345678901234567890,"a":1.0,"n":null,"s":"\u00e4"}`
+	rows[0].Values, rows[1].Values = []any{odd}, []any{nil}
+	steps := Steps{Columns: []Column{{"rest", JSON}}, SQL: []string{"SELECT *, [1, 2] AS list, {'a': rest} AS made, rest->'z' AS z, NULL::JSON AS none, '\"x\"'::JSON AS x FROM input"}}
+	for range 2 { // the second one by a plan that is known
+		out, err := s.Do(t.Context(), steps, rows)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]any{}
+		for i, c := range out.Columns {
+			got[c.Name] = out.Rows[0][i]
+			if i >= len(System) && c.Type != JSON {
+				t.Errorf("column %+v", c)
+			}
+		}
+		for name, want := range map[string]any{"rest": odd, "list": "[1,2]", "made": `{"a":` + strings.Replace(odd, `\u00e4`, "ä", 1) + `}`, "z": "12345678901234567890", "none": nil, "x": `"x"`} {
+			if got[name] != want {
+				t.Errorf("%s: %v; want %v", name, got[name], want)
+			}
+		}
+		if out.Rows[1][len(System)] != nil {
+			t.Errorf("null is %v", out.Rows[1][len(System)])
+		}
+	}
+}
