@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/data_platform/model"
@@ -194,6 +195,8 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
+const deviceMax = 512 // bytes of what a step calls a device: indexes of databases hold no more than 2.7 KB
+
 // shape makes a row of what the last step gave, held to the model.
 func shape(d *model.Dataset, r storage.Row, place map[string]int, values []any) (storage.Row, error) {
 	if i, ok := place["time"]; ok {
@@ -204,7 +207,9 @@ func shape(d *model.Dataset, r storage.Row, place map[string]int, values []any) 
 		}
 	}
 	if i, ok := place["device"]; ok {
-		r.Device, _ = values[i].(string)
+		if r.Device, _ = values[i].(string); len(r.Device) > deviceMax || !utf8.ValidString(r.Device) || strings.IndexByte(r.Device, 0) >= 0 {
+			return r, message.Rejectf(message.SchemaMismatch, "device is a text of %d bytes after the last step; it must be a device's name, of at most %d and without NUL", len(r.Device), deviceMax)
+		}
 	}
 	r.Values = make([]any, len(d.Fields))
 	for j := range d.Fields {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -535,5 +536,52 @@ func TestExampleIsRight(t *testing.T) {
 	}
 	if docs, err := Parse("examples/engine.yaml", raw); err != nil || len(docs) != 2 {
 		t.Errorf("%d documents, %v", len(docs), err)
+	}
+}
+
+// What no answer can write, and what a database may not hold, is no value of a field.
+func TestATimeOrJSONThatCannotBeKeptIsRefused(t *testing.T) {
+	at, rest := Field{Name: "at", Type: Time}, Field{Name: "rest", Type: JSON}
+	for _, raw := range []string{"-99999999999", "-9223372036854775808", `"10000-01-01T00:00:00Z"`, `"0000-12-31T00:00:00Z"`} {
+		if v, err := at.value([]byte(raw)); err == nil {
+			t.Errorf("%s is the time %v", raw, v)
+		}
+	}
+	if _, err := at.value([]byte("99999999999")); err != nil {
+		t.Error(err)
+	}
+	for _, c := range []struct {
+		field *Field
+		value any
+		good  bool
+	}{
+		{&at, time.UnixMicro(math.MaxInt64), false}, // infinity, as DuckDB gives it
+		{&at, time.Date(0, 12, 31, 0, 0, 0, 0, time.UTC), false},
+		{&at, time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC), true},
+		{&rest, "{\"a\": \"\xff\"}", false},
+		{&rest, strings.Repeat("[", 201) + strings.Repeat("]", 201), false},
+		{&rest, strings.Repeat("[", 200) + strings.Repeat("]", 200), true},
+		{&rest, "{", false},
+		{&rest, `"\u0000"`, true},
+	} {
+		if _, err := c.field.Accept(c.value); (err == nil) != c.good {
+			t.Errorf("%s accepts %.40v: %v", c.field.Name, c.value, err)
+		}
+	}
+}
+
+func TestHalfOfASurrogatePairIsNoCharacter(t *testing.T) {
+	for text, want := range map[string]string{
+		`{"a":"\ud83d\ude00"}`:                    `{"a":"\ud83d\ude00"}`,
+		`{"a":"\ud83d"}`:                          `{"a":"\ufffd"}`,
+		`{"a":"\ude00\ud83d x"}`:                  `{"a":"\ufffd\ufffd x"}`,
+		`{"\uD83D\u0041":"\\ud83d \n\\\ud800\n"}`: `{"\ufffd\u0041":"\\ud83d \n\\\ufffd\n"}`,
+		`{"a":"\ud83d\ud83d\ude00\u00e9\"\\"}`:    `{"a":"\ufffd\ud83d\ude00\u00e9\"\\"}`,
+		`[1]`:                                     `[1]`,
+		`""`:                                      `""`,
+	} {
+		if got := string(paired([]byte(text))); got != want || !json.Valid([]byte(got)) {
+			t.Errorf("%s becomes %s; want %s", text, got, want)
+		}
 	}
 }

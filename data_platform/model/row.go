@@ -129,7 +129,7 @@ func (d *Dataset) Row(m *message.Message, r *Row) error {
 			return err
 		}
 		if p.rest >= 0 && len(r.rest) > 0 {
-			r.Values[p.rest] = string(r.rest)
+			r.Values[p.rest] = string(paired(r.rest))
 		}
 	case p.raw >= 0:
 		if len(m.Data) > 0 {
@@ -139,7 +139,7 @@ func (d *Dataset) Row(m *message.Message, r *Row) error {
 		if deep(body) {
 			return message.Rejectf(message.NotDecodable, "the payload's JSON is nested more than %d deep", depthMax)
 		}
-		r.Values[p.rest] = string(body)
+		r.Values[p.rest] = string(paired(body))
 	default:
 		return message.Rejectf(message.NotDecodable, "dataset %s wants a JSON object; the payload is %s (a field with `raw: true` would take it)", d.Name, sketch(m.Data))
 	}

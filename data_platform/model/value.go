@@ -1,6 +1,7 @@
 package model
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/naru-platform/naru/internal/span"
@@ -61,7 +63,51 @@ func (f *Field) value(raw []byte) (any, error) {
 		}
 		return nil, fmt.Errorf("is %s; bytes are base64 in JSON", sketch(raw))
 	}
-	return string(raw), nil
+	return string(paired(raw)), nil
+}
+
+// paired makes U+FFFD of what is half of a surrogate pair in valid JSON: PostgreSQL keeps it and cannot read it, DuckDB reads no
+// file that has it. It may give raw itself, and does not change it.
+func paired(raw []byte) []byte {
+	var out []byte // nil where nothing was found
+	from := 0
+	for i := bytes.IndexByte(raw, '\\'); i >= 0 && i < len(raw); {
+		if raw[i] != '\\' {
+			next := bytes.IndexByte(raw[i:], '\\')
+			if next < 0 {
+				break
+			}
+			i += next
+		}
+		high, ok := escaped(raw[i:])
+		if !ok {
+			i += 2
+			continue
+		}
+		switch low, follows := escaped(raw[i+6:]); {
+		case !utf16.IsSurrogate(high):
+			i += 6
+		case follows && utf16.DecodeRune(high, low) != utf8.RuneError:
+			i += 12
+		default:
+			out = append(append(out, raw[from:i]...), `\ufffd`...)
+			i += 6
+			from = i
+		}
+	}
+	if out == nil {
+		return raw
+	}
+	return append(out, raw[from:]...)
+}
+
+// escaped reads what begins with \u and four digits.
+func escaped(b []byte) (rune, bool) {
+	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(string(b[2:6]), 16, 16)
+	return rune(n), err == nil
 }
 
 // Accept makes a value that comes from elsewhere, such as a pipeline's step, one of the field's type where that loses
@@ -126,22 +172,34 @@ func (f *Field) accept(v any) (any, bool) {
 		return s, ok && utf8.ValidString(s) && strings.IndexByte(s, 0) < 0
 	case Time:
 		t, ok := v.(time.Time)
-		return t.UTC().Truncate(time.Microsecond), ok
+		t = t.UTC().Truncate(time.Microsecond)
+		return t, ok && written(t)
 	case Bytes:
 		b, ok := v.([]byte)
 		return b, ok
 	}
+	var raw []byte
 	switch v := v.(type) {
 	case string:
-		return v, json.Valid([]byte(v))
+		raw = []byte(v)
 	case []byte:
-		return string(v), json.Valid(v)
+		raw = v
 	case json.RawMessage:
-		return string(v), json.Valid(v)
+		raw = v
+	default:
+		var err error
+		if raw, err = json.Marshal(v); err != nil {
+			return nil, false
+		}
 	}
-	raw, err := json.Marshal(v)
-	return string(raw), err == nil
+	if !utf8.Valid(raw) || !json.Valid(raw) || deep(raw) {
+		return nil, false
+	}
+	return string(paired(raw)), true
 }
+
+// written says whether a time can be written as RFC 3339 does, which is what answers do.
+func written(t time.Time) bool { return t.Year() >= 1 && t.Year() <= 9999 }
 
 func doubleOf(v any) (float64, bool) {
 	switch v := v.(type) {
@@ -185,8 +243,14 @@ func intOf(raw []byte) (any, error) {
 func timeOf(raw []byte) (time.Time, bool) {
 	if raw[0] == '"' {
 		t, err := time.Parse(time.RFC3339Nano, string(raw[1:len(raw)-1]))
-		return t.UTC().Truncate(time.Microsecond), err == nil && t.Year() >= 1 && t.Year() <= 9999
+		t = t.UTC().Truncate(time.Microsecond)
+		return t, err == nil && written(t)
 	}
+	t, ok := since1970(raw)
+	return t, ok && written(t)
+}
+
+func since1970(raw []byte) (time.Time, bool) {
 	if !isNumber(raw) {
 		return time.Time{}, false
 	}
