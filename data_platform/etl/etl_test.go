@@ -400,3 +400,60 @@ func TestAModelThatGrowsUnderLoadLosesNothing(t *testing.T) {
 	l.Settled(Name+"/rooms", "data_platform")
 	l.want("SELECT count(*), count(DISTINCT seq), count(bar) FILTER (WHERE seq = 30) FROM rooms", "31 31 1")
 }
+
+// choosy is a database that does not hold rows with a label, as one does not that has a bound which no model knows.
+type choosy struct{ storage.Store }
+
+// Load as in [storage.Store].
+func (c choosy) Load(ctx context.Context, b *storage.Batch) (storage.Loaded, error) {
+	kept := *b
+	kept.Rows = nil
+	var refused []storage.Refused
+	for i := range b.Rows {
+		if b.Rows[i].Values[2] == nil {
+			kept.Rows = append(kept.Rows, b.Rows[i])
+			continue
+		}
+		r := storage.Refused{Row: i, Why: "label is " + b.Rows[i].Values[2].(string) + ", which the database does not hold"}
+		refused = append(refused, r)
+		kept.Upto.Fates = append(kept.Upto.Fates, r.Fate(b.Rows[i].Position))
+	}
+	done, err := c.Store.Load(ctx, &kept)
+	done.Refused = refused
+	return done, err
+}
+
+func TestARowThatTheDatabaseDoesNotHoldDiesAlone(t *testing.T) {
+	l := newLab(t)
+	l.hub.Set(choosy{l.store}, nil)
+	l.put(rooms)
+	l.start()
+	l.say("rooms", `{"celsius": 1}`, `{"celsius": 2, "label": "odd"}`, `{"celsius": 3}`)
+	rep := l.Settled(Name+"/rooms", "data_platform")
+	if rep.Outcomes[component.Handled].Count != 2 || rep.Outcomes[component.Dead].Count != 1 {
+		t.Errorf("%+v", rep.Outcomes)
+	}
+	l.want("SELECT celsius FROM rooms ORDER BY celsius", "1\n3")
+	letters, dead := l.Dead(Name + "/rooms")
+	if len(dead) != 1 || dead[0].Reason != message.SchemaMismatch || !strings.Contains(dead[0].Detail, "label is odd") || len(letters) != 1 {
+		t.Errorf("%+v", dead)
+	}
+}
+
+func TestAStepMakesNoDeviceThatNoDatabaseHolds(t *testing.T) {
+	l := newLab(t)
+	l.put(rooms + `
+---
+pipeline: named
+doc: Names.
+dataset: rooms
+steps:
+  - sql: SELECT * REPLACE (CASE label WHEN 'nul' THEN 'a' || chr(0) WHEN 'long' THEN repeat('a', 10000) ELSE label END AS device) FROM input
+`)
+	l.start()
+	l.say("rooms", `{"celsius": 1, "label": "nul"}`, `{"celsius": 2, "label": "d-7"}`, `{"celsius": 3, "label": "long"}`)
+	if rep := l.Settled(Name+"/rooms", "data_platform"); rep.Outcomes[component.Dead].Count != 2 {
+		t.Errorf("%+v", rep.Outcomes)
+	}
+	l.want("SELECT device, celsius FROM rooms", "d-7 2")
+}

@@ -164,6 +164,11 @@ func (l *loader) loadInto(ctx context.Context, tx component.Tx, store storage.St
 				batch.Upto.Fates = append(batch.Upto.Fates, storage.Fate{Sequence: p.Sequence, Index: p.Index})
 			}
 		}
+		for _, r := range done.Refused {
+			if x := &batch.Rows[r.Row]; !x.Again {
+				batch.Upto.Fates = append(batch.Upto.Fates, r.Fate(x.Position))
+			}
+		}
 		src.mark = batch.Upto
 	}
 	if !last.Again {
@@ -198,6 +203,9 @@ func (l *loader) loaded(in []component.Heard, of []int, fates []error, b *storag
 		if h := &in[of[i]]; !h.Again { // one that comes again and is there is what it should be
 			fates[of[i]] = component.ErrNotMatched
 		}
+	}
+	for _, r := range done.Refused {
+		fates[of[r.Row]] = revive(r.Fate(b.Rows[r.Row].Position))
 	}
 	l.rows.WithLabelValues(l.name).Add(float64(done.Rows))
 	l.duplicates.WithLabelValues(l.name).Add(float64(len(done.Duplicates)))

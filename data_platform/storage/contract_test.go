@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -150,6 +151,47 @@ func TestALoaderThatWasOvertakenLoadsNothing(t *testing.T) {
 		if !errors.Is(err, ErrNoTable) {
 			t.Fatalf("loaded into no table: %v", err)
 		}
+	})
+}
+
+// What the model lets through is kept as it came, whatever the engine.
+func TestExtremesAreKeptAsTheyCame(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		defer s.Close()
+		table := readings()
+		table.Key = []string{"state", "raw"}
+		table.Rollups = []Rollup{{Name: "telemetry_1m", Every: time.Minute, Values: []RollupValue{{"seq", []string{"sum", "avg", "max"}}, {"celsius", []string{"max", "count"}}, {"open", []string{"min", "max"}}}}}
+		ensureTable(t, s, table)
+		long, deep := strings.Repeat("장치", 50_000), strings.Repeat("[", 199)+strings.Repeat("]", 199)
+		lists := [][]any{
+			{int64(math.MaxInt64), math.MaxFloat64, long, true, time.Date(9999, 12, 31, 23, 59, 59, 999999000, time.UTC), json.RawMessage(`{"n":1}`), []byte{}},
+			{int64(math.MinInt64 + 1), -1.5, "", false, time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC), json.RawMessage(deep), []byte(long)},
+			{int64(math.MaxInt64), math.Inf(1), " \t\n\r\u007f\u0001'\"\\\U0010ffff", true, noon, json.RawMessage(`[1]`), []byte{0, 255}},
+			{int64(0), math.SmallestNonzeroFloat64, "x", nil, nil, json.RawMessage(`"text"`), nil},
+		}
+		var rows []Row
+		for i, values := range lists {
+			rows = append(rows, row("d-1", i, values...))
+		}
+		want(t, "loaded", load(t, s, 0, 5, rows...), Loaded{Rows: 4})
+		var got [][]any
+		for _, r := range all(t, s, `SELECT seq, celsius, state, open, "at", rest, raw FROM telemetry ORDER BY "time"`) {
+			got = append(got, r)
+		}
+		want(t, "rows", got, lists)
+		again := row("d-1", 9, lists[1]...)
+		want(t, "of equal key", load(t, s, 5, 6, again), Loaded{Duplicates: []int{0}})
+		rolled := all(t, s, "SELECT * FROM telemetry_1m")
+		want(t, "roll-up", rolled, [][]any{{noon, int64(4), int64(math.MaxInt64), rolled[0][3], int64(math.MaxInt64), math.Inf(1), int64(4), false, true}})
+		// Sums beyond what a double or an int holds are no reason for a batch not to be loaded.
+		table.Rollups = append(table.Rollups, Rollup{Name: "telemetry_1h", Every: time.Hour, Values: []RollupValue{{"celsius", []string{"sum", "avg"}}, {"seq", []string{"sum"}}}})
+		ensureTable(t, s, table)
+		for i, values := range [][]any{{int64(math.MaxInt64), 1e308, "a", true, noon, nil, nil}, {int64(math.MaxInt64), 1e308, "b", true, noon, nil, nil}} {
+			load(t, s, uint64(6+i), uint64(7+i), row("d-1", 10+i, values...))
+		}
+		rolled = all(t, s, "SELECT celsius_sum, celsius_avg, seq_sum FROM telemetry_1h")
+		want(t, "sums", rolled, [][]any{{math.Inf(1), math.Inf(1), json.RawMessage("27670116110564327421")}})
 	})
 }
 

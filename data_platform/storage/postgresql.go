@@ -380,6 +380,10 @@ func pgValue(function string, c Column) string {
 	switch {
 	case function == "count":
 		return "count(" + of + ")"
+	case c.Type == Double && function == "sum":
+		return "sum(" + bounded(of) + ")"
+	case c.Type == Double && function == "avg":
+		return "(sum(" + bounded(of) + ") / nullif(count(" + of + "), 0))"
 	case c.Type == Int && function == "avg":
 		return "avg(" + of + ")::double precision"
 	case c.Type == Int && function == "sum":
@@ -394,6 +398,12 @@ func pgValue(function string, c Column) string {
 		return function + "(" + of + `::text COLLATE "C")::` + pgTypes[c.Type]
 	}
 	return function + "(" + of + ")"
+}
+
+// bounded makes a double that a sum could overflow with infinite: PostgreSQL ends the statement where DuckDB gives infinity, and
+// a device that says 1e308 twice would hold its dataset up. Its avg is not used, which overflows by the square.
+func bounded(of string) string {
+	return "CASE WHEN abs(" + of + ") < 1e290 THEN " + of + " ELSE " + of + " * double precision 'Infinity' END"
 }
 
 // hashed is a column of a key as its index has it: what may be long by its hash, since an index takes no more than 2.7 KB.
@@ -511,15 +521,26 @@ func (p *postgres) Load(ctx context.Context, b *Batch) (done Loaded, err error) 
 			}
 		}
 	}
-	for try := 0; ; try++ {
-		if err = p.cover(ctx, t, b.Rows); err == nil {
-			done = Loaded{}
-			err = p.transact(ctx, loading, func(c *sql.Conn) error { return p.fill(ctx, c, t, b, &done) })
+	load := func(b *Batch, refused []Refused) error {
+		for try := 0; ; try++ {
+			done = Loaded{Refused: refused}
+			err := p.cover(ctx, t, b.Rows)
+			if err == nil {
+				err = p.transact(ctx, loading, func(c *sql.Conn) error { return p.fill(ctx, c, t, b, &done) })
+			}
+			if code(err) != noPart || try > 0 {
+				return err
+			}
+			p.forget(b.Table) // another process has dropped a part meanwhile
 		}
-		if code(err) != noPart || try > 0 {
-			break
+	}
+	if err = load(b, nil); ofRow(err) {
+		refused, why := p.sift(ctx, t, b.Rows)
+		if why != nil || len(refused) == 0 {
+			err = errors.Join(err, why)
+		} else {
+			err = load(b, refused)
 		}
-		p.forget(b.Table) // another process has dropped a part meanwhile
 	}
 	if code(err) == readOnly {
 		p.reset()
@@ -552,14 +573,17 @@ func (p *postgres) fill(ctx context.Context, c *sql.Conn, t *Table, b *Batch, do
 		} else if err != nil {
 			return err
 		}
-		if done.Duplicates, err = p.duplicates(ctx, c, t, b.Rows); err != nil {
+		without := refusedOf(b.Rows, done.Refused)
+		if done.Duplicates, err = p.duplicates(ctx, c, t, b.Rows, without); err != nil {
 			return err
 		}
-		if err := copyRows(ctx, c, t, b.Rows, done.Duplicates); err != nil {
+		without = append(without, done.Duplicates...)
+		slices.Sort(without)
+		if err := copyRows(ctx, c, t, b.Rows, without); err != nil {
 			return err
 		}
-		done.Rows = len(b.Rows) - len(done.Duplicates)
-		err = rollup(t, b.Rows, done.Duplicates, done, p.dialect, func(s string, args ...any) error { _, err := c.ExecContext(ctx, s, args...); return err })
+		done.Rows = len(b.Rows) - len(without)
+		err = rollup(t, b.Rows, without, done, p.dialect, func(s string, args ...any) error { _, err := c.ExecContext(ctx, s, args...); return err })
 		if err != nil {
 			return err
 		}
@@ -583,8 +607,18 @@ func (p *postgres) lockMark(ctx context.Context, c *sql.Conn, s Source) (Mark, e
 	return mark(ctx, c, s, p.dialect, " FOR UPDATE")
 }
 
-// duplicates finds the rows whose key is there already, or for Again whose message.
-func (p *postgres) duplicates(ctx context.Context, c *sql.Conn, t *Table, rows []Row) ([]int, error) {
+// duplicates finds the rows whose key is there already, or for Again whose message; without those at the indexes.
+func (p *postgres) duplicates(ctx context.Context, c *sql.Conn, t *Table, rows []Row, without []int) ([]int, error) {
+	var kept []int // the index of each that is looked at
+	if len(without) > 0 {
+		all := rows
+		rows = nil
+		for i := range all {
+			if !slices.Contains(without, i) {
+				rows, kept = append(rows, all[i]), append(kept, i)
+			}
+		}
+	}
 	again := slices.ContainsFunc(rows, func(r Row) bool { return r.Again })
 	if len(t.Key) == 0 && !again {
 		return nil, nil
@@ -628,6 +662,11 @@ func (p *postgres) duplicates(ctx context.Context, c *sql.Conn, t *Table, rows [
 	list, err := ints(found)
 	if err != nil {
 		return nil, err
+	}
+	if kept != nil {
+		for i := range list {
+			list[i] = kept[list[i]]
+		}
 	}
 	return list, simple(ctx, c, "SET LOCAL enable_hashjoin TO on; SET LOCAL enable_mergejoin TO on; SET LOCAL enable_seqscan TO on")
 }

@@ -81,7 +81,7 @@ func (p *postgres) explain(err error) error {
 	case errors.As(err, &connect) || pgconn.Timeout(err):
 		remedy = "the server cannot be reached; naru goes on by itself when it can be"
 	}
-	return &placedError{p.place, p.scrub(err.Error()), remedy, err}
+	return &placedError{p.place, strings.Join(strings.Fields(p.scrub(err.Error())), " "), remedy, err}
 }
 
 // placedError is an error of a database.

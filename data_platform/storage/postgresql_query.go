@@ -315,7 +315,7 @@ func (q *asked) fault(err error) error {
 	if at := int(e.Position) - q.prefix; e.Position > 0 && at > 0 {
 		text += ", at character " + strconv.Itoa(at) + " of the query"
 	}
-	return &RefusedError{text}
+	return &RefusedError{Why: text}
 }
 
 // result reads the rows as they come.

@@ -8,10 +8,15 @@ import (
 	"database/sql"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
+	"regexp"
+	"slices"
+	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/stdlib"
 )
@@ -43,6 +48,82 @@ func copyRows(ctx context.Context, c *sql.Conn, t *Table, rows []Row, without []
 		_, err := raw.(*stdlib.Conn).Conn().PgConn().CopyFrom(ctx, bytes.NewReader(b), "COPY "+quote(t.Name)+" ("+t.names("")+") FROM STDIN (FORMAT binary)")
 		return err
 	})
+}
+
+// ofRow says whether an error may be one row's fault: its data, or its size.
+func ofRow(err error) bool {
+	c := code(err)
+	return len(c) == 5 && (c[:2] == "22" || c[:2] == "54")
+}
+
+var inColumn = regexp.MustCompile(`column ([a-z0-9_]+)`)
+
+// sift finds the rows that the table does not take, by halves, in a transaction that leaves nothing.
+func (p *postgres) sift(ctx context.Context, t *Table, rows []Row) (list []Refused, err error) {
+	if err := p.cover(ctx, t, rows); err != nil {
+		return nil, err
+	}
+	nothing := errors.New("nothing is kept")
+	err = p.transact(ctx, loading, func(c *sql.Conn) error {
+		var try func(from, to int) error
+		try = func(from, to int) error {
+			if err := simple(ctx, c, "SAVEPOINT sift"); err != nil {
+				return err
+			}
+			err := copyRows(ctx, c, t, rows[from:to], nil)
+			if err == nil || !ofRow(err) {
+				return err
+			}
+			if err := simple(ctx, c, "ROLLBACK TO sift"); err != nil {
+				return err
+			}
+			if to-from > 1 {
+				half := from + (to-from)/2
+				return errors.Join(try(from, half), try(half, to))
+			}
+			var e *pgconn.PgError
+			errors.As(err, &e)
+			what := "a row"
+			if m := inColumn.FindStringSubmatch(e.Where); m != nil {
+				what = m[1]
+				if i := slices.IndexFunc(t.Columns, func(c Column) bool { return c.Name == m[1] }); i >= 0 && i < len(rows[from].Values) {
+					what += " is " + sketch(rows[from].Values[i])
+				}
+			}
+			list = append(list, Refused{from, what + ", which PostgreSQL does not hold: " + e.Message})
+			return nil
+		}
+		if err := try(0, len(rows)); err != nil {
+			return err
+		}
+		return nothing
+	})
+	if errors.Is(err, nothing) {
+		err = nil
+	}
+	return list, err
+}
+
+// sketch shows a value to a person, in short.
+func sketch(v any) string {
+	s := fmt.Sprintf("%q", fmt.Sprint(v))
+	if len(s) > 60 {
+		s = strings.ToValidUTF8(s[:60], "") + "…"
+	}
+	return s
+}
+
+// refusedOf are the indexes of the rows that are refused, and of those of the same messages, in order.
+func refusedOf(rows []Row, refused []Refused) (list []int) {
+	for i := range rows {
+		for _, r := range refused {
+			if x := &rows[r.Row]; i == r.Row || x.Message == rows[i].Message {
+				list = append(list, i)
+				break
+			}
+		}
+	}
+	return list
 }
 
 func appendCopy(b []byte, t *Table, r *Row) ([]byte, error) {

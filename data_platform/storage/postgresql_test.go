@@ -2,6 +2,10 @@ package storage
 
 import (
 	"context"
+	"database/sql"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -12,7 +16,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/duckdb/duckdb-go/v2"
+
+	"github.com/naru-platform/naru/component/componenttest"
 	"github.com/naru-platform/naru/internal/postgrestest"
+	"github.com/naru-platform/naru/message"
 )
 
 // shared is the server of this package's tests; each test has a database of its own.
@@ -383,4 +391,136 @@ func TestALongQueryDoesNotHoldLoadsUp(t *testing.T) {
 	if n, err := s.Trim(t.Context(), "telemetry", noon.Add(900*time.Hour)); err != nil || n != 2 {
 		t.Fatalf("trimmed %d: %v", n, err)
 	}
+}
+
+// The model lets no such row through; should one come all the same, it must not hold its dataset up for ever.
+func TestARowThatPostgreSQLDoesNotHoldDiesAlone(t *testing.T) {
+	for what, key := range map[string][]string{"plain": nil, "with a key": {"device", "seq"}} {
+		t.Run(what, func(t *testing.T) {
+			s := openPostgres(t, database(t, postgresServer(t), ""))
+			defer s.Close()
+			table := readings()
+			table.Key = key
+			table.Rollups = []Rollup{{Name: "telemetry_1m", Every: time.Minute, Values: []RollupValue{{"celsius", []string{"max"}}}}}
+			ensureTable(t, s, table)
+			nul, invalid, long, wide := row("d-1", 2), row("d-1", 4), row(strings.Repeat("abcdefghij", 100_000), 5), row("d-1", 6)
+			nul.Values[2], invalid.Values[5] = "a\x00b", json.RawMessage(`{"a":"\xff"}`)
+			noise := make([]byte, 0, 4000)
+			for i := range uint64(500) { // what does not become small
+				noise = binary.BigEndian.AppendUint64(noise, (i+1)*0x9e3779b97f4a7c15)
+			}
+			long.Device = hex.EncodeToString(noise)
+			wide.Values[4] = time.Date(-5000, 1, 1, 0, 0, 0, 0, time.UTC)
+			twin := row("d-1", 7) // of the message that nul is of
+			twin.Message, twin.Position = nul.Message, nul.Position
+			rows := []Row{row("d-1", 1), nul, row("d-1", 3), invalid, long, wide, twin, row("d-1", 3)}
+			done := load(t, s, 0, 9, rows...)
+			var refused []int
+			for _, r := range done.Refused {
+				refused = append(refused, r.Row)
+				if r.Why == "" || len(r.Why) > 200 {
+					t.Errorf("row %d: %q", r.Row, r.Why)
+				}
+			}
+			want(t, "refused", refused, []int{1, 3, 4, 5})
+			loaded, duplicates := 3, []int(nil)
+			if key != nil {
+				loaded, duplicates = 2, []int{7}
+			}
+			want(t, "rows", done.Rows, loaded)
+			want(t, "duplicates", done.Duplicates, duplicates)
+			want(t, "rows", all(t, s, "SELECT count(*), max(seq) FROM telemetry"), [][]any{{int64(loaded), int64(3)}})
+			m, err := s.Mark(t.Context(), source)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f, ok := m.Fate(nul.Position)
+			if !ok || f.Reason != message.SchemaMismatch || !strings.Contains(f.Detail, `state is "a\x00b"`) {
+				t.Errorf("the fate that is kept: %+v", f)
+			}
+		})
+	}
+}
+
+func TestPostgreSQLKeepsJSONAsItCame(t *testing.T) {
+	s := openPostgres(t, database(t, postgresServer(t), ""))
+	defer s.Close()
+	ensureTable(t, s, readings())
+	var rows []Row
+	var texts [][]any
+	for i, text := range []string{`{"n":1.00,"n":1e400,"z":"\u0000","i":123456789012345678901234567890}`, `null`, `-0.0`, `"\u0000"`, strings.Repeat("[", 200) + strings.Repeat("]", 200)} {
+		r := row("d-1", i)
+		r.Values[5] = text
+		rows, texts = append(rows, r), append(texts, []any{json.RawMessage(text)})
+	}
+	want(t, "loaded", load(t, s, 0, 5, rows...), Loaded{Rows: len(rows)})
+	want(t, "JSON", all(t, s, `SELECT rest FROM telemetry ORDER BY "time"`), texts)
+	file := filepath.Join(t.TempDir(), "out.parquet")
+	if n, err := s.Export(t.Context(), "telemetry", time.Time{}, time.Time{}, file); err != nil || n != int64(len(rows)) {
+		t.Fatalf("exported %d: %v", n, err)
+	}
+	c, err := duckdb.NewConnector("", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := sql.OpenDB(c)
+	defer db.Close()
+	for i := range rows {
+		var text, id, kind string
+		var at time.Time
+		err := db.QueryRowContext(t.Context(), `SELECT CAST(rest AS VARCHAR), CAST(message_id AS VARCHAR), "time", typeof(message_id) FROM read_parquet($1) ORDER BY "time" LIMIT 1 OFFSET `+fmt.Sprint(i), file).Scan(&text, &id, &at, &kind)
+		if err != nil || text != string(texts[i][0].(json.RawMessage)) || id != rows[i].Message.String() || !at.Equal(rows[i].Time) || kind != "UUID" {
+			t.Errorf("row %d of the export: %s %s %s %v: %v", i, text, id, kind, at, err)
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(s.(*postgres).options.Dir, "*")); left != nil {
+		t.Errorf("an export leaves %v", left)
+	}
+}
+
+func TestStorageWaitsForItsServer(t *testing.T) {
+	dir := t.TempDir()
+	server, err := postgrestest.New(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Kill)
+	secret := filepath.Join(dir, "secret")
+	if err := os.WriteFile(secret, []byte(postgrestest.Password), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	rig, hub := componenttest.New(t), NewHub()
+	rig.Config[Name] = json.RawMessage(fmt.Sprintf(`{"url": %q, "password_file": %q}`, server.URL(postgrestest.Owner, "postgres"), secret))
+	rig.Start(With(hub))
+	fault := func(has bool, word string) {
+		t.Helper()
+		rig.Until(func() bool {
+			h := rig.Host.Health()[0]
+			return h.State == "running" && (h.Fault != "") == has && strings.Contains(h.Fault, word)
+		}, func() string { return fmt.Sprintf("%+v", rig.Host.Health()[0]) })
+	}
+	fault(true, server.Address())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	_, err = hub.Store(ctx)
+	cancel()
+	if err == nil || !strings.Contains(err.Error(), server.Address()) {
+		t.Errorf("who wants the database is told: %v", err)
+	}
+	if err := server.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	fault(false, "")
+	s, err := hub.Store(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ensureTable(t, s, readings())
+	load(t, s, 0, 5, row("d-1", 1))
+	server.Kill()
+	fault(true, "refused")
+	if err := server.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	fault(false, "")
+	want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(1)}})
 }

@@ -426,6 +426,11 @@ func setMark(ctx context.Context, e execer, b *Batch, done *Loaded, d dialect) e
 			fates = append(fates, Fate{Sequence: p.Sequence, Index: p.Index})
 		}
 	}
+	for _, r := range done.Refused {
+		if x := &b.Rows[r.Row]; !x.Again {
+			fates = append(fates, r.Fate(x.Position))
+		}
+	}
 	if fates == nil {
 		fates = []Fate{}
 	}

@@ -138,6 +138,20 @@ type Loaded struct {
 	Rows       int   // that are new in the table
 	Duplicates []int // indexes of rows whose key was there already, or for Again whose message
 	Late       int   // rows that came too late for roll-ups, or have no place in them
+	// Refused are rows that the database cannot hold. They are not loaded, nor others of the same message, and its fate is kept
+	// as a death: the rest of the batch does not wait for what will never be.
+	Refused []Refused
+}
+
+// Refused is a row that a database cannot hold.
+type Refused struct {
+	Row int // its index
+	Why string
+}
+
+// Fate is the death of its message.
+func (r *Refused) Fate(p bus.Position) Fate {
+	return Fate{Sequence: p.Sequence, Index: p.Index, Reason: message.SchemaMismatch, Detail: r.Why}
 }
 
 // ErrMoved says that another loader has moved the mark meanwhile: nothing was loaded, and it is to be read again.
