@@ -133,6 +133,14 @@ func (s *sender) session(stop <-chan struct{}) {
 // killUnderLoad starts a platform, drives it from the senders, kills it so many times, and starts it again after each; then
 // the senders end when all of theirs is acknowledged. The platform is left running.
 func killUnderLoad(p *platform, kills int, senders []*sender) {
+	hurtUnderLoad(p, kills, senders, func(int) {
+		p.kill()
+		p.start()
+	})
+}
+
+// hurtUnderLoad is that with something else done to it so many times.
+func hurtUnderLoad(p *platform, times int, senders []*sender, hurt func(i int)) {
 	p.start()
 	stop := make(chan struct{})
 	var group sync.WaitGroup
@@ -140,10 +148,9 @@ func killUnderLoad(p *platform, kills int, senders []*sender) {
 		group.Go(func() { s.run(stop) })
 	}
 	r := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
-	for range kills {
+	for i := range times {
 		<-time.After(300*time.Millisecond + time.Duration(r.Int64N(int64(900*time.Millisecond))))
-		p.kill()
-		p.start()
+		hurt(i)
 	}
 	<-time.After(500 * time.Millisecond)
 	close(stop)
