@@ -43,7 +43,7 @@ type postgres struct {
 	dialect dialect
 
 	loads, asks *pgxpool.Pool
-	db          *sql.DB // over loads
+	db, askDB   *sql.DB // over each
 	reader      string  // the role that queries run as; empty where there is none
 	temporary   bool    // whether a query's temporary files may be bounded
 
@@ -189,7 +189,7 @@ func (p *postgres) pools(ctx context.Context, c *pgxpool.Config) (err error) {
 		p.asks.Close()
 		return err
 	}
-	p.db = stdlib.OpenDBFromPool(p.loads)
+	p.db, p.askDB = stdlib.OpenDBFromPool(p.loads), stdlib.OpenDBFromPool(p.asks)
 	return nil
 }
 
@@ -224,7 +224,7 @@ func (p *postgres) Engine() string { return "postgresql " + p.place }
 
 // Close as in [Store].
 func (p *postgres) Close() error {
-	err := p.db.Close()
+	err := errors.Join(p.db.Close(), p.askDB.Close())
 	p.loads.Close()
 	p.asks.Close()
 	return err
@@ -273,9 +273,18 @@ var (
 	altering = []string{"SET LOCAL lock_timeout TO " + milliseconds(lockTimeout), "SET LOCAL statement_timeout TO 0"}
 )
 
-// transact calls f in a transaction of a connection of its own.
+// transact calls f in a transaction of a connection of its own, of those for loading.
 func (p *postgres) transact(ctx context.Context, settings []string, f func(c *sql.Conn) error) error {
-	c, err := p.db.Conn(ctx)
+	return p.within(ctx, p.db, settings, f)
+}
+
+// reading is transact with a connection for queries, in a transaction that only reads.
+func (p *postgres) reading(ctx context.Context, f func(c *sql.Conn) error) error {
+	return p.within(ctx, p.askDB, []string{"SET LOCAL transaction_read_only TO on"}, f)
+}
+
+func (p *postgres) within(ctx context.Context, db *sql.DB, settings []string, f func(c *sql.Conn) error) error {
+	c, err := db.Conn(ctx)
 	if err != nil {
 		return err
 	}
@@ -357,7 +366,7 @@ func (p *postgres) readStored(ctx context.Context, q querier) error {
 
 // look finds a table as the database has it now, which another process may have changed.
 func (p *postgres) look(ctx context.Context, name string) (*Table, error) {
-	if err := p.transact(ctx, nil, func(c *sql.Conn) error { return p.readStored(ctx, c) }); err != nil {
+	if err := p.reading(ctx, func(c *sql.Conn) error { return p.readStored(ctx, c) }); err != nil {
 		return nil, p.explain(err)
 	}
 	if t, ok := p.stored.get(name); ok {
@@ -496,7 +505,7 @@ func (p *postgres) Ensure(ctx context.Context, t Table) error {
 
 // Tables as in [Store].
 func (p *postgres) Tables(ctx context.Context) ([]Table, error) {
-	if err := p.transact(ctx, nil, func(c *sql.Conn) error { return p.readStored(ctx, c) }); err != nil {
+	if err := p.reading(ctx, func(c *sql.Conn) error { return p.readStored(ctx, c) }); err != nil {
 		return nil, p.explain(err)
 	}
 	return p.stored.list(), nil
@@ -677,7 +686,7 @@ func (p *postgres) Stats(ctx context.Context, table string) (s Stats, err error)
 	if err != nil {
 		return s, err
 	}
-	err = p.transact(ctx, []string{"SET LOCAL transaction_read_only TO on"}, func(c *sql.Conn) error {
+	err = p.reading(ctx, func(c *sql.Conn) error {
 		if s, err = stats(ctx, c, t); err != nil {
 			return err
 		}

@@ -13,6 +13,7 @@ import (
 	"math"
 	"math/big"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,9 +29,10 @@ import (
 )
 
 const (
-	rowMost    = 64 << 20 // bytes of one row of an answer
-	sortMemory = "32MB"   // of one step of a query
-	spillMost  = "4GB"    // of a query's temporary files
+	rowMost    = 64 << 20               // bytes of one row of an answer
+	sortMemory = "32MB"                 // of one step of a query
+	spillMost  = "4GB"                  // of a query's temporary files
+	closeMost  = 200 * time.Millisecond // for the end of a connection in which a query was given up
 )
 
 // makeReader makes the role that queries run as, which may read the datasets and nothing else. Where naru's user may make
@@ -109,8 +111,9 @@ func (p *postgres) query(ctx context.Context, statement string, args []any, l Li
 	q := &asked{p: p, c: c, ctx: ctx, cancel: cancel, limits: l, guarded: guarded}
 	r, err := q.run(statement, args)
 	if err != nil {
+		err = q.fault(err)
 		_ = q.end()
-		return nil, q.fault(err)
+		return nil, err
 	}
 	return r, nil
 }
@@ -123,7 +126,8 @@ type asked struct {
 	cancel  context.CancelFunc
 	limits  Limits
 	guarded bool
-	prefix  int // characters before the asker's statement
+	prefix  int  // characters before the asker's statement
+	broken  bool // the connection is in the middle of what is not read
 }
 
 // end gives the connection back, or away where it is not known what goes on in it.
@@ -135,11 +139,14 @@ func (q *asked) end() error {
 	c := q.c
 	q.c = nil
 	defer c.Release() // a connection that is in a transaction, or closed, is not used again
+	if q.ctx.Err() != nil || q.broken {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(q.ctx), closeMost)
+		defer cancel()
+		_ = c.Conn().Close(ctx) // it says goodbye, if it can
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(q.ctx), dialTimeout)
 	defer cancel()
-	if q.ctx.Err() != nil {
-		return c.Conn().Close(ctx)
-	}
 	_, err := c.Conn().PgConn().Exec(ctx, "ROLLBACK").ReadAll()
 	return err
 }
@@ -175,6 +182,11 @@ func (q *asked) run(statement string, args []any) (*Result, error) {
 	list := []any{pgx.QueryExecModeDescribeExec, formats}
 	for _, a := range args {
 		list = append(list, argument(a))
+	}
+	if q.guarded {
+		if err := q.reads(statement, list); err != nil {
+			return nil, err
+		}
 	}
 	rows, err := q.c.Query(q.ctx, statement, list...)
 	if err == nil && len(rows.FieldDescriptions()) == 0 {
@@ -242,8 +254,13 @@ var (
 	opening = regexp.MustCompile(`^"?[\s\v]*\(`)
 )
 
-// harmless are functions that the server calls volatile, and only since they answer differently each time.
-var harmless = []string{"random", "clock_timestamp", "timeofday", "gen_random_uuid", "random_normal", "uuidv4", "uuidv7"}
+// telling are the names of functions that only read, and more than datasets: the server's state, settings, files, tables by name.
+const telling = `^_?(pg|lo|dblink|has|txid|inet|row_security|binary_upgrade)_|_to_xml|^current_setting$|^(ts_stat|currval|lastval)$`
+
+var tells = regexp.MustCompile(telling)
+
+// harmless are functions that are held for such, or that the server calls volatile only since they answer differently each time.
+var harmless = []string{"pg_typeof", "random", "clock_timestamp", "timeofday", "gen_random_uuid", "random_normal", "uuidv4", "uuidv7"}
 
 // calls finds a function in a statement that the server holds for one that does something, by what it says of the
 // function itself; empty where there is none. It looks at words and what stands behind them, not at grammar: a text that
@@ -265,8 +282,8 @@ func (q *asked) calls(conn *pgconn.PgConn, statement string) (string, error) {
 	if names == nil {
 		return "", nil
 	}
-	rows, err := q.c.Query(q.ctx, "SELECT proname FROM pg_catalog.pg_proc WHERE proname = ANY($1) AND provolatile = 'v' AND proname <> ALL($2) LIMIT 1",
-		pgx.QueryExecModeDescribeExec, names, harmless)
+	rows, err := q.c.Query(q.ctx, "SELECT proname FROM pg_catalog.pg_proc WHERE proname = ANY($1) AND (provolatile = 'v' OR proname ~ $3) AND proname <> ALL($2) LIMIT 1",
+		pgx.QueryExecModeDescribeExec, names, harmless, telling)
 	if err != nil {
 		return "", err
 	}
@@ -276,6 +293,45 @@ func (q *asked) calls(conn *pgconn.PgConn, statement string) (string, error) {
 	}
 	return found[0], nil
 }
+
+// reads refuses what reads other tables than datasets and roll-ups, by the plan that the server makes. The role that queries run
+// as may read no others; where there is none, naru's user may.
+func (q *asked) reads(statement string, args []any) error {
+	var raw []byte
+	if err := q.c.QueryRow(q.ctx, "EXPLAIN (VERBOSE, COSTS OFF, FORMAT JSON) "+statement, append([]any{args[0]}, args[2:]...)...).Scan(&raw); err != nil {
+		return err
+	}
+	type node struct {
+		Schema   string
+		Relation string `json:"Relation Name"`
+		Function string `json:"Function Name"` // that a view may call
+		Plans    []json.RawMessage
+	}
+	var plans []struct{ Plan json.RawMessage }
+	if err := json.Unmarshal(raw, &plans); err != nil {
+		return fmt.Errorf("read the server's plan: %w", err)
+	}
+	var todo []json.RawMessage
+	for _, p := range plans {
+		todo = append(todo, p.Plan)
+	}
+	for len(todo) > 0 {
+		var n node
+		if err := json.Unmarshal(todo[0], &n); err != nil {
+			return fmt.Errorf("read the server's plan: %w", err)
+		}
+		todo = append(todo[1:], n.Plans...)
+		if n.Relation != "" && (n.Schema != q.p.options.Schema || slices.Contains(ownTables, n.Relation)) {
+			return refuse("%s.%s is no dataset, and not read here", n.Schema, n.Relation)
+		}
+		if tells.MatchString(n.Function) {
+			return refuse("what %s tells is not read here", n.Function)
+		}
+	}
+	return nil
+}
+
+var ownTables = []string{"naru_tables", "naru_marks", "naru_parts", "naru_version"}
 
 // asker says whether an error with the code is the asker's mistake.
 func asker(code string) bool {
@@ -302,6 +358,7 @@ func (q *asked) fault(err error) error {
 	}
 	var long *pgproto3.ExceededMaxBodyLenErr
 	if errors.As(err, &long) {
+		q.broken = true
 		return refuse("a row of the answer has more than %d MiB", rowMost>>20)
 	}
 	var refused *RefusedError
@@ -332,7 +389,9 @@ func (q *asked) result(rows pgx.Rows) (*Result, error) {
 		if !whole { // what would come yet is not waited for
 			q.cancel()
 		}
-		rows.Close()
+		if !q.broken {
+			rows.Close()
+		}
 		return q.end()
 	}
 	r.next = func() ([]any, error) {

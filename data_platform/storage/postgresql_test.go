@@ -136,6 +136,9 @@ func TestAQueryOfPostgreSQLReachesNothingElse(t *testing.T) {
 		"SELECT lo_import('/etc/passwd')", "SELECT lo_get(4711)", "SELECT lo_unlink(4711)", "SELECT lo_export(4711, '/tmp/naru-must-not-be')",
 		"COPY telemetry TO '/tmp/naru-must-not-be'", "COPY telemetry TO PROGRAM 'id'", "COPY telemetry TO STDOUT", "COPY telemetry FROM STDIN",
 		"SELECT * FROM dblink('dbname=postgres', 'SELECT 1') AS t(a int)", "SELECT public.dblink_connect('dbname=postgres')",
+		"SELECT * FROM pg_catalog.pg_class", "SELECT * FROM information_schema.tables", "SELECT relname FROM telemetry, pg_class", "SELECT (SELECT count(*) FROM pg_stat_activity)",
+		"SELECT 1 WHERE EXISTS (SELECT 1 FROM pg_roles)", "WITH x AS MATERIALIZED (SELECT * FROM pg_settings) SELECT count(*) FROM x", "SELECT current_setting('data_directory')",
+		"SELECT table_to_xml('" + o.Schema + ".naru_marks', true, true, '')", "SELECT database_to_xml(true, true, '')", "SELECT pg_stat_get_activity(NULL)", "SELECT pg_get_userbyid(10)", "SELECT pg_show_all_settings()",
 		// the way back to the superuser
 		"SELECT set_config('role', 'none', true), (SELECT s FROM public.secrets)", "SELECT set_config('role', 'none', false)", "SET ROLE none", "RESET ROLE", "SET SESSION AUTHORIZATION DEFAULT",
 		"SELECT pg_catalog.set_config('role', 'none', true)", `SELECT "set_config"('role', 'none', true)`, `SELECT pg_catalog."set_config" ('role', 'none', true)`,
@@ -264,7 +267,11 @@ func TestPostgreSQLWithoutARoleForQueriesOnlyReads(t *testing.T) {
 	ensureTable(t, s, readings())
 	load(t, s, 0, 5, row("d-1", 1))
 	want(t, "user", all(t, s, "SELECT current_user, count(*) FROM telemetry"), [][]any{{strings.TrimPrefix(o.Schema, "naru_"), int64(1)}})
-	for _, q := range []string{"DELETE FROM telemetry", "SELECT set_config('transaction_read_only', 'off', true)", "WITH x AS (DELETE FROM telemetry RETURNING *) SELECT * FROM x"} {
+	if _, err := server.SQL(strings.TrimPrefix(o.Schema, "naru_"), "CREATE TABLE public.others (a int)", "GRANT SELECT ON public.others TO public"); err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []string{"DELETE FROM telemetry", "SELECT set_config('transaction_read_only', 'off', true)", "WITH x AS (DELETE FROM telemetry RETURNING *) SELECT * FROM x",
+		"SELECT * FROM naru_marks", "SELECT * FROM telemetry, naru_tables", "SELECT * FROM public.others"} {
 		refusedBy(t, s, q)
 	}
 	if err := s.Close(); err != nil {
@@ -313,6 +320,115 @@ func TestPostgreSQLThatGoesAwayIsMetAgain(t *testing.T) {
 		load(t, s, uint64(5+i), uint64(6+i), row("d-1", 2+i))
 	}
 	want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(3)}})
+}
+
+// What the server says while naru loads is told with its remedy, the mark stands still, and what comes then is loaded.
+func TestFaultsOfPostgreSQLHoldABatchBackAndLoseNothing(t *testing.T) {
+	server := newServer(t, t.TempDir(), "fsync = off")
+	t.Cleanup(server.Kill)
+	o := database(t, server, "CREATEROLE")
+	name := strings.TrimPrefix(o.Schema, "naru_")
+	s := openPostgres(t, o)
+	defer s.Close()
+	table := readings()
+	table.Key = []string{"device", "seq"}
+	ensureTable(t, s, table)
+	load(t, s, 0, 1, row("d-1", 1))
+	admin := func(statements ...string) {
+		t.Helper()
+		if _, err := server.SQL(name, statements...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := uint64(1)
+	raise := func(code string) (do, undo func()) {
+		return func() {
+				admin("CREATE FUNCTION public.fault() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'as if' USING ERRCODE = '"+code+"'; END $$",
+					"CREATE TRIGGER fault BEFORE INSERT ON "+o.Schema+".telemetry FOR EACH ROW EXECUTE FUNCTION public.fault()")
+			}, func() {
+				admin("DROP FUNCTION public.fault() CASCADE")
+			}
+	}
+	setting := func(what string) (do, undo func()) {
+		return func() { admin("ALTER SYSTEM SET "+what, "SELECT pg_reload_conf()") }, func() { admin("ALTER SYSTEM RESET ALL", "SELECT pg_reload_conf()") }
+	}
+	for _, c := range []faultCase{
+		pair("a full disk", raise)("53100", "disk is full", "goes on by itself"),
+		pair("no memory", raise)("53200", "memory"),
+		pair("a deadlock", raise)("40P01", "tried again"),
+		pair("a broken file", raise)("58030", "look at its log"),
+		pair("a server that only reads", setting)("default_transaction_read_only = on", "takes no rows", "standby"),
+	} {
+		c.do()
+		var err error
+		for range 50 { // a setting comes to each session when it looks
+			r := row("d-1", int(at)+1)
+			if _, err = s.Load(t.Context(), &Batch{Table: "telemetry", Rows: []Row{r}, Source: source, From: Mark{Sequence: at}, Upto: Mark{Sequence: at + 1}}); err != nil {
+				break
+			}
+			at++
+		}
+		told(t, err, o, append(c.words, server.Address())...)
+		c.undo()
+		var m Mark
+		for range 50 {
+			if m, err = s.Mark(t.Context(), source); err == nil {
+				break
+			}
+		}
+		if err != nil || m.Sequence != at {
+			t.Errorf("%s: the mark is %v, %v; want %d", c.what, m, err, at)
+		}
+		for range 50 {
+			if _, err = s.Load(t.Context(), &Batch{Table: "telemetry", Rows: []Row{row("d-1", int(at)+1)}, Source: source, From: Mark{Sequence: at}, Upto: Mark{Sequence: at + 1}}); err == nil {
+				at++
+				break
+			}
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", c.what, err)
+		}
+	}
+	want(t, "rows", all(t, s, "SELECT count(*), max(seq) FROM telemetry"), [][]any{{int64(at), int64(at)}})
+
+	admin("ALTER ROLE "+name+" CONNECTION LIMIT 0", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '"+name+"'")
+	var err error
+	for range 20 { // connections of before, each found broken once
+		if err = s.(*postgres).Ping(t.Context()); code(err) == "53300" {
+			break
+		}
+	}
+	told(t, err, o, "connection", "lower connections")
+	admin("ALTER ROLE " + name + " CONNECTION LIMIT -1")
+	load(t, s, at, at+1, row("d-1", int(at)+1))
+}
+
+type faultCase = struct {
+	what     string
+	do, undo func()
+	words    []string
+}
+
+func pair(what string, make func(string) (do, undo func())) func(arg string, words ...string) faultCase {
+	return func(arg string, words ...string) faultCase {
+		do, undo := make(arg)
+		return faultCase{what, do, undo, words}
+	}
+}
+
+func TestARowOfAnAnswerHasALimit(t *testing.T) {
+	s := openPostgres(t, database(t, postgresServer(t), ""))
+	defer s.Close()
+	r, err := s.Query(t.Context(), "SELECT repeat(repeat('x', 1000), 100000)", nil, Limits{Timeout: time.Minute})
+	if err == nil {
+		for _, e := range r.Rows() {
+			err = e
+		}
+	}
+	if err == nil || !strings.Contains(err.Error(), "64 MiB") {
+		t.Errorf("a row of 100 MB: %v", err)
+	}
+	want(t, "next", all(t, s, "SELECT length(repeat('x', 1000000))"), [][]any{{int64(1000000)}})
 }
 
 // parts are what a table is made of, oldest first, with the rows of each.
