@@ -322,6 +322,9 @@ func (r *run) forget(ctx context.Context, name string) error {
 	if err := r.h.discard(filepath.Join(r.h.Dir, spec.folder())); err != nil {
 		return fmt.Errorf("forget %s: %w", spec.Name, err)
 	}
+	if err := unhouse(ctx, r.h.Bus, spec.Name); err != nil {
+		return fmt.Errorf("forget where %s lies: %w", spec.Name, err)
+	}
 	r.mu.Lock()
 	delete(r.born, name)
 	r.mu.Unlock()

@@ -434,3 +434,50 @@ func TestADeletedReportIsDropped(t *testing.T) {
 		other.Until(func() bool { return !knows() }, func() string { return "another process does not hear that the child is forgotten" })
 	})
 }
+
+// A child that began with what was said then stays where its place is: in another process it would begin anew, and what was
+// said meanwhile would be nobody's.
+func TestAChildThatBeganWithTheNewestGoesOnWhereItsPlaceIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var here, there heard
+		of := func(h *heard) component.Child {
+			c := child("a", "1", echoes("a", h))
+			c.From = component.Newest
+			return c
+		}
+		f := newFamily(t, of(&here))
+		defer f.r.Close()
+		f.r.Start(f.spec)
+		f.r.Until(func() bool { return f.state("a") == "running" }, func() string { return "it is " + f.state("a") })
+		f.r.Say(reading("d", "1"))
+		f.r.Settled(mother+"/a", "device")
+
+		other := newFamily(t, of(&there))
+		other.r.Bus.Close()
+		other.r.Bus, other.r.Node = f.r.Bus.Reopen(), "n2"
+		defer other.r.Close()
+		other.r.Start(other.spec)
+		f.r.Stop()
+		f.r.Say(reading("d", "2"))
+		<-time.After(time.Minute)
+		for _, h := range other.r.Host.Health() {
+			if h.Name == mother+"/a" && (h.State != "standby" || !strings.Contains(h.Fault, "node n1")) {
+				t.Errorf("in the other process it is %s: %s", h.State, h.Fault)
+			}
+		}
+		f.r.Start(f.spec)
+		f.r.Until(func() bool { return len(here.all()) == 2 }, func() string { return fmt.Sprintf("%d are heard", len(here.all())) })
+		if len(there.all()) != 0 {
+			t.Errorf("the other process heard %d", len(there.all()))
+		}
+		other.declare()
+		f.declare()
+		f.gone("a")
+		if err := f.forget(t, "a"); err != nil {
+			t.Fatal(err)
+		}
+		f.r.Stop()
+		other.declare(of(&there)) // forgotten, it may begin anywhere
+		other.r.Until(func() bool { return other.state("a") == "running" }, func() string { return "it is " + other.state("a") })
+	})
+}

@@ -568,14 +568,37 @@ func (r *run) start(ctx context.Context) (err error) {
 // own waits until the component is this process's.
 func (r *run) own(ctx context.Context, ttl time.Duration) (bus.Lease, error) {
 	for {
-		lease, err := r.lease(ctx, r.h.Node, ttl)
-		if err == nil {
-			return lease, nil
+		node, err := "", error(nil)
+		if r.housed() {
+			if node, err = r.abroad(ctx); err != nil {
+				return nil, err
+			}
 		}
-		if !errors.Is(err, bus.ErrHeld) {
-			return nil, err
+		why := ""
+		if node != "" {
+			why = fmt.Sprintf("its place in the logs and what waits for it lie at node %s, where it goes on", node)
+		} else {
+			lease, err := r.lease(ctx, r.h.Node, ttl)
+			if err != nil && !errors.Is(err, bus.ErrHeld) {
+				return nil, err
+			}
+			if err == nil {
+				here := true
+				if r.housed() {
+					here, err = r.settle(ctx)
+				}
+				if here && err == nil {
+					return lease, nil
+				}
+				free, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+				_ = lease.Release(free) // it goes by itself
+				done()
+				if err != nil {
+					return nil, err
+				}
+			}
 		}
-		r.set("standby", "")
+		r.set("standby", why)
 		if err := pause(ctx, ttl/5); err != nil {
 			return nil, err
 		}

@@ -28,7 +28,7 @@ SDK. It hears what rules and others give to it, and patterns of its own; each ha
 func workerPath(name, rest string) string { return "/api/v1/workers/" + url.PathEscape(name) + rest }
 
 // workerFaults are the states of a worker that somebody should look at.
-var workerFaults = []string{"failed", "breaker_open", "stuck_retrying", "no_instances"}
+var workerFaults = []string{"failed", "away", "breaker_open", "stuck_retrying", "no_instances"}
 
 func workerList(o *options) *cobra.Command {
 	return &cobra.Command{

@@ -167,7 +167,7 @@ type Shown struct {
 	Revision uint64 `json:"revision"`
 	// Demo is naru's own, for simulated devices.
 	Demo bool `json:"demo,omitempty"`
-	// State is in one word: running, paused, starting, no_instances, breaker_open, stuck_retrying, failed.
+	// State is in one word: running, paused, starting, away, no_instances, breaker_open, stuck_retrying, failed.
 	State  string `json:"state"`
 	Detail string `json:"detail,omitempty"`
 	Run    *State `json:"run,omitempty"` // as the process tells that runs it
@@ -228,8 +228,10 @@ func (w *Workers) show(d *kept, whole bool) Shown {
 		}
 		if h.State == "failed" {
 			s.State, s.Detail = "failed", h.Fault
+		} else if h.State == "standby" && h.Fault != "" && s.State == "starting" {
+			s.State, s.Detail = "away", h.Fault
 		} else if h.State == "running" && s.Run != nil && w.begun(&k.Record) {
-			s.State = "running"
+			s.State, s.Detail = "running", ""
 		}
 	}
 	var stuck *component.Exception

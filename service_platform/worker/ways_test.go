@@ -30,6 +30,7 @@ type yard struct {
 	t     *testing.T
 	bus   string // its URL
 	nodes map[string]*yardNode
+	dirs  map[string]string // stay over a node's starts
 	door  bus.Appender
 	log   bus.Log
 }
@@ -47,7 +48,7 @@ func newYard(t *testing.T, nodes ...string) *yard {
 	}
 	server.Start()
 	t.Cleanup(func() { server.Shutdown(); server.WaitForShutdown() })
-	y := &yard{t: t, bus: server.ClientURL(), nodes: map[string]*yardNode{}}
+	y := &yard{t: t, bus: server.ClientURL(), nodes: map[string]*yardNode{}, dirs: map[string]string{}}
 	y.until("the bus is up", func() bool { return server.ReadyForConnections(time.Second) })
 	for _, n := range nodes {
 		y.begin(n)
@@ -75,7 +76,10 @@ func (y *yard) open() *nats.Bus {
 // begin starts a process.
 func (y *yard) begin(name string) {
 	y.t.Helper()
-	host := &component.Host{Bus: y.open(), Catalog: catalog.Default(), Dir: y.t.TempDir(), Node: name, Specs: []component.Spec{worker.Spec}, Log: slog.New(slog.DiscardHandler)}
+	if y.dirs[name] == "" {
+		y.dirs[name] = y.t.TempDir()
+	}
+	host := &component.Host{Bus: y.open(), Catalog: catalog.Default(), Dir: y.dirs[name], Node: name, Specs: []component.Spec{worker.Spec}, Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- host.Run(ctx) }()
@@ -290,5 +294,50 @@ func TestOverTheBusAWorkerThatIsNotThereIsTold(t *testing.T) {
 	err := sdk.Run(t.Context(), "nobody", func(context.Context, *sdk.Call) error { return nil }, sdk.Options{Bus: y.bus})
 	if err == nil || !strings.Contains(err.Error(), "naru worker add") {
 		t.Errorf("it is told %v", err)
+	}
+}
+
+// TestInstancesWaitForTheProcessOfTheirWorker: the process that runs the worker ends, messages come, and no other takes it over,
+// since it would begin behind them. When the process is back, instances that were connected in any way go on there.
+func TestInstancesWaitForTheProcessOfTheirWorker(t *testing.T) {
+	y := newYard(t, "n1", "n2")
+	runs, other := y.add("w")
+	handle := func(_ context.Context, c *sdk.Call) error {
+		return c.Say("device."+c.Message.Device+".said", c.Message.Data)
+	}
+	y.instance("w", "bus", sdk.Options{Bus: y.bus}, handle)
+	y.instance("w", "other", sdk.Options{URLs: []string{y.nodes[other].url}}, handle)
+	instances := func(n int) {
+		t.Helper()
+		y.until(fmt.Sprintf("%d instances are there", n), func() bool {
+			s := y.shown(other, "w")
+			return s.State == "running" && s.Run != nil && len(s.Run.Instances) == n && s.Run.Node == runs
+		})
+	}
+	instances(2)
+	ids := map[message.ID]bool{}
+	say := func() {
+		for i := range 60 {
+			m := telemetry(fmt.Sprint("d-", i%15), fmt.Sprint(i))
+			ids[m.ID] = true
+			y.say(m)
+		}
+	}
+	say()
+	y.nodes[runs].stop()
+	say()
+	y.until("the worker is away", func() bool { return y.shown(other, "w").State == "away" })
+	y.begin(runs)
+	instances(2)
+	for id, n := range y.said("device.*.said", func(of map[message.ID]int) bool {
+		n := 0
+		for id := range ids {
+			n += min(of[id], 1)
+		}
+		return n == len(ids)
+	}) {
+		if ids[id] && n != 1 {
+			t.Errorf("of %s there is said %d times", id, n)
+		}
 	}
 }
