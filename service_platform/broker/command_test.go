@@ -248,3 +248,26 @@ func TestWatcherSeesCommandsAsTheyGo(t *testing.T) {
 		t.Errorf("the receipt is %+v", x)
 	}
 }
+
+// The platform says a command's answer on the response topic that its sender names: only where the sender may speak himself.
+func TestAResponseTopicOfACommandIsOneWhereItsSenderMaySpeak(t *testing.T) {
+	r := newRig(t, policies(t, `
+apps: {for: {groups: [apps]}, publish: {allow: ["device/+/command/#", "app/answers", "operator/#", "service_platform/#"]}}
+`))
+	r.register("d-1", registered{groups: []string{"apps"}})
+	d := r.device("d-1", keeping("d-1", true, 0))
+	send := func(topic, answers string) packet.ReasonCode {
+		m := packet.Publish{Topic: topic, QoS: 1, ID: 1, Payload: []byte("{}")}
+		m.Properties.SetString(packet.ResponseTopic, answers)
+		return d.send(m)
+	}
+	for answers, want := range map[string]packet.ReasonCode{"app/answers": packet.Success, "another/answers": packet.NotAuthorized,
+		"operator/alarm/x": packet.NotAuthorized, "service_platform/worker/w/invoke": packet.NotAuthorized} {
+		if got := send("device/d-2/command/open/c1", answers); got != want {
+			t.Errorf("a command with answers on %s is answered %s; want %s", answers, got, want)
+		}
+	}
+	if got := send("device/d-1/telemetry", "another/answers"); got != packet.Success { // who hears it answers by himself
+		t.Errorf("another message is answered %s", got)
+	}
+}

@@ -217,9 +217,15 @@ func (c *conn) fillProperties(m *message.Message, p *packet.Properties) error {
 		m.Expires = c.now.Add(time.Duration(p.Num(packet.MessageExpiry, 0)) * time.Second)
 	}
 	if p.ResponseTopic != "" {
-		_, s, err := c.in.names(p.ResponseTopic)
+		view, s, err := c.in.names(p.ResponseTopic)
 		if err != nil {
 			return message.Reject(message.TopicInvalid, err)
+		}
+		if _, _, _, reply, ok := device.Command(m.Subject); ok && !reply { // the platform answers there in the sender's place
+			if err := c.mayPublish(c.rights.Load(), view, s); err != nil {
+				c.recordDenial(err)
+				return err
+			}
 		}
 		m.ReplyTo = s
 	}

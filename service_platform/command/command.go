@@ -45,6 +45,7 @@ var Spec = component.Define(component.Spec{
 	Says: []message.Pattern{
 		"service_platform.command.release.*.*.*.*", "service_platform.command.ended.*",
 		"device.*.command.*.*", // what operators ask for over HTTP goes the way of all commands
+		">",                    // an answer, where the command's sender wants it; mayAnswer draws the line
 	},
 	State:    component.Local,
 	Required: true, // a command that was not heard would be lost

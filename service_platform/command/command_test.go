@@ -303,6 +303,57 @@ func TestLateReplyIsKeptAndMarked(t *testing.T) {
 	})
 }
 
+// answered waits for a message on a subject of the device log.
+func (r *rig) answered(on message.Subject) (got *message.Message) {
+	r.Until(func() bool {
+		for _, m := range r.Read(message.Device) {
+			if m.Subject == on {
+				got = m
+			}
+		}
+		return got != nil
+	}, func() string { return "nothing is said on " + string(on) })
+	return got
+}
+
+func TestAnAnswerGoesWhereItsSenderWantsIt(t *testing.T) {
+	story(t, "", func(r *rig) {
+		wants := func(s message.Subject) func(*message.Message) {
+			return func(m *message.Message) { m.ReplyTo, m.Correlation = s, []byte("mine") }
+		}
+		asked := r.command("d-1", "c1", "{}", wants("app.answers"))
+		r.present("d-1", true)
+		if out := r.released(1); out.ReplyTo != "device.d-1.command.open.c1.reply" || string(out.Correlation) != "mine" {
+			t.Errorf("the device is to answer on %s with %s", out.ReplyTo, out.Correlation)
+		}
+		reply := r.answer("d-1", "c1", `{"ok":true,"result":30}`)
+		r.is("d-1", "c1", sp.CommandReplied)
+		got := r.answered("app.answers")
+		if string(got.Data) != `{"ok":true,"result":30}` || string(got.Correlation) != "mine" || got.Cause != reply.ID || got.Trace.ID != reply.Trace.ID || got.Device != "d-1" || got.QoS != 1 || asked.ID == got.ID {
+			t.Errorf("the sender is answered with %+v", got)
+		}
+		r.answer("d-1", "c1", `{"ok":true,"result":31}`) // twice is once
+		r.command("d-1", "c2", "{}", wants("device.d-2.presence"))
+		r.answer("d-1", "c2", `{"ok":true}`)
+		if s := r.is("d-1", "c2", sp.CommandReplied); !strings.Contains(s.Unsaid, "device.d-2.presence") {
+			t.Errorf("what the platform alone says is said for others: %+v", s)
+		}
+		r.Settled(Name, message.Device)
+		n := 0
+		for _, m := range r.Read(message.Device) {
+			if m.Subject == "app.answers" {
+				n++
+			}
+			if m.Subject == "device.d-2.presence" {
+				t.Errorf("it said %s", m.Subject)
+			}
+		}
+		if n != 1 {
+			t.Errorf("the sender is answered %d times", n)
+		}
+	})
+}
+
 func TestDeviceThatSaysNoHasFailed(t *testing.T) {
 	story(t, "", func(r *rig) {
 		for id, data := range map[string]string{"no": ` {"ok":false,"error":"the lid is stuck"}`, "yes": `{"ok":true}`, "text": "ok", "list": `[false]`, "other": `{"error":"x"}`} {

@@ -256,6 +256,9 @@ func (c *Commands) reply(tx component.Tx, m *message.Message, of, name, id strin
 		} else {
 			x.LateMore++
 		}
+		if err := c.answer(tx, x, m); err != nil {
+			return err
+		}
 		c.changed(tx, x)
 		if err := x.save(tx); err != nil {
 			return err
@@ -268,6 +271,9 @@ func (c *Commands) reply(tx component.Tx, m *message.Message, of, name, id strin
 	}
 	x.Reply, x.Times.Replied = r, r.At
 	state, detail := verdict(m.Data)
+	if err := c.answer(tx, x, m); err != nil {
+		return err
+	}
 	if err := c.end(tx, t, x, state, detail, r); err != nil {
 		return err
 	}

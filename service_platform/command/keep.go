@@ -105,6 +105,7 @@ type Command struct {
 	Reply    *Reply          `json:"reply,omitempty"`     // the device's answer
 	Late     []Reply         `json:"late,omitempty"`      // answers that came after the end, the first ones
 	LateMore int             `json:"late_more,omitempty"` // beyond those
+	Unsaid   string          `json:"unsaid,omitempty"`    // why the answer is not on the response topic that the sender has named
 }
 
 // Times are when a command came to its states, the last time where more than once.
