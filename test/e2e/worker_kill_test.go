@@ -20,6 +20,51 @@ import (
 func TestWorkersLoseNothingToSIGKILL(t *testing.T) {
 	p, url := newWorkshop(t)
 	p.start()
+	bin, env := goWorker(t), p.environment(url)
+	p.must("worker", "add", "hot-go", "--hears", "device/+/telemetry", "--attempts", "1000", "--concurrency", "8")
+	own := beside(t, env, bin)
+	workersLoseNothing(t, p, filepath.Join(p.data, "bus"), func(n int) {
+		if n%2 == 0 {
+			own.kill()
+			own = beside(t, env, bin)
+		} else {
+			p.kill()
+			p.start()
+		}
+	})
+	own.kill()
+}
+
+// TestWorkersLoseNothingToABusThatIsKilled has the bus in a process of its own, which is killed twenty times. The worker has two
+// instances, one over the bus and one by HTTP; now and then the first, or the platform's process, is killed with it.
+func TestWorkersLoseNothingToABusThatIsKilled(t *testing.T) {
+	outside := &node{Name: "bus", Dir: t.TempDir(), Port: port(t)}
+	outside.start(t)
+	t.Cleanup(outside.kill)
+	p, url := newWorkshop(t)
+	p.args = append(p.args, "--bus", outside.url())
+	p.start()
+	bin, env := goWorker(t), []string{"NARU_BUS=" + outside.url()}
+	p.must("worker", "add", "hot-go", "--hears", "device/+/telemetry", "--attempts", "1000", "--concurrency", "8")
+	over := beside(t, env, bin)
+	beside(t, p.environment(url), bin)
+	workersLoseNothing(t, p, "", func(n int) {
+		switch n % 5 {
+		case 1:
+			over.kill()
+			over = beside(t, env, bin)
+		case 3:
+			p.kill()
+			defer p.start()
+		}
+		outside.kill()
+		outside.start(t)
+	}, outside.url())
+}
+
+// workersLoseNothing has two workers hear what is said through twenty rounds of faults, and holds against each other what was
+// given, what follows from it, and the ledger. The log is read from the folder of a bus, or from where one is.
+func workersLoseNothing(t *testing.T, p *platform, dir string, fault func(round int), url ...string) {
 	var mu sync.Mutex
 	given := map[string]int{}
 	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
@@ -32,10 +77,7 @@ func TestWorkersLoseNothingToSIGKILL(t *testing.T) {
 	}))
 	defer service.Close()
 	p.must("worker", "add", "web", "--url", service.URL, "--hears", "device/+/telemetry", "--attempts", "1000")
-	p.must("worker", "add", "hot-go", "--hears", "device/+/telemetry", "--attempts", "1000", "--concurrency", "8")
-	bin, env := goWorker(t), p.environment(url)
-	own := beside(t, env, bin)
-	until(t, "the instance connects", func() bool { w := p.workers()["hot-go"]; return w.Run != nil && len(w.Run.Instances) == 1 })
+	until(t, "an instance connects", func() bool { w := p.workers()["hot-go"]; return w.Run != nil && len(w.Run.Instances) > 0 })
 
 	senders := make([]*sender, 6)
 	stop := make(chan struct{})
@@ -54,13 +96,7 @@ func TestWorkersLoseNothingToSIGKILL(t *testing.T) {
 	for n := range 20 {
 		before := count()
 		until(t, fmt.Sprintf("round %d: more is given", n), func() bool { return count() > before+10+n })
-		if n%2 == 0 {
-			own.kill()
-			own = beside(t, env, bin)
-		} else {
-			p.kill()
-			p.start()
-		}
+		fault(n)
 	}
 	close(stop)
 	group.Wait()
@@ -71,10 +107,13 @@ func TestWorkersLoseNothingToSIGKILL(t *testing.T) {
 			}
 		}
 	}
-	own.kill()
 	p.stop()
 
-	b, err := nats.Open(t.Context(), nats.Options{Dir: filepath.Join(p.data, "bus")})
+	o := nats.Options{Dir: dir}
+	if dir == "" {
+		o = nats.Options{URL: url[0]}
+	}
+	b, err := nats.Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,5 +146,5 @@ func TestWorkersLoseNothingToSIGKILL(t *testing.T) {
 	if len(done) != len(readings) || len(blinks) != len(readings) {
 		t.Errorf("of %d readings, effects follow from %d and %d", len(readings), len(done), len(blinks))
 	}
-	t.Logf("%d readings through twenty kills", len(readings))
+	t.Logf("%d readings through twenty rounds", len(readings))
 }
