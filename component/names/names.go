@@ -95,9 +95,10 @@ func Keep(ctx context.Context, b bus.Bus, kind, node string, all []string, faile
 
 // Known answers whether any node has a name. It is safe for concurrent use.
 type Known struct {
-	bus  bus.Bus
-	kind string
-	now  func() time.Time
+	bus    bus.Bus
+	kind   string
+	now    func() time.Time
+	asking chan struct{} // who asks: one at a time, and the others have its answer
 
 	mu   sync.Mutex
 	all  []string // sorted
@@ -106,18 +107,23 @@ type Known struct {
 
 // NewKnown makes one that has not looked yet.
 func NewKnown(b bus.Bus, kind string, now func() time.Time) *Known {
-	return &Known{bus: b, kind: kind, now: now}
+	return &Known{bus: b, kind: kind, now: now, asking: make(chan struct{}, 1)}
 }
 
 // Check gives nil where some node has the name, an *Unknown where none has, ErrNobody where no node tells its names, and
 // the bus's error where it cannot be asked. A name is asked for on the bus before it is unknown, so one that was added a
 // moment ago is found; one that is gone may be known for ten seconds more.
 func (k *Known) Check(ctx context.Context, name string) error {
-	k.mu.Lock()
-	_, found := slices.BinarySearch(k.all, name)
-	found = found && k.now().Sub(k.read) < fresh
-	k.mu.Unlock()
-	if found {
+	if k.remembers(name) {
+		return nil
+	}
+	select {
+	case k.asking <- struct{}{}:
+		defer func() { <-k.asking }()
+	case <-ctx.Done():
+		return fmt.Errorf("look whether there is a %s %q: %w", k.kind, name, ctx.Err())
+	}
+	if k.remembers(name) {
 		return nil
 	}
 	all, err := ask(ctx, k.bus, k.kind)
@@ -127,13 +133,21 @@ func (k *Known) Check(ctx context.Context, name string) error {
 	k.mu.Lock()
 	k.all, k.read = all, k.now()
 	k.mu.Unlock()
-	if _, found := slices.BinarySearch(all, name); found {
+	switch {
+	case k.remembers(name):
 		return nil
-	}
-	if len(all) == 0 {
+	case len(all) == 0:
 		return fmt.Errorf("%s %q: %w", k.kind, name, ErrNobody)
 	}
 	return &Unknown{k.kind, name, all}
+}
+
+// remembers says whether the name was there a moment ago.
+func (k *Known) remembers(name string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	_, found := slices.BinarySearch(k.all, name)
+	return found && k.now().Sub(k.read) < fresh
 }
 
 // ask gives the names that all nodes have together, sorted.

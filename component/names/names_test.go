@@ -61,6 +61,12 @@ func TestNameIsKnownThatSomeNodeHas(t *testing.T) {
 	if err := k.Check(ctx, "zzz"); err == nil || !strings.HasSuffix(err.Error(), "and 84 more") {
 		t.Errorf("of many: %v", err)
 	}
+	busy, cancel := context.WithCancel(ctx)
+	k.asking <- struct{}{} // somebody asks, and has no answer
+	if cancel(); k.Check(busy, "nobody's") == nil {
+		t.Error("it is answered to who has gone")
+	}
+	<-k.asking
 	_ = b.Close()
 	if now = now.Add(fresh); errors.As(k.Check(ctx, "pump"), &u) || k.Check(ctx, "pump") == nil {
 		t.Error("a bus that is away says what is known")
