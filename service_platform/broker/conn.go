@@ -516,6 +516,9 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	ctx, cancel := context.WithDeadline(context.Background(), c.by)
 	defer cancel()
 	kept, epoch, present, err := c.b.store.Connect(ctx, who, c.in.caps, p.CleanStart, c.expiry, c)
+	if message.ReasonOf(err, 0) == message.TakenOver && c.HungUp() {
+		return io.EOF // its client did not wait, and has come again elsewhere: nobody was refused
+	}
 	if err != nil {
 		code := packet.ServerUnavailable
 		if message.ReasonOf(err, 0) == message.SessionLimit {

@@ -52,7 +52,13 @@ func TestRotationUnderTrafficLosesAndRefusesNothing(t *testing.T) {
 		defer close(done)
 		s.run(stop)
 	}()
-	<-arrived
+	sends := func() { // it is there, and in the middle of its messages
+		t.Helper()
+		<-arrived
+		before := s.count.Load()
+		until(t, "a message of it is acknowledged", func() bool { return s.count.Load() > before })
+	}
+	sends()
 	pair := conf.Load().Certificates[0]
 	const rotations = 8
 	for i := range rotations {
@@ -67,7 +73,7 @@ func TestRotationUnderTrafficLosesAndRefusesNothing(t *testing.T) {
 		}
 		conf.Store(clientTLS(t, pair, ca))
 		_ = (*live.Load()).Close() // in the middle of its messages
-		<-arrived
+		sends()
 	}
 	close(stop)
 	<-done
