@@ -141,13 +141,21 @@ func keyIDOf(ca *stdx509.Certificate) string {
 	return hex.EncodeToString(sum[:20])
 }
 
+// issuerChecksMax is how many signatures are checked to name a CA: strangers show certificates as they like.
+const issuerChecksMax = 16
+
 // issuerOf names the CA of a certificate: a registered one by whose key it was signed, itself or what was presented between;
 // else by the key identifier that the certificate has of its issuer, or by the issuer's own certificate where that was
 // presented. It is empty where nothing says it, and the issuer's name is all there is.
 func (a *Admission) issuerOf(leaf *stdx509.Certificate, presented []*stdx509.Certificate) string {
 	presented = presented[:min(len(presented), intermediatesMax)]
+	checks := 0
 	signed := func(c, by *stdx509.Certificate) bool {
-		return bytes.Equal(c.RawIssuer, by.RawSubject) && c.CheckSignatureFrom(by) == nil
+		if !bytes.Equal(c.RawIssuer, by.RawSubject) || checks == issuerChecksMax {
+			return false
+		}
+		checks++
+		return c.CheckSignatureFrom(by) == nil
 	}
 	a.mu.RLock()
 	cas, t := slices.Collect(maps.Values(a.cas)), a.trust
