@@ -175,10 +175,7 @@ func TestExtremesAreKeptAsTheyCame(t *testing.T) {
 			rows = append(rows, row("d-1", i, values...))
 		}
 		want(t, "loaded", load(t, s, 0, 5, rows...), Loaded{Rows: 4})
-		var got [][]any
-		for _, r := range all(t, s, `SELECT seq, celsius, state, open, "at", rest, raw FROM telemetry ORDER BY "time"`) {
-			got = append(got, r)
-		}
+		got := all(t, s, `SELECT seq, celsius, state, open, "at", rest, raw FROM telemetry ORDER BY "time"`)
 		want(t, "rows", got, lists)
 		again := row("d-1", 9, lists[1]...)
 		want(t, "of equal key", load(t, s, 5, 6, again), Loaded{Duplicates: []int{0}})
