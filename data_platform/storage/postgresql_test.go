@@ -403,6 +403,52 @@ func TestFaultsOfPostgreSQLHoldABatchBackAndLoseNothing(t *testing.T) {
 	load(t, s, at, at+1, row("d-1", int(at)+1))
 }
 
+// Of two servers the one that takes rows is used, and after a fail-over the other.
+func TestPostgreSQLFailsOver(t *testing.T) {
+	first := newServer(t, t.TempDir())
+	t.Cleanup(first.Kill)
+	o := database(t, first, "CREATEROLE")
+	name := strings.TrimPrefix(o.Schema, "naru_")
+	second, err := first.Standby()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(second.Kill)
+	if err := second.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	alone := o
+	alone.URL = second.URL(name, name)
+	failing(t, alone, second.Address(), "standby")
+	o.URL = fmt.Sprintf("postgres://%s@%s,%s/%s", name, second.Address(), first.Address(), name)
+	s := openPostgres(t, o)
+	defer s.Close()
+	ensureTable(t, s, readings())
+	load(t, s, 0, 1, row("d-1", 1))
+	until := func(done func() bool, what string) {
+		t.Helper()
+		for late := time.Now().Add(time.Minute); !done(); {
+			if time.Now().After(late) {
+				t.Fatal(what)
+			}
+		}
+	}
+	until(func() bool {
+		n, err := second.SQL(name, "SELECT sequence FROM "+o.Schema+".naru_marks")
+		return err == nil && n == "1"
+	}, "the standby does not follow")
+	first.Kill()
+	if _, err := s.Load(t.Context(), &Batch{Table: "telemetry", Rows: []Row{row("d-1", 2)}, Source: source, From: Mark{Sequence: 1}, Upto: Mark{Sequence: 2}}); err == nil {
+		t.Fatal("loaded into a standby")
+	}
+	if _, err := second.SQL("postgres", "SELECT pg_promote()"); err != nil {
+		t.Fatal(err)
+	}
+	until(func() bool { return s.(*postgres).Ping(t.Context()) == nil }, "the other server is not found")
+	load(t, s, 1, 2, row("d-1", 2))
+	want(t, "rows", all(t, s, "SELECT count(*), max(seq) FROM telemetry"), [][]any{{int64(2), int64(2)}})
+}
+
 type faultCase = struct {
 	what     string
 	do, undo func()

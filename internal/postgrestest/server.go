@@ -98,22 +98,44 @@ func New(dir string, settings ...string) (*Server, error) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("initdb: %w\n%s", err, out)
 	}
+	return s, s.configure(append([]string{"listen_addresses = '127.0.0.1'", "unix_socket_directories = ''", "logging_collector = off", "shared_buffers = 128MB", "max_connections = 60"}, settings...)...)
+}
+
+// configure adds lines to the configuration, and a port of its own.
+func (s *Server) configure(lines ...string) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s.port = l.Addr().(*net.TCPAddr).Port
 	if err := l.Close(); err != nil {
-		return nil, err
+		return err
 	}
-	lines := append([]string{"", "listen_addresses = '127.0.0.1'", "unix_socket_directories = ''", "port = " + strconv.Itoa(s.port), "logging_collector = off",
-		"shared_buffers = 128MB", "max_connections = 60"}, settings...)
 	conf, err := os.OpenFile(filepath.Join(s.data(), "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
+		return err
+	}
+	_, err = conf.WriteString("\n" + strings.Join(append(lines, "port = "+strconv.Itoa(s.port)), "\n") + "\n")
+	return errors.Join(err, conf.Close())
+}
+
+// Standby makes the files of a server that follows s, which must run; it is not started yet.
+func (s *Server) Standby() (*Server, error) {
+	t := &Server{bin: s.bin, dir: s.dir + ".standby", who: s.who}
+	if err := os.Mkdir(t.dir, 0o700); err != nil {
 		return nil, err
 	}
-	_, err = conf.WriteString(strings.Join(lines, "\n") + "\n")
-	return s, errors.Join(err, conf.Close())
+	if s.who != nil {
+		if err := os.Chown(t.dir, int(s.who.Uid), int(s.who.Gid)); err != nil {
+			return nil, err
+		}
+	}
+	cmd := t.command("pg_basebackup", "--pgdata="+t.data(), "--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--dbname="+s.URL(Owner, "postgres"))
+	cmd.Env = append(cmd.Env, "PGPASSWORD="+Password)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("pg_basebackup: %w\n%s", err, out)
+	}
+	return t, t.configure()
 }
 
 func nobody() (*syscall.Credential, error) {
