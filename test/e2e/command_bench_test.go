@@ -45,7 +45,12 @@ func mqttClient(b *testing.B, addr, id string, hear func(c *paho.Client, topic s
 //	go test -run '^$' -bench CommandRoundTrip -benchtime 1000x ./test/e2e
 func BenchmarkCommandRoundTrip(b *testing.B) {
 	apps, config := freeAddr(b), filepath.Join(b.TempDir(), "naru.yaml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, "service_platform.broker:\n  listeners:\n    - {name: apps, address: %q, protocol: mqtt, auth: none, policy: open}\n", apps), 0o600); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, `service_platform.broker:
+  policies:
+    apps: {publish: {allow: ["device/+/command/#"]}, subscribe: {allow: ["device/+/command/#"]}, client_ids: [app]}
+  listeners:
+    - {name: apps, address: %q, protocol: mqtt, auth: none, policy: apps}
+`, apps), 0o600); err != nil {
 		b.Fatal(err)
 	}
 	p := newPlatform(b, "--config", config)
