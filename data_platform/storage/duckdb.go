@@ -8,19 +8,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/duckdb/duckdb-go/v2"
 
 	"github.com/naru-platform/naru/internal/whole"
-	"github.com/naru-platform/naru/message"
 )
 
 // Options bound what DuckDB takes of the machine.
@@ -38,10 +37,12 @@ type duck struct {
 	write  sync.Mutex   // one writer
 	gate   sync.RWMutex // guards db, which is opened anew where DuckDB has given up on it
 	db     *sql.DB
+	share  int64 // of the process's memory
 	closed bool
 	broken error // why it has to be opened anew
 
 	tables tables
+	stuck  atomic.Int64 // queries that run on though nobody waits for them
 }
 
 // OpenDuck opens or makes a database in a file. A second process cannot open it at the same time.
@@ -63,6 +64,9 @@ func OpenDuck(ctx context.Context, file string, o Options) (Store, error) {
 	}
 	return d, nil
 }
+
+// duckSpillMost is how much of the disk statements may take for what has no room in memory.
+const duckSpillMost = "4GiB"
 
 // exports is the one folder that statements may reach; what is exported is written there and moved.
 func (d *duck) exports() string { return filepath.Join(filepath.Dir(d.file), "exports") }
@@ -88,6 +92,7 @@ func (d *duck) open(ctx context.Context) error {
 		"SET threads = " + strconv.Itoa(d.options.Threads),
 		"SET preserve_insertion_order = false",
 		"SET temp_directory = " + text(filepath.Join(filepath.Dir(d.file), "spill")),
+		"SET max_temp_directory_size = " + text(duckSpillMost),
 		"SET autoinstall_known_extensions = false",
 		"SET autoload_known_extensions = false",
 		"SET allow_community_extensions = false",
@@ -103,8 +108,32 @@ func (d *duck) open(ctx context.Context) error {
 			return errors.Join(fmt.Errorf("open %s: %s: %w", d.file, firstLine(s), err), db.Close())
 		}
 	}
+	if err := d.tables.read(ctx, db, duckDialect); err != nil {
+		return errors.Join(err, db.Close())
+	}
+	if d.share, err = share(ctx, db); err != nil {
+		return errors.Join(err, db.Close())
+	}
+	allow(d.share)
 	d.db = db
-	return d.tables.read(ctx, db, duckDialect)
+	return nil
+}
+
+// share is what a database may have of the process's memory: its own limit, and room for what is not counted there.
+func share(ctx context.Context, db *sql.DB) (bytes int64, err error) {
+	err = db.QueryRowContext(ctx, "SELECT CAST(parse_formatted_bytes(current_setting('memory_limit')) AS BIGINT)").Scan(&bytes)
+	return bytes + bytes/4, err
+}
+
+// shut closes the database that is open.
+func (d *duck) shut() error {
+	if d.db == nil {
+		return nil
+	}
+	err := d.db.Close()
+	d.db = nil
+	allow(-d.share)
+	return err
 }
 
 func firstLine(s string) string { l, _, _ := strings.Cut(s, "\n"); return l }
@@ -140,10 +169,7 @@ func (d *duck) reopen(ctx context.Context) error {
 	if d.closed || d.broken == nil {
 		return nil
 	}
-	if d.db != nil {
-		_ = d.db.Close() // it was given up
-		d.db = nil
-	}
+	_ = d.shut() // it was given up
 	if err := d.open(ctx); err != nil {
 		return fmt.Errorf("open the database anew after %v: %w", d.broken, err)
 	}
@@ -151,27 +177,31 @@ func (d *duck) reopen(ctx context.Context) error {
 	return nil
 }
 
+// closePatience is for how long Close waits for queries to end that were told to.
+const closePatience = 10 * time.Second
+
 // Close as in [Store].
 func (d *duck) Close() error {
 	d.write.Lock()
 	defer d.write.Unlock()
-	d.gate.Lock()
+	for late := time.Now().Add(closePatience); !d.gate.TryLock(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(late) {
+			return fmt.Errorf("close %s: a query runs that cannot be stopped; what was committed is in the file", d.file)
+		}
+	}
 	defer d.gate.Unlock()
 	if d.closed {
 		return nil
 	}
 	d.closed = true
-	if d.db == nil {
-		return nil
-	}
-	return d.db.Close()
+	return d.shut()
 }
 
 // transact calls f in a transaction of a connection of its own, the only one that writes.
 func (d *duck) transact(ctx context.Context, f func(c *sql.Conn) error) error {
 	d.write.Lock()
 	defer d.write.Unlock()
-	return d.use(ctx, func(db *sql.DB) error {
+	work := func(db *sql.DB) error {
 		c, err := db.Conn(ctx)
 		if err != nil {
 			return err
@@ -189,7 +219,8 @@ func (d *duck) transact(ctx context.Context, f func(c *sql.Conn) error) error {
 			_, _ = c.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
 		}
 		return err
-	})
+	}
+	return d.use(ctx, func(db *sql.DB) error { return exempt(func() error { return work(db) }) })
 }
 
 var duckTypes = map[Type]string{Bool: "BOOLEAN", Int: "BIGINT", Double: "DOUBLE", Text: "VARCHAR", Time: "TIMESTAMPTZ", JSON: "JSON", Bytes: "BLOB", UUID: "UUID"}
@@ -344,260 +375,6 @@ func optional(s string) any {
 		return nil
 	}
 	return s
-}
-
-// Query as in [Store].
-func (d *duck) Query(ctx context.Context, statement string, args []any, l Limits) (*Result, error) {
-	return d.query(ctx, statement, args, l, true)
-}
-
-func (d *duck) query(ctx context.Context, statement string, args []any, l Limits, guarded bool) (*Result, error) {
-	l = l.withDefaults()
-	ctx, cancel := context.WithTimeout(ctx, l.Timeout)
-	var r *Result
-	err := d.use(ctx, func(db *sql.DB) error {
-		c, err := db.Conn(ctx)
-		if err != nil {
-			return err
-		}
-		end := func() error {
-			_, err := c.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
-			cancel()
-			return errors.Join(err, c.Close())
-		}
-		if guarded {
-			if err := oneSelect(ctx, c, statement); err != nil {
-				return errors.Join(err, c.Close())
-			}
-		}
-		if _, err := c.ExecContext(ctx, "BEGIN TRANSACTION READ ONLY"); err != nil {
-			return errors.Join(err, c.Close())
-		}
-		rows, err := c.QueryContext(ctx, statement, args...)
-		if err != nil {
-			_ = end()
-			return d.asker(ctx, err, l, guarded)
-		}
-		r, err = d.result(rows, l, end, func(err error) error { return d.asker(ctx, err, l, guarded) })
-		return err
-	})
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	return r, nil
-}
-
-func (l Limits) withDefaults() Limits {
-	if l.Rows <= 0 {
-		l.Rows = 100_000
-	}
-	if l.Timeout <= 0 {
-		l.Timeout = 30 * time.Second
-	}
-	return l
-}
-
-// oneSelect refuses what is not one SELECT: the driver would execute all but the last of several. DuckDB's own parser is
-// asked; the read-only transaction stands behind it.
-func oneSelect(ctx context.Context, c *sql.Conn, statement string) error {
-	var tree string
-	if err := c.QueryRowContext(ctx, "SELECT CAST(json_serialize_sql($1::VARCHAR) AS VARCHAR)", statement).Scan(&tree); err != nil {
-		return err
-	}
-	var parsed struct {
-		Error      bool
-		Type       string `json:"error_type"`
-		Message    string `json:"error_message"`
-		Position   string
-		Statements []json.RawMessage
-	}
-	if err := json.Unmarshal([]byte(tree), &parsed); err != nil {
-		return fmt.Errorf("read what DuckDB makes of the query: %w", err)
-	}
-	switch {
-	case parsed.Error && parsed.Type == "parser" && parsed.Position != "":
-		return refuse("%s, at byte %s of the query", parsed.Message, parsed.Position)
-	case parsed.Error && parsed.Type == "parser":
-		return refuse("%s", parsed.Message)
-	case parsed.Error:
-		return refuse("only SELECT is answered here: %s", parsed.Message)
-	case len(parsed.Statements) != 1:
-		return refuse("%d statements; want exactly one SELECT", len(parsed.Statements))
-	}
-	return nil
-}
-
-// asker tells the asker's mistakes from faults.
-func (d *duck) asker(ctx context.Context, err error, l Limits, guarded bool) error {
-	if ctx.Err() == context.DeadlineExceeded {
-		return refuse("the query took longer than %v; ask for less, or raise the timeout", l.Timeout)
-	}
-	var e *duckdb.Error
-	if !guarded || !errors.As(err, &e) {
-		return err
-	}
-	switch e.Type {
-	case duckdb.ErrorTypeFatal, duckdb.ErrorTypeInternal, duckdb.ErrorTypeIO:
-		return err
-	case duckdb.ErrorTypeOutOfMemory:
-		return refuse("the query wants more memory than the database may take (%s); ask for less, or raise memory of %s", d.options.Memory, Name)
-	}
-	return &RefusedError{e.Msg}
-}
-
-// result wraps rows of the driver.
-func (d *duck) result(rows *sql.Rows, l Limits, end func() error, explain func(error) error) (*Result, error) {
-	r := &Result{}
-	types, err := rows.ColumnTypes()
-	if err != nil {
-		return nil, errors.Join(err, rows.Close(), end())
-	}
-	row, into := make([]any, len(types)), make([]any, len(types))
-	for i, t := range types {
-		r.Columns = append(r.Columns, Column{t.Name(), typeOf(t.DatabaseTypeName())})
-		into[i] = &row[i]
-	}
-	n := 0
-	r.close = func() error { return errors.Join(rows.Close(), end()) }
-	r.next = func() ([]any, error) {
-		if !rows.Next() {
-			if err := rows.Err(); err != nil {
-				return nil, explain(err)
-			}
-			return nil, errEnd
-		}
-		if n++; n > l.Rows {
-			r.Truncated = true
-			return nil, errEnd
-		}
-		if err := rows.Scan(into...); err != nil {
-			return nil, err
-		}
-		for i := range row {
-			if row[i], err = plain(r.Columns[i].Type, row[i]); err != nil {
-				return nil, err
-			}
-		}
-		return row, nil
-	}
-	return r, nil
-}
-
-func typeOf(database string) Type {
-	switch database {
-	case "BOOLEAN":
-		return Bool
-	case "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT", "UHUGEINT":
-		return Int
-	case "FLOAT", "DOUBLE":
-		return Double
-	case "BLOB":
-		return Bytes
-	case "UUID":
-		return UUID
-	case "VARCHAR", "ENUM":
-		return Text
-	case "JSON":
-		return JSON
-	}
-	switch {
-	case strings.HasPrefix(database, "TIMESTAMP"), database == "DATE":
-		return Time
-	case strings.HasPrefix(database, "DECIMAL"):
-		return Double
-	case strings.HasSuffix(database, "]"), strings.HasPrefix(database, "STRUCT"), strings.HasPrefix(database, "MAP"), strings.HasPrefix(database, "UNION"):
-		return JSON
-	}
-	return Text
-}
-
-// plain makes a value of the driver one of the seven that a Type says.
-func plain(t Type, v any) (any, error) {
-	switch x := v.(type) {
-	case nil:
-		return nil, nil
-	case time.Time:
-		return x.UTC(), nil
-	case *big.Int:
-		if x.IsInt64() {
-			return x.Int64(), nil
-		}
-		return json.RawMessage(x.String()), nil // a number, though none of 64 bits
-	case duckdb.Decimal:
-		return x.Float64(), nil
-	case duckdb.UUID:
-		return message.ID(x).String(), nil
-	case []byte:
-		if t == UUID && len(x) == 16 {
-			return message.ID(x).String(), nil
-		}
-		return slices.Clone(x), nil
-	case int8:
-		return int64(x), nil
-	case int16:
-		return int64(x), nil
-	case int32:
-		return int64(x), nil
-	case uint8:
-		return int64(x), nil
-	case uint16:
-		return int64(x), nil
-	case uint32:
-		return int64(x), nil
-	case uint64:
-		if x > 1<<63-1 {
-			return json.RawMessage(strconv.FormatUint(x, 10)), nil
-		}
-		return int64(x), nil
-	case float32:
-		return float64(x), nil
-	case bool, int64, float64, string:
-		if t == JSON {
-			b, err := json.Marshal(x)
-			return json.RawMessage(b), err
-		}
-		return x, nil
-	}
-	if t == JSON {
-		b, err := json.Marshal(tidy(v))
-		return json.RawMessage(b), err
-	}
-	return fmt.Sprint(v), nil
-}
-
-// tidy makes nested values such as JSON can have.
-func tidy(v any) any {
-	switch x := v.(type) {
-	case duckdb.OrderedMap:
-		m := map[string]any{}
-		keys, values := x.Keys(), x.Values()
-		for i := range keys {
-			m[fmt.Sprint(keys[i])] = tidy(values[i])
-		}
-		return m
-	case map[string]any:
-		m := map[string]any{}
-		for k, e := range x {
-			m[k] = tidy(e)
-		}
-		return m
-	case []any:
-		list := make([]any, len(x))
-		for i := range x {
-			list[i] = tidy(x[i])
-		}
-		return list
-	case duckdb.Union:
-		return tidy(x.Value)
-	case duckdb.UUID:
-		return message.ID(x).String()
-	case duckdb.Decimal:
-		return x.Float64()
-	case time.Time:
-		return x.UTC()
-	}
-	return v
 }
 
 // Latest as in [Store].

@@ -108,7 +108,7 @@ func (p *postgres) query(ctx context.Context, statement string, args []any, l Li
 		}
 		return nil, p.explain(err)
 	}
-	q := &asked{p: p, c: c, ctx: ctx, cancel: cancel, limits: l, guarded: guarded}
+	q := &asked{p: p, c: c, ctx: ctx, cancel: cancel, limits: l, guarded: guarded, statement: statement}
 	r, err := q.run(statement, args)
 	if err != nil {
 		err = q.fault(err)
@@ -128,6 +128,8 @@ type asked struct {
 	guarded bool
 	prefix  int  // characters before the asker's statement
 	broken  bool // the connection is in the middle of what is not read
+	// statement is the asker's.
+	statement string
 }
 
 // end gives the connection back, or away where it is not known what goes on in it.
@@ -370,9 +372,11 @@ func (q *asked) fault(err error) error {
 		text += ". " + e.Hint
 	}
 	if at := int(e.Position) - q.prefix; e.Position > 0 && at > 0 {
-		text += ", at character " + strconv.Itoa(at) + " of the query"
+		if runes := []rune(q.statement); at <= len(runes)+1 {
+			return refusedAt(q.statement, len(string(runes[:at-1])), "%s", text)
+		}
 	}
-	return &RefusedError{Why: text}
+	return refuse("%s", text)
 }
 
 // result reads the rows as they come.

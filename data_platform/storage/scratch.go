@@ -24,6 +24,7 @@ type Scratch struct {
 
 	mu     sync.RWMutex // guards what follows
 	db     *sql.DB      // made anew where DuckDB has given up on it
+	share  int64        // of the process's memory
 	closed bool
 	plans  map[string]*plan // by columns and steps
 }
@@ -56,6 +57,12 @@ func (s *Scratch) open(ctx context.Context) error {
 			return errors.Join(fmt.Errorf("open DuckDB in memory: %s: %w", statement, err), db.Close())
 		}
 	}
+	if s.share == 0 {
+		if s.share, err = share(ctx, db); err != nil {
+			return errors.Join(err, db.Close())
+		}
+		allow(s.share)
+	}
 	s.db = db
 	return nil
 }
@@ -65,6 +72,8 @@ func (s *Scratch) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
+	allow(-s.share)
+	s.share = 0
 	return s.db.Close()
 }
 
@@ -409,7 +418,7 @@ func (b *bench) run(ctx context.Context, statement string) ([]Column, [][]any, e
 	if err != nil {
 		return nil, nil, slow(err)
 	}
-	r, err := new(duck).result(rows, Limits{Rows: b.s.most}, func() error { return nil }, slow)
+	r, err := result(rows, nil, b.s.most, func() error { return nil }, slow)
 	if err != nil {
 		return nil, nil, slow(err)
 	}

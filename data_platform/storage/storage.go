@@ -160,19 +160,33 @@ var ErrMoved = errors.New("another process has loaded beyond this position")
 // ErrNoTable says that a table was not made yet.
 var ErrNoTable = errors.New("no such dataset")
 
+// ErrBusy says that no query is taken for now.
+var ErrBusy = errors.New("the database is busy")
+
 // Limits bound a query. Zero values are 100,000 rows and 30 s.
 type Limits struct {
 	Rows    int
 	Timeout time.Duration
 }
 
-// RefusedError is a query that is not answered, with the reason; it is the asker's mistake.
-type RefusedError struct{ Why string }
+// RefusedError is a query that is not answered, with the reason; it is the asker's mistake. Line and Column say where in the
+// statement, from 1; zero where that is not known.
+type RefusedError struct {
+	Why          string
+	Line, Column int
+}
 
 // Error tells why.
-func (r *RefusedError) Error() string { return r.Why }
+func (r *RefusedError) Error() string {
+	if r.Line > 0 {
+		return fmt.Sprintf("%d:%d: %s", r.Line, r.Column, r.Why)
+	}
+	return r.Why
+}
 
-func refuse(format string, args ...any) error { return &RefusedError{fmt.Sprintf(format, args...)} }
+func refuse(format string, args ...any) error {
+	return &RefusedError{Why: fmt.Sprintf(format, args...)}
+}
 
 // Result is the answer to a query, read while it comes.
 type Result struct {
@@ -276,7 +290,8 @@ type Store interface {
 	Mark(ctx context.Context, s Source) (Mark, error)
 	// Load loads a batch, all of it or nothing. It gives ErrMoved, ErrNoTable, or the database's error.
 	Load(ctx context.Context, b *Batch) (Loaded, error)
-	// Query answers one statement that only reads, with arguments for $1, $2… A *RefusedError is the asker's mistake.
+	// Query answers one statement that only reads, with arguments for $1, $2… It is taken to come from an enemy: it reaches
+	// the tables and their roll-ups, and nothing else of the database or the machine. A *RefusedError is the asker's mistake.
 	Query(ctx context.Context, sql string, args []any, l Limits) (*Result, error)
 	// Latest is the newest row of a device by time, or of each device where none is named.
 	Latest(ctx context.Context, table, device string) (*Result, error)

@@ -14,6 +14,7 @@ import (
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/internal/answer"
+	"github.com/naru-platform/naru/internal/when"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -229,10 +230,10 @@ func parseQuery(r *http.Request, now time.Time) (q Query, outcome string, err er
 			return bad("trace", err)
 		}
 	}
-	if q.Since, err = parseWhen(v.Get("since"), now); err != nil {
+	if q.Since, err = when.Parse(v.Get("since"), now); err != nil {
 		return bad("since", err)
 	}
-	if q.Until, err = parseWhen(v.Get("until"), now); err != nil {
+	if q.Until, err = when.Parse(v.Get("until"), now); err != nil {
 		return bad("until", err)
 	}
 	q.Limit = 100
@@ -248,20 +249,6 @@ func parseQuery(r *http.Request, now time.Time) (q Query, outcome string, err er
 		return bad("outcome", fmt.Errorf("want one of %v", all[1:]))
 	}
 	return q, outcome, nil
-}
-
-func parseWhen(s string, now time.Time) (time.Time, error) {
-	if s == "" {
-		return time.Time{}, nil
-	}
-	if d, err := time.ParseDuration(s); err == nil {
-		return now.Add(-d.Abs()), nil
-	}
-	t, err := time.Parse(time.RFC3339, s)
-	if err != nil {
-		return t, errors.New("want a time such as 2026-11-23T03:00:00Z, or a duration such as 10m")
-	}
-	return t, nil
 }
 
 func oldest(found []Found) (t time.Time) {
