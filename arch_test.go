@@ -42,6 +42,7 @@ data_platform/etl     data_platform/model       what a row is, and how its docum
 data_platform/etl     data_platform/storage     it loads by the interface of the store that the component of that name opens
 data_platform/bridge  data_platform/model       what a dataset takes, and how its documents are followed, is said once; a library that opens nothing
 data_platform/api     data_platform/model       it shows and changes the documents that the others follow
+data_platform/api     data_platform/storage     it asks by the interface of the store that the component of that name opens
 component/componenttest  bus/mem                  the rig of every component's tests runs on the engine for tests
 `
 
@@ -51,6 +52,7 @@ github.com/nats-io                bus/nats
 github.com/synadia-io             bus/nats
 github.com/aws                    bus/kinesis
 github.com/duckdb                 data_platform/storage
+github.com/apache/arrow-go       data_platform/api
 github.com/jackc                  data_platform/storage
 github.com/cockroachdb/pebble     component
 github.com/spf13/cobra            cmd

@@ -110,6 +110,15 @@ func (c *client) do(ctx context.Context, method, path string, query url.Values, 
 
 // open asks, and gives the body of a good answer.
 func (c *client) open(ctx context.Context, method, path string, query url.Values, in any) (io.ReadCloser, error) {
+	r, err := c.ask(ctx, method, path, query, in)
+	if err != nil {
+		return nil, err
+	}
+	return r.Body, nil
+}
+
+// ask gives a good answer; its body is to be closed.
+func (c *client) ask(ctx context.Context, method, path string, query url.Values, in any) (*http.Response, error) {
 	var body io.Reader
 	if raw, ok := in.([]byte); ok {
 		body = bytes.NewReader(raw)
@@ -143,12 +152,15 @@ func (c *client) open(ctx context.Context, method, path string, query url.Values
 		return nil, fmt.Errorf("the platform does not answer at %s: %w; is it running?", c.URL, unwrapURL(err))
 	}
 	if r.StatusCode < 300 {
-		return r.Body, nil
+		return r, nil
 	}
 	defer r.Body.Close()
 	raw, _ := io.ReadAll(io.LimitReader(r.Body, 64<<10)) // what there is of a refusal is shown
 	var p answer.Problem
 	if json.Unmarshal(raw, &p) == nil && p.Detail != "" {
+		if p.Line > 0 {
+			p.Detail = fmt.Sprintf("line %d, column %d: %s", p.Line, p.Column, p.Detail)
+		}
 		return nil, &refusal{r.StatusCode, p.Detail}
 	}
 	switch r.StatusCode {

@@ -15,11 +15,15 @@ import (
 
 func dataCommand(o *options) *cobra.Command {
 	c := &cobra.Command{
-		Use: "data", Short: "Datasets and pipelines: what becomes a row, and how",
+		Use: "data", Short: "Datasets and their rows: what becomes a row, and what there is",
 		Long: `A dataset says what the rows of a table are: which messages become rows, with which fields, types and bounds. It is a
-document in YAML (docs/data.md). The dataset telemetry is there from the beginning.`,
+document in YAML (docs/data.md). The dataset telemetry is there from the beginning.
+
+  naru data latest telemetry          the newest row of each device
+  naru data show telemetry --since 1h the rows of an hour
+  naru data query "SELECT …"          SQL that only reads`,
 	}
-	c.AddCommand(dataModels(o), dataCheck(o), dataApply(o), dataRemove(o), dataETL(o))
+	c.AddCommand(dataQuery(o), dataLatest(o), dataShow(o), dataStats(o), dataExport(o), dataModels(o), dataCheck(o), dataApply(o), dataRemove(o), dataETL(o))
 	return c
 }
 

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -48,6 +49,9 @@ func run(args []string) int {
 	return 1
 }
 
+// alsoFormats is an annotation of commands that know more formats of output than text and json.
+const alsoFormats = "formats"
+
 // oneLine is an error as a tired person wants it.
 func oneLine(err error) string {
 	return printable(strings.TrimSpace(strings.ReplaceAll(err.Error(), "\n", "; ")))
@@ -78,9 +82,9 @@ They exit with 2 when they found a fault.`,
 	f.StringVar(&o.token, "token", "", "token for --server (default: NARU_TOKEN)")
 	f.StringVarP(&o.output, "output", "o", "text", "text or json")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
-	root.PersistentPreRunE = func(*cobra.Command, []string) error {
-		if o.output != "text" && o.output != "json" {
-			return fmt.Errorf("--output %s: there are text and json", o.output)
+	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
+		if there := append([]string{"text", "json"}, strings.Fields(c.Annotations[alsoFormats])...); !slices.Contains(there, o.output) {
+			return fmt.Errorf("--output %s: there are %s", o.output, strings.Join(there, ", "))
 		}
 		return nil
 	}

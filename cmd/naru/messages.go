@@ -230,7 +230,8 @@ func traceCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use: "trace ID", Short: "One trace: every message of it, in order, with its fates", Args: cobra.ExactArgs(1),
 		Long: `Shows every message of a trace, who said it, how long after the first, and what became of it at each consumer. ID is
-a trace id (32 hexadecimal digits) or a message id. Exits with 2 when a message of the trace is dead.`,
+a trace id (32 hexadecimal digits) or a message id. What became a row of a dataset ends there: its row is shown, and in JSON stands in
+rows. Exits with 2 when a message of the trace is dead.`,
 		Example: "  naru trace 0193d5a07b2c1a2b5d2f8a6b1c4e7f90",
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
@@ -255,7 +256,14 @@ a trace id (32 hexadecimal digits) or a message id. Exits with 2 when a message 
 			for _, l := range v.Messages {
 				dead = dead || l.Outcome == journal.OutcomeDead
 			}
-			err = o.show(c.OutOrStdout(), v, func(p *printer) { printTrace(p, v) })
+			rows, err := rowsOfTrace(c.Context(), cl, v)
+			if err != nil {
+				return err
+			}
+			err = o.show(c.OutOrStdout(), rows, func(p *printer) {
+				printTrace(p, v)
+				rows.print(p)
+			})
 			return found(err, dead)
 		},
 	}

@@ -68,7 +68,7 @@ func specs(admission *x509.Admission, platform simulator.Platform) []component.S
 		twin.Spec,
 		command.Spec,
 		bridge.Spec,
-		api.Spec,
+		api.With(hub),
 		pump.Spec,
 		storage.With(hub),
 		etl.With(hub),

@@ -1,4 +1,7 @@
-// Package api answers by HTTP what datasets and pipelines there are, and takes changes of them.
+// Package api answers by HTTP: what datasets and pipelines there are, and their changes; and their rows, the latest of a
+// device, those of a time, over windows, by SQL that only reads, as a file, and in the words of Grafana.
+//
+// Here are the models; in rows.go what is asked of rows, in format.go how they are written, in grafana.go the rest.
 package api
 
 import (
@@ -7,38 +10,80 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/data_platform/model"
+	"github.com/naru-platform/naru/data_platform/storage"
 	"github.com/naru-platform/naru/internal/answer"
 )
 
 // Name is the component's name.
 const Name = "data_platform.api"
 
-// Spec declares the component.
-var Spec = component.Define(component.Spec{
-	Name:  Name,
-	Doc:   "what datasets and pipelines there are, and their changes, by HTTP",
-	State: component.None,
-}, Config{}, New)
+// Config is the component's configuration.
+type Config struct {
+	// Queries is how many queries of SQL, aggregates and the like are computed at once.
+	Queries int `json:"queries"`
+	// Timeout is how long a query may take where it does not say, and TimeoutMax what it may say.
+	Timeout    string `json:"timeout"`
+	TimeoutMax string `json:"timeout_max"`
+	// AnswerMax is how many bytes an answer may have.
+	AnswerMax int64 `json:"answer_max"`
+}
 
-// Config is the component's configuration; there is nothing to set.
-type Config struct{}
+// With declares the component, which asks the hub's database.
+func With(hub *storage.Hub) component.Spec {
+	return component.Define(component.Spec{
+		Name:  Name,
+		Doc:   "what datasets and pipelines there are, their changes, and their rows, by HTTP",
+		State: component.None,
+	}, Config{Queries: 4, Timeout: "30s", TimeoutMax: "5m", AnswerMax: 256 << 20}, func(env component.Env, c Config) (*component.Part, error) {
+		return build(env, c, hub)
+	})
+}
 
-type api struct{ book *model.Book }
+type api struct {
+	env                 component.Env
+	book                *model.Book
+	hub                 *storage.Hub
+	timeout, timeoutMax time.Duration
+	answerMax           int64
+	heavy, light, files *turns
+}
 
-// New builds the component.
-func New(env component.Env, _ Config) (*component.Part, error) {
-	a := &api{model.NewBook(env.Bus, env.Log, env.Now)}
-	return &component.Part{Run: a.book.Serve, Routes: []component.Route{
+// lightMax is how many requests for a few rows are answered at once. With those of the queries they are fewer than the
+// connections that the database may have, so that the one that loads finds its own.
+const lightMax = 6
+
+func build(env component.Env, c Config, hub *storage.Hub) (*component.Part, error) {
+	a := &api{env: env, book: model.NewBook(env.Bus, env.Log, env.Now), hub: hub, answerMax: c.AnswerMax,
+		heavy: newTurns(c.Queries, "queries"), light: newTurns(lightMax, "requests"), files: newTurns(1, "exports")}
+	var err error
+	if a.timeout, err = time.ParseDuration(c.Timeout); err != nil || a.timeout <= 0 {
+		return nil, fmt.Errorf("timeout: %q: want a time such as 30s", c.Timeout)
+	}
+	if a.timeoutMax, err = time.ParseDuration(c.TimeoutMax); err != nil || a.timeoutMax < a.timeout {
+		return nil, fmt.Errorf("timeout_max: %q: want a time such as 5m, and no less than timeout", c.TimeoutMax)
+	}
+	if c.Queries < 1 || c.Queries > queriesMax {
+		return nil, fmt.Errorf("queries: %d: want 1 to %d", c.Queries, queriesMax)
+	}
+	if c.AnswerMax < 1<<20 {
+		return nil, fmt.Errorf("answer_max: %d: want 1048576 at least", c.AnswerMax)
+	}
+	routes := []component.Route{
 		{Pattern: "GET /api/v1/data/models", Handler: answer.Func(a.list)},
 		{Pattern: "GET /api/v1/data/models/{kind}/{name}", Handler: answer.Func(a.show)},
 		{Pattern: "GET /api/v1/data/models/dataset/{name}/schema", Handler: answer.Func(a.schema)},
 		{Pattern: "PUT /api/v1/data/models", Handler: answer.Func(a.put)},
 		{Pattern: "DELETE /api/v1/data/models/{kind}/{name}", Handler: answer.Func(a.remove)},
-	}}, nil
+	}
+	return &component.Part{Run: a.book.Serve, Routes: append(append(routes, a.rows()...), a.grafana()...)}, nil
 }
+
+// queriesMax leaves connections to the database for what loads.
+const queriesMax = 8
 
 func (a *api) synced() error {
 	select {

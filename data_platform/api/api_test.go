@@ -7,13 +7,14 @@ import (
 	"testing"
 
 	"github.com/naru-platform/naru/component/componenttest"
+	"github.com/naru-platform/naru/data_platform/storage"
 )
 
 const doors = "dataset: doors\nversion: 1\nowner: works\ndoc: A door.\nfrom: [device.*.event.opened]\nfields: [{name: open, type: bool}]\n"
 
 func TestModelsAreShownAppliedAndRemoved(t *testing.T) {
 	r := componenttest.New(t)
-	r.Start(Spec)
+	r.Start(With(storage.NewHub()))
 	r.Running(Name)
 	for _, c := range []struct {
 		method, path, body string
@@ -44,4 +45,6 @@ func TestModelsAreShownAppliedAndRemoved(t *testing.T) {
 	}
 }
 
-func TestAPIKeepsThePromises(t *testing.T) { componenttest.Promises(t, componenttest.Case{Spec: Spec}) }
+func TestAPIKeepsThePromises(t *testing.T) {
+	componenttest.Promises(t, componenttest.Case{Spec: With(storage.NewHub())})
+}

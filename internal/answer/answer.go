@@ -17,6 +17,9 @@ type Problem struct {
 	Detail string `json:"detail"`
 	Reason string `json:"reason,omitempty"` // the name of a message.Reason
 	Code   string `json:"code,omitempty"`   // and its code
+	// Line and Column say where in what was sent, from 1; zero where that is not known.
+	Line   int `json:"line,omitempty"`
+	Column int `json:"column,omitempty"`
 }
 
 // Error is the detail.
