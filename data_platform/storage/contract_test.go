@@ -430,7 +430,7 @@ func TestWhatReadsAnswers(t *testing.T) {
 		if r, err = s.Latest(t.Context(), "telemetry", ""); err != nil {
 			t.Fatal(err)
 		}
-		if got = collect(t, r); len(got) != 3 {
+		if got = collect(t, r); len(got) != 3 || got[0][1] != "d-1" || got[0][6] != int64(9) || got[1][6] != int64(9) || got[2][6] != int64(3) {
 			t.Fatalf("latest of all: %v", got)
 		}
 		r, err = s.Range(t.Context(), "telemetry", Span{Device: "d-1", From: noon.Add(2 * time.Second), To: noon.Add(8 * time.Second), Columns: []string{"seq"}, Newest: true, Limit: 3})

@@ -377,6 +377,12 @@ func optional(s string) any {
 	return s
 }
 
+// latestOfEach finds when each device was last heard first: DISTINCT ON would sort all columns of all rows.
+func latestOfEach(t *Table) string {
+	return "SELECT " + t.names("") + " FROM (SELECT t.*, row_number() OVER (PARTITION BY t.device ORDER BY t.recorded DESC, t.message_id DESC) AS naru_nth FROM " + quote(t.Name) +
+		` t JOIN (SELECT device, max("time") AS newest FROM ` + quote(t.Name) + ` GROUP BY device) m ON t."time" = m.newest AND t.device IS NOT DISTINCT FROM m.device) WHERE naru_nth = 1 ORDER BY device`
+}
+
 // Latest as in [Store].
 func (d *duck) Latest(ctx context.Context, table, device string) (*Result, error) {
 	t, ok := d.tables.get(table)
@@ -384,6 +390,9 @@ func (d *duck) Latest(ctx context.Context, table, device string) (*Result, error
 		return nil, fmt.Errorf("%w: %s", ErrNoTable, table)
 	}
 	s, args := latest(t, device)
+	if device == "" {
+		s = latestOfEach(t)
+	}
 	return d.query(ctx, s, args, Limits{}, false)
 }
 

@@ -445,11 +445,9 @@ func setMark(ctx context.Context, e execer, b *Batch, done *Loaded, d dialect) e
 	return err
 }
 
+// latest is the newest row of a device.
 func latest(t *Table, device string) (string, []any) {
-	if device != "" {
-		return "SELECT " + t.names("") + " FROM " + quote(t.Name) + ` WHERE device = $1 ORDER BY "time" DESC, recorded DESC LIMIT 1`, []any{device}
-	}
-	return "SELECT DISTINCT ON (device) " + t.names("") + " FROM " + quote(t.Name) + ` ORDER BY device, "time" DESC, recorded DESC`, nil
+	return "SELECT " + t.names("") + " FROM " + quote(t.Name) + ` WHERE device = $1 ORDER BY "time" DESC, recorded DESC LIMIT 1`, []any{device}
 }
 
 func (s *Span) limit() int {
