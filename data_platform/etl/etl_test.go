@@ -200,6 +200,39 @@ func TestTheFatesOfALoadAreTheSameAfterACrash(t *testing.T) {
 	l.want("SELECT count(*), count(DISTINCT message_id) FROM rooms", fmt.Sprintf("%d %[1]d", rep.Outcomes[component.Handled].Count))
 }
 
+// TestOfEqualKeysOneMessageIsTheRow, in one load or in several; the others did not concern the table, and are counted.
+func TestOfEqualKeysOneMessageIsTheRow(t *testing.T) {
+	l := newLab(t)
+	l.put(strings.Replace(rooms, "fields:", "key: [seq]\nfields:", 1))
+	l.say("rooms", `{"celsius": 1, "seq": 1}`, `{"celsius": 2, "seq": 1}`, `{"celsius": 3, "seq": 2}`)
+	l.start()
+	l.Settled(Name+"/rooms", "data_platform")
+	l.say("rooms", `{"celsius": 4, "seq": 2}`)
+	rep := l.Settled(Name+"/rooms", "data_platform")
+	if rep.Outcomes[component.Handled].Count != 2 || rep.Outcomes[component.NotMatched].Count != 2 || l.metric("naru_etl_duplicates_total", "rooms") != 2 {
+		t.Errorf("%+v", rep.Outcomes)
+	}
+	l.want("SELECT celsius FROM rooms ORDER BY seq", "1\n3")
+}
+
+// TestALoadWhoseAnswerWasLostIsAskedAbout: what was committed is not loaded again, nor waited for for ever.
+func TestALoadWhoseAnswerWasLostIsAskedAbout(t *testing.T) {
+	l := newLab(t)
+	l.put(rooms)
+	d := &deaf{Store: l.store, lost: make(chan struct{})}
+	d.lose.Store(1)
+	l.hub.Set(d, nil)
+	l.say("rooms", `{"celsius": 1, "seq": 1}`, `{"celsius": 200, "seq": 2}`, `{"celsius": 1, "seq": 3}`)
+	l.start()
+	<-d.lost
+	l.say("rooms", `{"celsius": 1, "seq": 4}`)
+	rep := l.Settled(Name+"/rooms", "data_platform")
+	if rep.Outcomes[component.Handled].Count != 3 || rep.Outcomes[component.Dead].Count != 1 {
+		t.Errorf("%+v", rep.Outcomes)
+	}
+	l.want("SELECT seq FROM rooms ORDER BY seq", "1\n3\n4")
+}
+
 func TestAPipelineCleansAndWhatItBreaksIsDead(t *testing.T) {
 	l := newLab(t)
 	l.put(rooms + `---

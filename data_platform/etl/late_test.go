@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -226,13 +228,21 @@ func TestALetterThatIsTriedAgainIsExactlyOneRow(t *testing.T) {
 				return len(dead) == 20 && r.Outcomes[component.Dead].Count == 10
 			})
 			l.put(pipe("CAST(replace(label, '' C'', '''') AS DOUBLE)"))
-			l.retry("rooms", 20) // each letter twice, since it has died twice
 			for i := 30; i < 40; i++ {
 				l.say("rooms", fmt.Sprintf(`{"seq": %d, "label": "%[1]d"}`, i))
 			}
+			l.Settled(Name+"/rooms", "data_platform")
+			l.retry("rooms", 20) // each letter twice, since it has died twice
 			l.Await(Name+"/rooms", "data_platform", func(r component.Report) bool {
 				return r.Outcomes[component.Dead].Count == 0 && r.Outcomes[component.Handled].Count == 40 && r.Waiting.Count == 0
 			})
+			l.Stop()
+			if err := os.RemoveAll(filepath.Join(l.Dir, Name)); err != nil { // all comes again from the log, and none by a letter
+				t.Fatal(err)
+			}
+			l.start()
+			l.Settled(Name+"/rooms", "data_platform")
+			l.want("SELECT count(*), count(DISTINCT seq), count(DISTINCT message_id), sum(celsius) FROM rooms", "40 40 40 780")
 			l.retry("rooms", 20) // once more, though they are rows
 			l.say("rooms", `{"seq": 40, "label": "40"}`)
 			l.Settled(Name+"/rooms", "data_platform")

@@ -153,7 +153,9 @@ func (s *status) serveStatus(_ http.ResponseWriter, r *http.Request) (any, error
 			}
 			c.Lag = append(c.Lag, lag)
 			if rep.Fault != "" {
-				st.Faults = append(st.Faults, h.Name+" on log "+rep.Log+": "+rep.Fault)
+				if text := h.Name + " on log " + rep.Log + ": " + rep.Fault; !slices.Contains(st.Faults, text) { // said once, of however many partitions
+					st.Faults = append(st.Faults, text)
+				}
 			}
 		}
 		slices.SortFunc(c.Lag, func(a, b Lag) int { return cmp.Compare(a.Log, b.Log) })
