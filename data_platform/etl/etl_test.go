@@ -9,10 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/component/componenttest"
 	"github.com/naru-platform/naru/data_platform/model"
@@ -489,4 +491,81 @@ steps:
 		t.Errorf("%+v", rep.Outcomes)
 	}
 	l.want("SELECT device, celsius FROM rooms", "d-7 2")
+}
+
+// appended waits until messages that were appended together are on disk.
+type appended struct{ sync.WaitGroup }
+
+// Appended and Settled are of bus.Completion.
+func (a *appended) Appended(uint64, bus.Position, error) { a.Done() }
+
+func (a *appended) Settled() {}
+
+// TestEachFateIsItsOwnMessages where a batch has messages of several datasets, as the bridge writes them.
+func TestEachFateIsItsOwnMessages(t *testing.T) {
+	l := newLab(t)
+	l.put(rooms)
+	log, err := l.Bus.Log(t.Context(), message.DataPlatform, bus.LogOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := log.Appender(t.Context(), bus.AppenderOptions{Name: "test", Owner: message.NewID(time.Now())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead, alive := map[message.ID]bool{}, map[string]bool{}
+	var all appended
+	for i := range 300 {
+		dataset, data := "rooms", fmt.Sprintf(`{"celsius": 1, "seq": %d}`, i)
+		switch {
+		case i%3 == 1:
+			dataset = "telemetry"
+		case i%5 == 0:
+			data = `{"celsius": 1000}`
+		}
+		m := componenttest.Message(message.NewSubject("data_platform", dataset, "d-1"), "d-1", data)
+		if dataset == "rooms" {
+			if i%5 == 0 {
+				dead[m.ID] = true
+			} else {
+				alive[m.ID.String()] = true
+			}
+		}
+		all.Add(1)
+		if err := a.Append(t.Context(), m, &all, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all.Wait()
+	if err := a.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	info, err := log.Info(t.Context())
+	if err != nil || info.Generations[0].Partitions[0].Last > 100 {
+		t.Fatalf("%d batches of 300 messages, %v: they are not gathered", info.Generations[0].Partitions[0].Last, err)
+	}
+	l.start()
+	rep := l.Settled(Name+"/rooms", "data_platform")
+	l.Settled(Name+"/telemetry", "data_platform")
+	if rep.Outcomes[component.Handled].Count != uint64(len(alive)) || rep.Outcomes[component.Dead].Count != uint64(len(dead)) {
+		t.Errorf("%+v; want %d rows and %d dead", rep.Outcomes, len(alive), len(dead))
+	}
+	l.Until(func() bool { letters, _ := l.Dead(Name + "/rooms"); return len(letters) >= len(dead) }, func() string { return "the letters are not there" })
+	letters, _ := l.Dead(Name + "/rooms")
+	for _, m := range letters {
+		if !dead[m.Cause] {
+			t.Errorf("a letter is of %s, which does not die", m.Cause)
+		}
+		delete(dead, m.Cause)
+	}
+	for _, id := range strings.Split(l.query("SELECT message_id FROM rooms"), "\n") {
+		if !alive[id] {
+			t.Errorf("a row is of %s, which dies, or is there twice", id)
+		}
+		delete(alive, id)
+	}
+	if len(dead) != 0 || len(alive) != 0 {
+		t.Errorf("without a letter are %v, without a row %v", dead, alive)
+	}
+	l.want("SELECT count(*) FROM telemetry", "100")
 }
