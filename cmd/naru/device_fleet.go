@@ -137,13 +137,14 @@ func fleetWriter(w io.Writer, format string) (write func(x509.Device) error, flu
 
 func deviceImport(o *options) *cobra.Command {
 	var format, issue string
+	var another bool
 	c := &cobra.Command{
 		Use: "import FILE", Short: "Register a fleet from CSV or JSON lines (- for standard input)", Args: cobra.ExactArgs(1),
 		Long: `Registers the devices of a file, one a line. Only id is wanted; groups, attributes, policy, disabled and certs are taken
 where they are there. A device that is registered already is brought up to date, so an import that was cut off is simply
 run again. With --issue each device also gets a certificate and key, in a directory of its own below the one named;
-those that have a certificate already are left alone, and told of where it is not in that directory: rotate gives them
-another.
+those that have a certificate already are left alone, and told of where it is not in that directory: --another gives
+them one as well, such as those that come from a platform with another CA.
 
 A line that is refused is told with its number, the others go on, and the command ends with 1. A field that is not known
 is refused, not passed over. How far it is stands on standard error: a bar in a terminal, else a line now and then; of all
@@ -155,6 +156,9 @@ refused, and {"imported": N, "refused": N} at the end; with --issue also "left_a
 			if err != nil {
 				return err
 			}
+			if another && issue == "" {
+				return errors.New("--another is about what --issue gives; say --issue DIR as well")
+			}
 			if format == "" {
 				format = "jsonl"
 				if strings.EqualFold(filepath.Ext(args[0]), ".csv") {
@@ -162,7 +166,7 @@ refused, and {"imported": N, "refused": N} at the end; with --issue also "left_a
 				}
 			}
 			if args[0] == "-" {
-				return o.importFleet(c, cl, c.InOrStdin(), format, issue, -1)
+				return o.importFleet(c, cl, c.InOrStdin(), format, issuing{issue, another}, -1)
 			}
 			f, err := os.Open(args[0])
 			if err != nil {
@@ -173,11 +177,12 @@ refused, and {"imported": N, "refused": N} at the end; with --issue also "left_a
 			if err != nil {
 				return err
 			}
-			return o.importFleet(c, cl, f, format, issue, total)
+			return o.importFleet(c, cl, f, format, issuing{issue, another}, total)
 		},
 	}
 	c.Flags().StringVar(&format, "format", "", "jsonl or csv (default: by the file's name)")
 	c.Flags().StringVar(&issue, "issue", "", "directory to write a certificate and key of each device to")
+	c.Flags().BoolVar(&another, "another", false, "with --issue: give one to devices, too, that have a certificate already")
 	return c
 }
 
@@ -205,7 +210,7 @@ func countLines(f *os.File, format string) (n int, err error) {
 
 // importFleet goes on after a refused line, and stops where the platform does not answer. total is how many lines there
 // are; -1 where nobody knows.
-func (o *options) importFleet(c *cobra.Command, cl *client, in io.Reader, format, issue string, total int) error {
+func (o *options) importFleet(c *cobra.Command, cl *client, in io.Reader, format string, issue issuing, total int) error {
 	bar := newProgress(c, "imported", total)
 	var mu sync.Mutex
 	var warn sync.Once
@@ -219,7 +224,7 @@ func (o *options) importFleet(c *cobra.Command, cl *client, in io.Reader, format
 			done++
 			if left {
 				if alone++; alone <= aloneShown {
-					o.hint(c, "line %d: %s has a certificate already, which is not in %s; it got no other", line, id, issue)
+					o.hint(c, "line %d: %s has a certificate already, which is not in %s; it got no other", line, id, issue.to)
 				}
 			}
 			return
@@ -257,11 +262,11 @@ func (o *options) importFleet(c *cobra.Command, cl *client, in io.Reader, format
 	bar.end()
 	o.hint(c, "%d devices imported, %d refused", done, refused)
 	if alone > 0 {
-		o.hint(c, "%d of them had a certificate already and got no other; naru device rotate gives a device one", alone)
+		o.hint(c, "%d of them had a certificate already and got no other; --another gives them one, naru device rotate a single one", alone)
 	}
 	if o.json() {
 		sum := map[string]int{"imported": done, "refused": refused}
-		if issue != "" {
+		if issue.to != "" {
 			sum["left_alone"] = alone
 		}
 		err = errors.Join(err, lines.Encode(sum))
@@ -279,25 +284,31 @@ type refusedLine struct {
 	Error string `json:"error"`
 }
 
+// issuing says which devices of a fleet are given a certificate.
+type issuing struct {
+	to      string // the directory; empty for none
+	another bool   // also those that have one
+}
+
 // imported is what became of a device of a fleet.
 type imported struct {
 	warning string
 	alone   bool // it has a certificate, and got no other
 }
 
-// importDevice registers a device, and has a certificate issued to it into a directory below issue, if there is one.
-func importDevice(ctx context.Context, cl *client, d x509.Import, issue string) (is imported, err error) {
+// importDevice registers a device, and has a certificate issued to it, where that is wanted.
+func importDevice(ctx context.Context, cl *client, d x509.Import, issue issuing) (is imported, err error) {
 	d.By = "operator"
 	var now x509.Shown
-	if err := cl.do(ctx, "PUT", "/api/v1/devices/"+url.PathEscape(d.ID), nil, d, &now); err != nil || issue == "" {
+	if err := cl.do(ctx, "PUT", "/api/v1/devices/"+url.PathEscape(d.ID), nil, d, &now); err != nil || issue.to == "" {
 		return imported{warning: now.Warning}, err
 	}
-	dir := filepath.Join(issue, url.PathEscape(d.ID))
+	dir := filepath.Join(issue.to, url.PathEscape(d.ID))
 	there := func(file string) bool { _, err := os.Stat(filepath.Join(dir, file)); return err == nil }
 	switch {
 	case there(certFile):
 		return imported{warning: now.Warning}, nil
-	case len(now.Certs) > 0 && !there(keyFile): // a key is what a command left that was cut off
+	case len(now.Certs) > 0 && !issue.another && !there(keyFile): // a key is what a command left that was cut off
 		return imported{now.Warning, true}, nil
 	}
 	own, err := openCredentials(dir, d.ID, "")
@@ -309,7 +320,7 @@ func importDevice(ctx context.Context, cl *client, d x509.Import, issue string) 
 	}
 	defer own.close()
 	var e enrolled
-	if err := cl.post(ctx, "/api/v1/devices", map[string]any{"id": d.ID, "by": "operator", "csr": own.csr, "new": true}, &e); err != nil {
+	if err := cl.post(ctx, "/api/v1/devices", map[string]any{"id": d.ID, "by": "operator", "csr": own.csr, "new": !issue.another}, &e); err != nil {
 		if refusedWith(err, http.StatusConflict) {
 			own.forget()
 		}

@@ -165,6 +165,10 @@ func TestImportLeavesAloneWhatHasACertificate(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(keys, "has")); err == nil {
 		t.Error("a key was made for who got no certificate")
 	}
+	asks = nil
+	if _, _, err := asked(t, ways, "device", "import", file, "--issue", t.TempDir(), "--another"); err == nil || len(asks) != 4 || !slices.Contains(asks, "hasfalse") {
+		t.Errorf("%v, asked for %v", err, asks)
+	}
 	out, _, err := asked(t, ways, "device", "import", file, "--issue", keys, "-o", "json")
 	if err == nil || !strings.Contains(out, `{"imported":3,"left_alone":1,"refused":1}`) {
 		t.Errorf("%v: %s", err, out)

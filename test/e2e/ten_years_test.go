@@ -248,8 +248,14 @@ func (d *decade) fleetMoves() {
 		d.fails("1 lines were refused", "device", "import", d.keep("bad-"+format+".csv", "id\nbad id\n"))
 		other.ok("device", "enable", "pump-3")
 		list := d.keep("new-"+format+".csv", "id,groups\npump-3,\npump-4,hall-3\n")
+		if out := other.ok("device", "import", list, "--issue", keys, "-o", "json"); !strings.Contains(out, `"left_alone":1`) { // pump-3 has one, of a CA that is not trusted here
+			d.t.Errorf("by %s: %s", format, out)
+		}
 		for range 2 { // a command that was cut off is given again
-			other.ok("device", "import", list, "--issue", keys)
+			other.ok("device", "import", list, "--issue", keys, "--another")
+		}
+		if x, was := other.show("pump-3"), d.show("pump-3"); len(x.Certs) != len(was.Certs)+1 { // and once
+			d.t.Errorf("by %s it has %+v", format, x.Certs)
 		}
 		for _, id := range []string{"pump-3", "pump-4"} {
 			other.in("imported", id, filepath.Join(keys, id))
