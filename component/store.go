@@ -244,12 +244,9 @@ func (s *said) tell(err error) {
 	}
 }
 
-// recordRoom is what most records take beside their data: made at once, it need not grow.
-const recordRoom = 384
-
 // newSaid writes a message down as it will be stored.
 func newSaid(m *message.Message) said {
-	s := said{m: new(message.Message), record: message.AppendRecord(make([]byte, 0, recordRoom+len(m.Data)), m)}
+	s := said{m: new(message.Message), record: message.AppendRecord(make([]byte, 0, message.RecordRoom+len(m.Data)), m)}
 	if _, err := message.DecodeRecord(s.record, s.m); err != nil {
 		panic(fmt.Sprintf("a record that was just written cannot be read: %v", err)) // a bug in the codec
 	}

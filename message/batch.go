@@ -76,6 +76,18 @@ type Header struct {
 	Mark       []byte // may be nil
 }
 
+// RecordRoom is what most records take beside their data; a buffer that is made with it need not grow.
+const RecordRoom = 384
+
+// Room is about how many bytes a batch of messages takes, for Reset.
+func Room(mark []byte, messages []*Message) int {
+	n := batchFixed + len(mark) + RecordRoom*len(messages)
+	for _, m := range messages {
+		n += len(m.Data)
+	}
+	return n
+}
+
 // Builder gathers messages into a batch. It is not safe for concurrent use.
 type Builder struct {
 	h           Header

@@ -70,7 +70,7 @@ func (w *writer) Last(ctx context.Context) (h message.Header, ok bool, err error
 // Write writes one batch.
 func (w *writer) Write(ctx context.Context, source bus.Position, mark []byte, messages []*message.Message) (bus.Position, error) {
 	var b message.Builder
-	b.Reset(message.Header{Derived: true, Source: source.Origin(), Mark: mark}, 0)
+	b.Reset(message.Header{Derived: true, Source: source.Origin(), Mark: mark}, message.Room(mark, messages))
 	for _, m := range messages {
 		b.Add(m)
 	}
