@@ -23,9 +23,19 @@ func clientOf(key string) serviceplatform.Client {
 // errGiving says that what a node gave up it has to claim again.
 var errGiving = errors.New("the client is being given up")
 
-// hold waits until a client is this node's. What other nodes keep of it is here then, and its connection there is over.
-func (s *Store) hold(ctx context.Context, who Who, clean bool) error {
+// lookEvery is how often a client that waits for its session is looked at: whether it is there still.
+const lookEvery = 250 * time.Millisecond
+
+// errLeft says that a client has not waited for its session.
+var errLeft = message.Rejectf(message.TakenOver, "its client has closed the connection")
+
+// hold waits until a client is this node's. What other nodes keep of it is here then, and its connection there is over. Where
+// the client leaves meanwhile, it is not claimed any more: it may be at another node by then, and would lose its connection
+// there to nobody.
+func (s *Store) hold(ctx context.Context, who Who, clean bool, client Client) error {
 	c, key := s.cluster, who.Key()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
 	for {
 		s.mu.Lock()
 		if c.mine(key) {
@@ -44,27 +54,41 @@ func (s *Store) hold(ctx context.Context, who Who, clean bool) error {
 		case c.kick <- struct{}{}:
 		default:
 		}
-		select {
-		case err := <-wait:
-			if err != nil {
-				return err
+		for waits := true; waits; {
+			select {
+			case err := <-wait:
+				if err != nil {
+					return err
+				}
+				waits = false
+			case <-look.C:
+				if client != nil && client.HungUp() {
+					s.unwait(key, wait)
+					return errLeft
+				}
+			case <-ctx.Done():
+				s.unwait(key, wait)
+				return message.Rejectf(message.BusUnavailable, "the node that has the client did not give it up in time")
 			}
-		case <-ctx.Done():
-			s.mu.Lock()
-			s.unwait(key, wait)
-			s.mu.Unlock()
-			return message.Rejectf(message.BusUnavailable, "the node that has the client did not give it up in time")
 		}
 	}
 }
 
-// unwait forgets one who waits. The store's mutex is held.
+// unwait forgets one who waits. With the last of them goes the claim, if it has not been made.
 func (s *Store) unwait(key string, wait chan error) {
-	list := slices.DeleteFunc(s.cluster.waits[key], func(w chan error) bool { return w == wait })
-	if len(list) == 0 {
-		delete(s.cluster.waits, key)
-	} else {
-		s.cluster.waits[key] = list
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.cluster
+	list := slices.DeleteFunc(c.waits[key], func(w chan error) bool { return w == wait })
+	if len(list) > 0 {
+		c.waits[key] = list
+		return
+	}
+	delete(c.waits, key)
+	if n := len(c.asks); n > 0 {
+		if c.asks = slices.DeleteFunc(c.asks, func(a serviceplatform.Claim) bool { return Who(a.Client).Key() == key }); len(c.asks) < n {
+			delete(c.asked, key)
+		}
 	}
 }
 

@@ -470,7 +470,7 @@ func (x *Session) Expiry() uint32 {
 func (s *Store) Connect(ctx context.Context, who Who, caps Caps, clean bool, expiry uint32, c Client) (x *Session, epoch uint64, present bool, err error) {
 	for {
 		if s.cluster != nil {
-			if err := s.hold(ctx, who, clean); err != nil {
+			if err := s.hold(ctx, who, clean, c); err != nil {
 				return nil, 0, false, err
 			}
 		}

@@ -685,7 +685,7 @@ func (n *neighbour) hasHeard(at bus.Position) bool {
 // foundGroup makes a group of which nothing is kept, once it is this node's; another one may have done so first.
 func (s *Store) foundGroup(ctx context.Context, sub *Subscription) error {
 	who := groupOf(sub.of.rec.Who.Mount, sub.Filter)
-	if err := s.hold(ctx, who, false); err != nil {
+	if err := s.hold(ctx, who, false, nil); err != nil {
 		if errors.Is(err, errFormer) {
 			return nil
 		}
