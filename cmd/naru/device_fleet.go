@@ -213,16 +213,19 @@ func countLines(f *os.File, format string) (n int, err error) {
 func (o *options) importFleet(c *cobra.Command, cl *client, in io.Reader, format string, issue issuing, total int) error {
 	bar := newProgress(c, "imported", total)
 	var mu sync.Mutex
-	var warn sync.Once
-	done, refused, alone := 0, 0, 0
+	done, refused, alone, warned := 0, 0, 0, false
 	lines := json.NewEncoder(c.OutOrStdout())
-	note := func(line int, id string, left bool, err error) {
+	note := func(line int, id string, is imported, err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		bar.add()
+		if is.warning != "" && !warned {
+			warned = true
+			o.hint(c, "warning: line %d: %s; others like it are not told", line, is.warning)
+		}
 		if err == nil {
 			done++
-			if left {
+			if is.alone {
 				if alone++; alone <= aloneShown {
 					o.hint(c, "line %d: %s has a certificate already, which is not in %s; it got no other", line, id, issue.to)
 				}
@@ -243,16 +246,13 @@ func (o *options) importFleet(c *cobra.Command, cl *client, in io.Reader, format
 			return ctx.Err()
 		}
 		if err != nil {
-			note(line, d.ID, false, err)
+			note(line, d.ID, imported{}, err)
 			return nil
 		}
 		group.Go(func() error {
 			is, err := importDevice(ctx, cl, d, issue)
-			if is.warning != "" {
-				warn.Do(func() { o.hint(c, "warning: line %d: %s; others like it are not told", line, is.warning) })
-			}
 			if ctx.Err() == nil {
-				note(line, d.ID, is.alone, err)
+				note(line, d.ID, is, err)
 			}
 			return ctx.Err()
 		})
