@@ -240,6 +240,11 @@ func (l *Log) seal(ctx context.Context, gen, part uint32) error {
 	}
 	c.Sealed = true
 	_, err = l.b.js.UpdateStream(ctx, c)
+	if err != nil { // another process may have been faster, and what is sealed takes no change
+		if s, again := l.b.js.Stream(ctx, streamName(l.name, gen, part)); again == nil && s.CachedInfo().Config.Sealed {
+			return nil
+		}
+	}
 	return err
 }
 
