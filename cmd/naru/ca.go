@@ -110,13 +110,36 @@ them on a medium that is not on the network; then remove the key here with remov
 }
 
 func caRemoveRoot(o *options) *cobra.Command {
-	return &cobra.Command{
+	var yes bool
+	c := &cobra.Command{
 		Use: "remove-root-key FINGERPRINT", Short: "Forget the root's key; the CA goes on issuing without it", Args: cobra.ExactArgs(1),
-		Example: "  naru ca remove-root-key 3c1f…",
+		Long: `Forgets the key of the root in use here; restore-root-key puts it back for a rollover. Where it was never exported there is
+nothing to put back: then it is removed only once that is confirmed, by the word yes in a terminal, elsewhere by --yes.`,
+		Example: "  naru ca export-root --out /media/usb/naru-root\n  naru ca remove-root-key 3c1f…",
 		RunE: func(c *cobra.Command, args []string) error {
-			return o.changeCA(c, "/api/v1/ca/root/remove", map[string]string{"fingerprint": args[0]})
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			var st x509.CAStatus
+			if err := cl.get(c.Context(), "/api/v1/ca/status", nil, &st); err != nil {
+				return err
+			}
+			in := x509.RootKey{Fingerprint: args[0]}
+			if st.RootKey && !st.Exported && st.Root.Fingerprint == args[0] { // another is refused anyhow
+				if !yes {
+					o.hint(c, "the key of root %s was never exported: once removed it cannot be put back, and no rollover is possible\n  before: naru ca export-root", cut(args[0], 17))
+					if err := o.confirm(c, "remove", "the root's key is nowhere else; naru ca export-root keeps it, --yes removes it all the same"); err != nil {
+						return err
+					}
+				}
+				in.ForGood = true
+			}
+			return o.changeCA(c, "/api/v1/ca/root/remove", in)
 		},
 	}
+	c.Flags().BoolVar(&yes, "yes", false, "do it without asking, also where the key was never exported")
+	return c
 }
 
 func caRestoreRoot(o *options) *cobra.Command {

@@ -78,22 +78,27 @@ func (o *options) confirmEnd(c *cobra.Command, cl *client, fingerprint, verb str
 		return d, err
 	}
 	o.hint(c, "%s", dependence(d, time.Now()))
-	switch in, terminal := c.InOrStdin().(interface{ Fd() uintptr }); {
-	case yes:
+	if yes {
 		return d, nil
-	case !terminal || o.json() || !term.IsTerminal(int(in.Fd())):
-		if o.json() {
-			if err := o.show(c.OutOrStdout(), map[string]any{"done": false, "would_end": d}, nil); err != nil {
-				return d, err
-			}
-		}
-		return d, fmt.Errorf("nothing was changed: %d devices would be shut out; %s it with --yes", d.ShutOut, verb)
+	}
+	err = o.confirm(c, verb, fmt.Sprintf("%d devices would be shut out; %s it with --yes", d.ShutOut, verb))
+	if err != nil && o.json() {
+		err = errors.Join(o.show(c.OutOrStdout(), map[string]any{"done": false, "would_end": d}, nil), err)
+	}
+	return d, err
+}
+
+// confirm has somebody at a terminal type yes. It gives an error where nobody does, with the remedy where nobody can be
+// asked.
+func (o *options) confirm(c *cobra.Command, verb, remedy string) error {
+	if in, terminal := c.InOrStdin().(interface{ Fd() uintptr }); !terminal || o.json() || !term.IsTerminal(int(in.Fd())) {
+		return fmt.Errorf("nothing was changed: %s", remedy)
 	}
 	fmt.Fprintf(c.ErrOrStderr(), "type yes to %s it: ", verb)
 	if word, _ := bufio.NewReader(c.InOrStdin()).ReadString('\n'); strings.TrimSpace(word) != "yes" { // an end is no
-		return d, errors.New("nothing was changed")
+		return errors.New("nothing was changed")
 	}
-	return d, nil
+	return nil
 }
 
 // dependence says in words who depends on a CA.

@@ -329,3 +329,27 @@ func TestDeviceShowTellsWhatWasChanged(t *testing.T) {
 		t.Errorf("without a log: %v, says %q, hints %q", err, out, hints)
 	}
 }
+
+func TestRootKeyThatIsNowhereElseIsRemovedOnlyWhereThatIsConfirmed(t *testing.T) {
+	for _, c := range []struct {
+		exported bool
+		args     string
+		removes  bool
+	}{{false, "", false}, {false, " -o json", false}, {false, " --yes", true}, {true, "", true}} {
+		var in x509.RootKey
+		st := x509.CAStatus{Root: x509.CACert{Fingerprint: "aa"}, RootKey: true, Exported: c.exported}
+		_, _, err := asked(t, map[string]http.HandlerFunc{
+			"GET /api/v1/ca/status": says(200, st),
+			"POST /api/v1/ca/root/remove": func(w http.ResponseWriter, r *http.Request) {
+				_ = json.NewDecoder(r.Body).Decode(&in)
+				says(200, st)(w, r)
+			},
+		}, strings.Fields("ca remove-root-key aa"+c.args)...)
+		if (err == nil) != c.removes || (in.Fingerprint == "aa") != c.removes || in.ForGood != (c.removes && !c.exported) {
+			t.Errorf("exported %v, %q: %v, asked %+v", c.exported, c.args, err, in)
+		}
+		if err != nil && !strings.Contains(err.Error(), "export-root") {
+			t.Errorf("%v", err)
+		}
+	}
+}

@@ -9,7 +9,8 @@ import (
 // CAStatus is the answer of GET /api/v1/ca/status.
 type CAStatus struct {
 	Root       CACert         `json:"root"`
-	RootKey    bool           `json:"root_key"` // is in the CA's directory
+	RootKey    bool           `json:"root_key"`      // is in the CA's directory
+	Exported   bool           `json:"root_exported"` // the root's key was given out by export-root
 	Issuing    CACert         `json:"issuing"`
 	Trusted    []CACert       `json:"trusted"` // every root of the platform's own
 	Registered []RegisteredCA `json:"registered"`
@@ -28,7 +29,7 @@ func (s *service) caStatus(o *opened, w http.ResponseWriter, r *http.Request) er
 	if err != nil {
 		return err
 	}
-	st := CAStatus{Root: CACert{name(mine.Roots[0]), Fingerprint(mine.Roots[0].Raw), mine.Roots[0].NotAfter}, RootKey: o.authority.RootKey(),
+	st := CAStatus{Root: CACert{name(mine.Roots[0]), Fingerprint(mine.Roots[0].Raw), mine.Roots[0].NotAfter}, RootKey: o.authority.RootKey(), Exported: o.authority.RootExported(),
 		Issuing: CACert{name(mine.Issuing[0]), Fingerprint(mine.Issuing[0].Raw), mine.Issuing[0].NotAfter}}
 	for _, c := range all.Roots {
 		st.Trusted = append(st.Trusted, CACert{name(c), Fingerprint(c.Raw), c.NotAfter})
@@ -45,6 +46,7 @@ type RootKey struct {
 	Certificate string   `json:"certificate,omitempty"`
 	Key         string   `json:"key,omitempty"`         // PEM, ENCRYPTED PRIVATE KEY
 	Fingerprint string   `json:"fingerprint,omitempty"` // the root certificate's
+	ForGood     bool     `json:"for_good,omitempty"`    // remove it although it was never exported
 }
 
 func (s *service) exportRoot(o *opened, w http.ResponseWriter, r *http.Request) error {
@@ -66,10 +68,10 @@ func (s *service) removeRoot(o *opened, w http.ResponseWriter, r *http.Request) 
 	if err := read(w, r, &in); err != nil {
 		return err
 	}
-	if err := o.authority.RemoveRoot(in.Fingerprint); err != nil {
+	if err := o.authority.RemoveRoot(in.Fingerprint, in.ForGood); err != nil {
 		return err
 	}
-	s.env.Log.Info("the root's key was removed", "root", in.Fingerprint)
+	s.env.Log.Info("the root's key was removed", "root", in.Fingerprint, "exported", o.authority.RootExported())
 	return s.caStatus(o, w, r)
 }
 

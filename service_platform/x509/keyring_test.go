@@ -136,10 +136,10 @@ func TestRootKeyIsExportedRemovedAndPutBack(t *testing.T) {
 	if err != nil || bytes.Contains(key, []byte("BEGIN PRIVATE")) || !bytes.Equal(cert, certPEM(a.root.cert)) {
 		t.Fatalf("exported %.40s, %v", key, err)
 	}
-	if err := a.RemoveRoot("ab"); !errors.Is(err, ErrRefused) {
+	if err := a.RemoveRoot("ab", false); !errors.Is(err, ErrRefused) {
 		t.Errorf("removed for a wrong fingerprint: %v", err)
 	}
-	if err := a.RemoveRoot(Fingerprint(a.root.cert.Raw)); err != nil || a.RootKey() {
+	if err := a.RemoveRoot(Fingerprint(a.root.cert.Raw), false); err != nil || a.RootKey() {
 		t.Fatal(err)
 	}
 	if err := a.Rollover(unpublished); !errors.Is(err, ErrRootKey) {

@@ -341,3 +341,33 @@ func TestRootKeyTravelsEncryptedAndIsNotLogged(t *testing.T) {
 		t.Error("a secret is in the log")
 	}
 }
+
+// A root's key that nobody has elsewhere is not removed by a slip; that it was exported is remembered over a restart.
+func TestRootKeyThatWasNeverExportedIsNotRemoved(t *testing.T) {
+	a := startAPI(t)
+	var st CAStatus
+	a.do("GET", "/api/v1/ca/status", nil, &st)
+	if got := a.do("POST", "/api/v1/ca/root/remove", RootKey{Fingerprint: st.Root.Fingerprint}, nil); got != http.StatusConflict || st.Exported {
+		t.Fatalf("never exported: %d, %+v", got, st)
+	}
+	if got := a.do("POST", "/api/v1/ca/rollover", struct{}{}, &st); got != http.StatusOK {
+		t.Fatalf("rollover: %d", got)
+	}
+	a.do("POST", "/api/v1/ca/root/export", map[string]string{"passphrase": passphrase}, nil)
+	a.start()
+	a.do("POST", "/api/v1/ca/rollover", struct{}{}, &st)
+	if got := a.do("POST", "/api/v1/ca/root/remove", RootKey{Fingerprint: st.Root.Fingerprint}, nil); got != http.StatusConflict || st.Exported {
+		t.Fatalf("the root of before was exported, not this one: %d, %+v", got, st)
+	}
+	a.do("POST", "/api/v1/ca/root/export", map[string]string{"passphrase": passphrase}, nil)
+	a.start()
+	if got := a.do("POST", "/api/v1/ca/root/remove", RootKey{Fingerprint: st.Root.Fingerprint}, &st); got != http.StatusOK || st.RootKey || !st.Exported {
+		t.Errorf("exported before a restart: %d, %+v", got, st)
+	}
+
+	b := startAPI(t)
+	b.do("GET", "/api/v1/ca/status", nil, &st)
+	if got := b.do("POST", "/api/v1/ca/root/remove", RootKey{Fingerprint: st.Root.Fingerprint, ForGood: true}, &st); got != http.StatusOK || st.RootKey {
+		t.Errorf("for good: %d, %+v", got, st)
+	}
+}

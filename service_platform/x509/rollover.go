@@ -17,6 +17,7 @@ const (
 	rolloverDir  = "rollover"
 	rolloverDone = "ready" // in rolloverDir: everything is in it, and only has to be moved
 	crossName    = "cross.crt"
+	exportedName = "root.exported" // the fingerprint of the root whose key was exported
 )
 
 // ErrRootKey says that the root's key is wanted and is not here.
@@ -199,18 +200,41 @@ func (a *Authority) ExportRoot(passphrase string) (cert, key []byte, err error) 
 	if len(passphrase) < passphraseMin {
 		return nil, nil, fmt.Errorf("%w: a passphrase of %d characters or more is wanted for the exported key", ErrRefused, passphraseMin)
 	}
-	a.mu.RLock()
-	defer a.mu.RUnlock()
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if a.root.key == nil {
 		return nil, nil, fmt.Errorf("%w: it was removed", ErrRootKey)
 	}
-	key, err = sealKey(a.root.key, []byte(passphrase), passphraseCost)
-	return certPEM(a.root.cert), key, err
+	if key, err = sealKey(a.root.key, []byte(passphrase), passphraseCost); err != nil {
+		return nil, nil, err
+	}
+	if err := a.markExported(); err != nil {
+		return nil, nil, err
+	}
+	return certPEM(a.root.cert), key, nil
+}
+
+// markExported remembers, over restarts, that somebody has the key of the root in use.
+func (a *Authority) markExported() error {
+	return whole.Write(a.path(exportedName), []byte(Fingerprint(a.root.cert.Raw)+"\n"), 0o644)
+}
+
+// RootExported says whether the key of the root in use was ever exported. A mark that cannot be read counts as none.
+func (a *Authority) RootExported() bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.rootExported()
+}
+
+func (a *Authority) rootExported() bool {
+	raw, err := os.ReadFile(a.path(exportedName))
+	return err == nil && strings.TrimSpace(string(raw)) == Fingerprint(a.root.cert.Raw)
 }
 
 // RemoveRoot forgets the root's key, in memory and on disk. The fingerprint is the root certificate's, so that nobody
-// removes one that he did not export. The CA goes on issuing; a new issuing CA, and a rollover, want the key back.
-func (a *Authority) RemoveRoot(fingerprint string) error {
+// removes another than he means. The CA goes on issuing; a new issuing CA, and a rollover, want the key back. A key that was
+// never exported could not come back, and is removed only where forGood says so.
+func (a *Authority) RemoveRoot(fingerprint string, forGood bool) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err := a.catchUp(); err != nil {
@@ -218,6 +242,9 @@ func (a *Authority) RemoveRoot(fingerprint string) error {
 	}
 	if is := Fingerprint(a.root.cert.Raw); fingerprint != is {
 		return fmt.Errorf("%w: the root's fingerprint is %s", ErrRefused, is)
+	}
+	if a.root.key != nil && !forGood && !a.rootExported() {
+		return fmt.Errorf("%w: the root's key was never exported, and without it no rollover is possible any more; naru ca export-root first", ErrRefused)
 	}
 	if err := os.Remove(a.path(rootName + ".key")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove the root's key: %w", err)
@@ -247,7 +274,7 @@ func (a *Authority) RestoreRoot(key []byte, passphrase string) error {
 		return err
 	}
 	a.root.key = k
-	return nil
+	return a.markExported() // by a version that did not remember it, perhaps
 }
 
 // RootKey says whether the root's key is here.
