@@ -69,7 +69,7 @@ func (a *Admission) Refused(c Client, step string, err error) {
 		at.pass("certificate", "of %q", name(c.Leaf))
 		fp := fingerprint(sha256.Sum256(c.Leaf.Raw))
 		a.mu.RLock()
-		at.Known = a.certs[fp] != nil
+		at.of(a.certs[fp])
 		_, at.Claim = a.claims[fp]
 		a.mu.RUnlock()
 	}
@@ -93,6 +93,14 @@ func (a *Admission) attempt(c Client) *Attempt {
 		at.Issuer, at.CA, at.NotBefore, at.NotAfter = l.Issuer.CommonName, a.issuerOf(l, c.Chain), l.NotBefore, l.NotAfter
 	}
 	return at
+}
+
+// of says whose attempt it is, where its certificate is registered for a device: the common name may be another. The
+// caller holds the lock.
+func (at *Attempt) of(d *admitted) {
+	if d != nil {
+		at.Known, at.Device = true, d.id
+	}
 }
 
 // Admit decides whether the client with this certificate may come in, and as which device. A refusal is a
@@ -132,7 +140,8 @@ func (a *Admission) admit(ctx context.Context, c Client, at *Attempt) (Admitted,
 	}
 	fp := fingerprint(sha256.Sum256(leaf.Raw))
 	a.mu.RLock()
-	at.Known = a.certs[fp] != nil || a.devices[deviceKey(name(leaf))] != nil && a.trusted(leaf)
+	at.of(a.certs[fp])
+	at.Known = at.Known || a.devices[deviceKey(name(leaf))] != nil && a.trusted(leaf)
 	a.mu.RUnlock()
 	now := a.o.Now()
 	by, err := a.verify(leaf, c.Chain, now)

@@ -42,7 +42,7 @@ type Attempt struct {
 	Node        string    `json:"node"`
 	Door        string    `json:"door"` // mqtt, est, claim; jit where the device was to be registered when it came
 	Address     string    `json:"address,omitempty"`
-	Device      string    `json:"device,omitempty"`  // as it called itself: its certificate's common name
+	Device      string    `json:"device,omitempty"`  // that its certificate is registered for; else as it called itself, the certificate's common name
 	Becomes     string    `json:"becomes,omitempty"` // the device that a template made of it, or would have
 	Known       bool      `json:"known"`             // a registered device, or one that was
 	ClientID    string    `json:"client_id,omitempty"`

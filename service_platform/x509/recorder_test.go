@@ -173,7 +173,7 @@ func (a *arena) register(ca pair, template string) (r RegisteredCA) {
 // he would have become; so an operator finds him by that name.
 func TestJustInTimeIsRecordedAsADoorOfItsOwn(t *testing.T) {
 	a := newArena(t)
-	ca, _ := a.hooked()
+	ca, id := a.hooked()
 	good, bad := leafBy(t, a.clock, ca, "7", nil), leafBy(t, a.clock, ca, "8", nil)
 	if _, err := a.gate.AdmitClient(t.Context(), Client{Leaf: good}); err != nil {
 		t.Fatal(err)
@@ -207,6 +207,20 @@ func TestJustInTimeIsRecordedAsADoorOfItsOwn(t *testing.T) {
 	}
 	if times != 3 || a.asked.Load() != 2 {
 		t.Errorf("%d attempts recorded, the hook asked %d times", times, a.asked.Load())
+	}
+	// What a device is refused is recorded as the device's, though its certificate names another.
+	a.gate.Refused(Client{Leaf: good}, "client_id", message.Rejectf(message.ClientIDMismatch, "it says x"))
+	a.must(a.do("POST", "/api/v1/ca/registered/"+id+"/disable", struct{}{}, nil), 200)
+	a.settle()
+	if _, err := a.gate.AdmitClient(t.Context(), Client{Leaf: good}); err == nil {
+		t.Fatal("it got in by a CA that is switched off")
+	}
+	reasons := map[string]string{}
+	for _, at := range a.attempts(attemptFilter{device: "hooked-7", refused: true}) {
+		reasons[at.Reason] = at.Device
+	}
+	if reasons["client_id_mismatch"] != "hooked-7" || reasons["cert_unknown_ca"] != "hooked-7" {
+		t.Errorf("what the device was refused is recorded as %v", reasons)
 	}
 }
 
