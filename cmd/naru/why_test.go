@@ -94,6 +94,23 @@ func TestWhyDeviceNamesTheCauseAndTheRemedy(t *testing.T) {
 	}
 }
 
+// A device's own provisioning is done with a claim certificate, and is no stranger's for that; what such a one was refused
+// may be.
+func TestWhyTakesItsOwnProvisioningForTheDevices(t *testing.T) {
+	now := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
+	d := x509.Device{ID: "pump-1", CA: "claim:pumps", Certs: []x509.Certificate{{Fingerprint: "f", Name: "provisioned-1", NotAfter: now.Add(time.Hour)}}}
+	made := x509.Attempt{Door: "claim", Device: "lot-7", Becomes: "pump-1", Fingerprint: "c", Admitted: true, Last: now}
+	refused := made
+	refused.Admitted, refused.Reason = false, "acl_denied"
+	b := explain("pump-1", d, true, []x509.Attempt{made}, nil, now)
+	if !b.Well || len(b.Others) != 0 || len(b.Attempts) != 1 {
+		t.Errorf("its own provisioning: %+v", b)
+	}
+	if b = explain("pump-1", d, true, []x509.Attempt{refused}, nil, now); len(b.Others) != 1 {
+		t.Errorf("another try to take its name: %+v", b)
+	}
+}
+
 func TestWhyExplainsAClaimCertificate(t *testing.T) {
 	now := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	good := x509.Claim{Name: "lot-7", Templates: []string{"pumps"}, NotAfter: now.Add(time.Hour)}
