@@ -1,6 +1,7 @@
 package x509
 
 import (
+	"context"
 	"crypto/elliptic"
 	stdx509 "crypto/x509"
 	"encoding/base64"
@@ -10,7 +11,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+
+	"github.com/naru-platform/naru/bus"
 )
 
 // Whatever somebody sends in the wrong place at EST, no secret of his lies in the recorder or the log afterwards.
@@ -42,6 +46,47 @@ func TestESTRecordsNoSecret(t *testing.T) {
 	}
 	if text := fmt.Sprintf("%+v", a.attempts(attemptFilter{})) + a.logs.String(); strings.Contains(text, token) || strings.Contains(text, "d-44") || strings.Contains(text, "nonsense") {
 		t.Errorf("something that may be a secret was recorded: %s", text)
+	}
+}
+
+// keyed is a bus that knows the longest key that a table of it was asked for.
+type keyed struct {
+	*tables
+	longest atomic.Int64
+}
+
+type keyedTable struct {
+	bus.Table
+	of *keyed
+}
+
+func (k *keyed) Table(ctx context.Context, name string, o bus.TableOptions) (bus.Table, error) {
+	t, err := k.tables.Table(ctx, name, o)
+	return keyedTable{t, k}, err
+}
+
+func (t keyedTable) Get(ctx context.Context, key string) (bus.Entry, error) {
+	if n := int64(len(key)); n > t.of.longest.Load() {
+		t.of.longest.Store(n)
+	}
+	return t.Table.Get(ctx, key)
+}
+
+// A password is looked for as a device too, in case the two were mixed up; one that can be none is not a table's key: keys
+// of some thousand bytes break the connection to a bus.
+func TestPasswordOfAnyLengthIsNoKey(t *testing.T) {
+	b := &keyed{tables: newTables()}
+	a := newArenaOn(t, b)
+	call := estCall{path: estEnroll, user: "d-44", token: "nonsense", body: csrText(t, ecKey(t, elliptic.P256()), "d-44")}
+	status, text := a.est(call)
+	for _, password := range []string{strings.Repeat("x", 5000), "a b", "a/../b\x00", strings.Repeat("\xff", 5000)} {
+		call.token = password
+		if s, said := a.est(call); s != 401 || s != status || said != text {
+			t.Errorf("%.20q: %d %s; any wrong token: %d %s", password, s, said, status, text)
+		}
+	}
+	if n := b.longest.Load(); n == 0 || n > 1000 {
+		t.Errorf("a table was asked for a key of %d bytes", n)
 	}
 }
 

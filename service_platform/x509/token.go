@@ -190,6 +190,9 @@ func (r *Registry) dropTokens(ctx context.Context, device string, until time.Tim
 
 // checkToken says whether a token is good for a device.
 func (o *opened) checkToken(ctx context.Context, device, token string, now time.Time) (t enrolmentToken, err error) {
+	if CheckDevice(device) != nil { // it has none, and no table is asked for whatever a stranger sends
+		return t, fmt.Errorf("%w: the device has no such token", errToken)
+	}
 	all, _, err := readTokens(ctx, o.trust, device)
 	if err != nil {
 		return t, err
