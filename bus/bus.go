@@ -12,6 +12,7 @@ package bus
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/naru-platform/naru/message"
@@ -367,8 +368,29 @@ type TableOptions struct {
 	TTL time.Duration
 }
 
-// Table is a small keyed store that can be watched: up to some hundred thousand keys of up to some kilobytes. Keys are
-// made of letters, digits, `-`, `_`, `=`, `/` and `.`.
+// KeyMax is the most bytes of a table's key.
+const KeyMax = 1024
+
+// CheckKey says what is wrong with a table's key; nil when nothing is.
+func CheckKey(key string) error {
+	switch {
+	case key == "" || key[0] == '.' || key[len(key)-1] == '.':
+		return errors.New("a key must not be empty nor begin or end with a dot")
+	case len(key) > KeyMax:
+		return fmt.Errorf("a key has up to %d bytes, and not %d", KeyMax, len(key))
+	}
+	for i := range len(key) {
+		switch c := key[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_', c == '=', c == '/', c == '.':
+		default:
+			return fmt.Errorf("a key has letters, digits, - _ = / and dots, and not %q", c)
+		}
+	}
+	return nil
+}
+
+// Table is a small keyed store that can be watched: up to some hundred thousand keys of up to some kilobytes. Keys are as
+// [CheckKey] wants them; every other one is refused, since an engine may end the connection of who says it.
 type Table interface {
 	// Get gives ErrNotFound where there is no such key.
 	Get(ctx context.Context, key string) (Entry, error)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/naru-platform/naru/bus"
@@ -15,6 +16,7 @@ func tabling() []promise {
 		{"an update of another revision is a conflict", Features{}, tableConflicts},
 		{"a deleted key is not found and may be made anew", Features{}, tableDeletes},
 		{"a watch tells what is there, then synced, then changes", Features{}, tableWatches},
+		{"a table takes what is a key, and nothing else", Features{}, tableKeys},
 		{"an entry goes by itself after its time to live", Features{}, tableExpires},
 		{"a table outlives a restart, and a volatile one does not", Features{Reopen: true}, tableVolatile},
 	}
@@ -54,6 +56,25 @@ func tablePuts(s *scene) {
 		s.Errorf("revision %d follows %d", second, first)
 	}
 	s.holds(t, key, "", second)
+}
+
+// tableKeys: what is no key is refused, however long, and nobody else notices.
+func tableKeys(s *scene) {
+	t := s.table(bus.TableOptions{})
+	longest := strings.Repeat("k", bus.KeyMax)
+	r, err := t.Put(s.ctx, longest, []byte("v"))
+	s.must(err)
+	for _, key := range []string{"", ".a", "a.", "a b", "a*", "a>", "ü", "a\r\nPUB x 1", longest + "k", strings.Repeat("k", 20_000)} {
+		_, got := t.Get(s.ctx, key)
+		_, put := t.Put(s.ctx, key, []byte("v"))
+		_, made := t.Update(s.ctx, key, []byte("v"), 0)
+		for _, err := range []error{got, put, made, t.Delete(s.ctx, key, 0)} {
+			if err == nil || errors.Is(err, bus.ErrNotFound) || errors.Is(err, bus.ErrConflict) || len(err.Error()) > 25_000 {
+				s.Errorf("a key of %d bytes, %.20q: %.200v; want it refused", len(key), key, err)
+			}
+		}
+	}
+	s.holds(t, longest, "v", r)
 }
 
 func tableConflicts(s *scene) {

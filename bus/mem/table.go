@@ -158,7 +158,7 @@ func (t *table) Watch(ctx context.Context, prefix string, f func(bus.Entry), syn
 
 // do calls f with the engine's lock.
 func (t *table) do(ctx context.Context, verb, key string, f func() error) error {
-	err := checkKey(key)
+	err := bus.CheckKey(key)
 	if err == nil {
 		if err = t.b.enter(ctx); err == nil {
 			defer t.b.e.mu.Unlock()
@@ -231,16 +231,4 @@ func (d *tableData) clear() {
 func copied(e bus.Entry) bus.Entry {
 	e.Value = bytes.Clone(e.Value)
 	return e
-}
-
-func checkKey(key string) error {
-	if key == "" || key[0] == '.' || key[len(key)-1] == '.' {
-		return fmt.Errorf("a key must not be empty nor begin or end with a dot")
-	}
-	for i := range len(key) {
-		if c := key[i]; !word(key[i:i+1]) && c != '=' && c != '/' && c != '.' {
-			return fmt.Errorf("a key has letters, digits, - _ = / and dots, and not %q", c)
-		}
-	}
-	return nil
 }

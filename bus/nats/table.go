@@ -81,6 +81,9 @@ func (t *table) forgetful(ctx context.Context, kv jetstream.KeyValue) (jetstream
 
 // do calls f with the bucket, once more if the server had forgotten it, and names the fault.
 func (t *table) do(ctx context.Context, key string, f func(jetstream.KeyValue) error) error {
+	if err := bus.CheckKey(key); err != nil {
+		return fmt.Errorf("table %s: %w", t.name, err)
+	}
 	err := f(*t.kv.Load())
 	if forgotten(err) {
 		if rerr := t.ready(ctx); rerr == nil {
