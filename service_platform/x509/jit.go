@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	neturl "net/url"
 	"strings"
 	"sync"
 	"time"
@@ -171,6 +172,10 @@ func askHook(ctx context.Context, url string, q hookRequest) error {
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := hookClient.Do(req)
+	var u *neturl.Error
+	if errors.As(err, &u) {
+		err = u.Err // its URL may have a secret in it
+	}
 	if err != nil {
 		return fmt.Errorf("the approval hook does not answer: %w", err)
 	}

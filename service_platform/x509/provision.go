@@ -115,6 +115,16 @@ type awsError struct {
 func (r *awsError) Error() string { return r.err.Error() }
 func (r *awsError) Unwrap() error { return r.err }
 
+// told is what the device hears: what the hook's trouble is, and where it is, is the operator's to know.
+func (r *awsError) told() string {
+	if r.code == notApproved {
+		return "it was not approved; `naru why` has the reason"
+	}
+	return r.Error()
+}
+
+const notApproved = "NotApproved"
+
 // The steps that have a reason of their own.
 const (
 	stepThrottle = "throttle"
@@ -132,7 +142,7 @@ func rejected(topic string, err error) Answer {
 		r = &awsError{http.StatusServiceUnavailable, "ServiceUnavailable", errors.New("the platform cannot look that up now; try again")}
 	}
 	errors.As(err, &r)
-	raw, _ := json.Marshal(map[string]any{"statusCode": r.status, "errorCode": r.code, "errorMessage": r.Error()}) // plain data
+	raw, _ := json.Marshal(map[string]any{"statusCode": r.status, "errorCode": r.code, "errorMessage": r.told()}) // plain data
 	return Answer{Topic: topic + "/rejected", Payload: raw}
 }
 
@@ -336,7 +346,7 @@ func (p *provisioning) provision(ctx context.Context, claim Claim, template stri
 	if tmpl.Hook != "" {
 		if err := askHook(ctx, tmpl.Hook, hookRequest{Template: template, Device: pl.device, Fingerprint: own.Fingerprint,
 			Claim: claim.Fingerprint, Parameters: in.Parameters}); err != nil {
-			return nil, awsRefuse("hook", http.StatusForbidden, "NotApproved", "%w", err)
+			return nil, awsRefuse("hook", http.StatusForbidden, notApproved, "%w", err)
 		}
 		at.pass("hook", "approved")
 	}
