@@ -99,6 +99,10 @@ func (c *conn) identifyClaim(p *packet.Connect) (session.Who, packet.ReasonCode,
 	return who, 0, nil
 }
 
+// answersMax is how many answers' topics a connection of a claim certificate may hear: there are four of each template, and two
+// ways to a certificate.
+const answersMax = 64
+
 // subscribeClaim grants the answers' topics, which nobody else ever hears.
 func (c *conn) subscribeClaim(p *packet.Subscribe) error {
 	answer := packet.SubAnswer{Type: packet.SUBACK, ID: p.ID}
@@ -106,6 +110,10 @@ func (c *conn) subscribeClaim(p *packet.Subscribe) error {
 	for _, s := range p.Subscriptions {
 		if !c.b.keeper.ClaimMaySubscribe(s.Filter) {
 			answer.Codes = append(answer.Codes, packet.NotAuthorized)
+			continue
+		}
+		if _, again := c.answers[s.Filter]; !again && len(c.answers) >= answersMax {
+			answer.Codes = append(answer.Codes, packet.QuotaExceeded)
 			continue
 		}
 		if c.answers == nil {
@@ -118,6 +126,9 @@ func (c *conn) subscribeClaim(p *packet.Subscribe) error {
 	for i, code := range answer.Codes {
 		if code.Failed() {
 			err := message.Rejectf(message.ACLDenied, "claim certificate %s may hear its answers only, not %s", c.claim, readable(p.Subscriptions[i].Filter))
+			if code == packet.QuotaExceeded {
+				err = message.Rejectf(message.ACLDenied, "claim certificate %s hears %d topics already, and %s would be one more", c.claim, answersMax, readable(p.Subscriptions[i].Filter))
+			}
 			c.notGranted(p.Subscriptions[i].Filter, err)
 			c.recordDenial(err)
 			if c.version != packet.V5 {
@@ -125,6 +136,22 @@ func (c *conn) subscribeClaim(p *packet.Subscribe) error {
 			}
 		}
 	}
+	return c.answer(&answer)
+}
+
+// unsubscribeClaim takes answers' topics back.
+func (c *conn) unsubscribeClaim(p *packet.Unsubscribe) error {
+	answer := packet.SubAnswer{Type: packet.UNSUBACK, ID: p.ID}
+	c.mu.Lock()
+	for _, filter := range p.Filters {
+		code := packet.NoSubscriptionExisted
+		if _, there := c.answers[filter]; there {
+			code = packet.Success
+			delete(c.answers, filter)
+		}
+		answer.Codes = append(answer.Codes, code)
+	}
+	c.mu.Unlock()
 	return c.answer(&answer)
 }
 

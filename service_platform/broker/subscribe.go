@@ -125,6 +125,9 @@ func (c *conn) unsubscribe(h packet.Header, body []byte) error {
 	if err := p.Decode(h, body, c.version); err != nil {
 		return err
 	}
+	if c.claim != "" {
+		return c.unsubscribeClaim(&p)
+	}
 	existed, err := c.kept.Unsubscribe(context.Background(), p.Filters)
 	if err != nil {
 		return message.Reject(message.ReasonOf(err, message.ServerStopping), err)
