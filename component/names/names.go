@@ -47,7 +47,8 @@ type Unknown struct {
 // Error names the one that may have been meant, and those there are.
 func (u *Unknown) Error() string {
 	so := "; there are"
-	if w := near.Word(u.Name, u.Known); w != "" {
+	// Nearer than elsewhere: a name may be a policy's, and one that is only somewhat alike may allow far more.
+	if w := near.Within(u.Name, u.Known, len(u.Name)/3); w != "" {
 		so = fmt.Sprintf("; did you mean %q? There are", w)
 	}
 	list, more := u.Known, ""

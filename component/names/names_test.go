@@ -98,3 +98,12 @@ func TestNamesAreToldAgain(t *testing.T) {
 		_ = b.Close()
 	})
 }
+
+func TestNameThatIsOnlySomewhatAlikeIsNotSuggested(t *testing.T) {
+	for name, want := range map[string]string{"nope": "", "opne": "open", "opn": "open", "oben": "open", "pumps": "pump", "x": ""} {
+		err := (&Unknown{Kind: "policy", Name: name, Known: []string{"open", "pump"}}).Error()
+		if got := strings.Contains(err, "did you mean"); got != (want != "") || !strings.Contains(err, want) {
+			t.Errorf("%s: %s", name, err)
+		}
+	}
+}
