@@ -371,3 +371,12 @@ func TestRootKeyThatWasNeverExportedIsNotRemoved(t *testing.T) {
 		t.Errorf("for good: %d, %+v", got, st)
 	}
 }
+
+func TestTokenThatIsOverAtOnceIsRefused(t *testing.T) {
+	a := startAPI(t)
+	for expires, want := range map[string]int{"0s": 400, "-1h": 400, "91d": 400, "1h": 201, "90d": 201} {
+		if got := a.do("POST", "/api/v1/devices/d-1/token", map[string]string{"expires": expires}, nil); got != want {
+			t.Errorf("expires in %s: %d, want %d", expires, got, want)
+		}
+	}
+}

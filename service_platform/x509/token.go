@@ -49,9 +49,9 @@ type enrolmentToken struct {
 
 // TokenRequest is the request of POST /api/v1/devices/{id}/token.
 type TokenRequest struct {
-	Expires  Duration `json:"expires,omitzero"`  // from now; 24h where missing, 90d at most
-	Validity Duration `json:"validity,omitzero"` // of the certificate
-	By       string   `json:"by,omitempty"`
+	Expires  *Duration `json:"expires,omitempty"` // from now; 24h where missing, 90d at most
+	Validity Duration  `json:"validity,omitzero"` // of the certificate
+	By       string    `json:"by,omitempty"`
 }
 
 // TokenGiven is its answer; the token is in it and nowhere else.
@@ -70,12 +70,12 @@ func (s *service) addToken(o *opened, w http.ResponseWriter, r *http.Request) er
 	if err := firstOf(CheckDevice(id), checkText("by", in.By)); err != nil {
 		return bad(err)
 	}
-	lasts := time.Duration(in.Expires)
-	if lasts == 0 {
-		lasts = tokenValidity
+	lasts := tokenValidity
+	if in.Expires != nil {
+		lasts = time.Duration(*in.Expires)
 	}
-	if lasts < 0 || lasts > tokenLongest {
-		return bad(fmt.Errorf("a token that expires in %s: up to 90d are allowed", lasts))
+	if lasts <= 0 || lasts > tokenLongest {
+		return bad(fmt.Errorf("a token that expires in %s: more than nothing is wanted, and up to 90d are allowed", lasts))
 	}
 	if in.Validity != 0 && time.Duration(in.Validity) < time.Minute { // said now, and not when the device has used the token
 		return bad(fmt.Errorf("a validity of %s is too short; a minute is the least", time.Duration(in.Validity)))
