@@ -28,6 +28,9 @@ func claimAdd(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := x509.CheckClaim(args[0]); err != nil { // before a directory is called so
+				return err
+			}
 			in := map[string]any{"name": args[0], "templates": templates, "by": "operator"}
 			if validity != "" {
 				in["validity"] = validity
@@ -44,6 +47,7 @@ func claimAdd(o *options) *cobra.Command {
 			in["csr"] = own.csr
 			var e enrolled
 			if err := cl.post(c.Context(), "/api/v1/claims", in, &e); err != nil {
+				own.settle(err)
 				return err
 			}
 			if err := own.keep(e); err != nil {

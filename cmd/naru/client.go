@@ -165,7 +165,7 @@ func (c *client) ask(ctx context.Context, method, path string, query url.Values,
 	}
 	switch r.StatusCode {
 	case http.StatusUnauthorized:
-		return nil, fmt.Errorf("%s wants a token: use --data, or --token, or NARU_TOKEN", c.URL)
+		return nil, &refusal{r.StatusCode, fmt.Sprintf("%s wants a token: use --data, or --token, or NARU_TOKEN", c.URL)}
 	case http.StatusNotFound:
 		return nil, fmt.Errorf("%s does not know %s; the component that answers it may run in another process", c.URL, path)
 	}
@@ -184,6 +184,13 @@ func (r *refusal) Error() string { return r.detail }
 func refusedWith(err error, status int) bool {
 	var r *refusal
 	return errors.As(err, &r) && r.status == status
+}
+
+// refusedForGood says whether an error is a refusal of what was asked, so that nothing was done: not a lost answer, a failure
+// halfway, nor a platform that wants to be asked again later.
+func refusedForGood(err error) bool {
+	var r *refusal
+	return errors.As(err, &r) && r.status >= 400 && r.status < 500 && r.status != http.StatusRequestTimeout && r.status != http.StatusTooManyRequests
 }
 
 // unwrapURL leaves out the method and URL that net/http puts before an error.

@@ -50,6 +50,7 @@ type credentials struct {
 	// resumed says that the key was there: a command before this one was cut off, and the platform may have heard of it.
 	resumed bool
 	lock    *os.File // nil where it does not
+	made    []string // the directories that were not there before, the inmost first
 }
 
 // close lets the next command have the directory.
@@ -79,6 +80,12 @@ func openCredentials(dir, name, csrFile string) (*credentials, error) {
 		c.csr = string(raw)
 		return c, nil
 	}
+	for at := filepath.Clean(dir); ; at = filepath.Dir(at) {
+		if _, err := os.Stat(at); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		c.made = append(c.made, at)
+	}
 	if err := whole.Directory(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -106,11 +113,16 @@ func openCredentials(dir, name, csrFile string) (*credentials, error) {
 	return c, nil
 }
 
-// forget takes away the key that was made for what was refused, and the directory where nothing else is in it.
-func (c *credentials) forget() {
-	if c.owns && !c.resumed {
-		_ = os.Remove(filepath.Join(c.dir, keyFile)) // a key without a certificate is good for nothing
-		_ = os.Remove(c.dir)                         // not where there is something else
+// settle is given how asking for the certificate ended. Where the platform refused, it takes away what was made for it: the
+// key, and the directories where nothing else is in them. Where nobody knows whether a certificate was issued, because the
+// answer was lost, all stays, and the same command goes on; so does a key that was there before.
+func (c *credentials) settle(err error) {
+	if !c.owns || c.resumed || !refusedForGood(err) {
+		return
+	}
+	_ = os.Remove(filepath.Join(c.dir, keyFile)) // a key without a certificate is good for nothing
+	for _, dir := range c.made {
+		_ = os.Remove(dir) // not where there is something else
 	}
 }
 

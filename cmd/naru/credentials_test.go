@@ -10,8 +10,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"math/big"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -70,5 +72,53 @@ func TestCredentialsOfOneDirectoryAreWrittenOnce(t *testing.T) {
 	}
 	if info, err := os.Stat(filepath.Join(dir, keyFile)); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
+	}
+}
+
+// What was refused leaves nothing behind; what may have been done, and a key that was there, stay.
+func TestRefusedRequestLeavesNoKey(t *testing.T) {
+	for _, c := range []struct {
+		args   string
+		status int
+		stays  bool
+	}{
+		{"device add d-1 --policy nope", 400, false}, {"device add d-1", 409, false}, {"device add d-1", 401, false}, {"device add d-1", 500, true}, {"device add d-1", 503, true},
+		{"device add d-1", 429, true}, {"device rotate d-1", 404, false}, {"device rotate d-1", 409, false}, {"device rotate d-1", 502, true},
+		{"ca claim add lot --template nope", 400, false}, {"ca claim add lot --template nope", 503, true},
+	} {
+		dir := t.TempDir()
+		refuse := says(c.status, map[string]string{"detail": "no"})
+		ways := map[string]http.HandlerFunc{"POST /api/v1/devices": refuse, "POST /api/v1/devices/d-1/rotate": refuse, "POST /api/v1/claims": refuse,
+			"GET /api/v1/devices/d-1": says(404, map[string]string{"detail": "unknown"})}
+		args := append(strings.Fields(c.args), "--out", filepath.Join(dir, "a", "b"))
+		if _, _, err := asked(t, ways, args...); err == nil {
+			t.Errorf("%s: no error", c.args)
+		}
+		_, err := os.Stat(filepath.Join(dir, "a", "b", keyFile))
+		left, _ := os.ReadDir(dir)
+		if (err == nil) != c.stays || (len(left) > 0) != c.stays {
+			t.Errorf("%s, %d: its key: %v, %d directories left", c.args, c.status, err, len(left))
+		}
+		if !c.stays {
+			continue
+		}
+		refuse = says(409, map[string]string{"detail": "no"})
+		for way := range ways {
+			ways[way] = refuse
+		}
+		_, _, _ = asked(t, ways, args...)
+		if _, err := os.Stat(filepath.Join(dir, "a", "b", keyFile)); err != nil {
+			t.Errorf("%s: a key of a command before is gone: %v", c.args, err)
+		}
+	}
+}
+
+func TestBadNameMakesNoDirectory(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, args := range [][]string{{"device", "add", "bad id/#"}, {"device", "rotate", "../x"}, {"ca", "claim", "add", "a/b", "--template", "t"}} {
+		_, _, err := asked(t, nil, args...)
+		if left, _ := os.ReadDir("."); err == nil || !strings.Contains(err.Error(), "are allowed") || len(left) > 0 {
+			t.Errorf("%v: %v, left %v", args, err, left)
+		}
 	}
 }

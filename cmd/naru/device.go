@@ -41,6 +41,9 @@ A device that has a certificate already is refused: rotate gives it a new one, a
 			if err != nil {
 				return err
 			}
+			if err := x509.CheckDevice(args[0]); err != nil { // before a directory is called so
+				return err
+			}
 			in := map[string]any{"id": args[0], "by": "operator"}
 			if len(groups) > 0 {
 				in["groups"] = groups
@@ -74,8 +77,8 @@ A device that has a certificate already is refused: rotate gives it a new one, a
 			in["csr"], in["new"] = own.csr, !another // what was cut off, and registered, is given again
 			var e enrolled
 			err = cl.post(c.Context(), "/api/v1/devices", in, &e)
+			own.settle(err) // so that the same command is refused again, and does not go on
 			if refusedWith(err, http.StatusConflict) {
-				own.forget() // so that the same command is refused again, and does not go on
 				if has, known, e := findDevice(c, cl, args[0]); e == nil && known && len(has.Certs) > 0 && !another {
 					return alreadyRegistered(has)
 				}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -321,9 +320,7 @@ func importDevice(ctx context.Context, cl *client, d x509.Import, issue issuing)
 	defer own.close()
 	var e enrolled
 	if err := cl.post(ctx, "/api/v1/devices", map[string]any{"id": d.ID, "by": "operator", "csr": own.csr, "new": !issue.another}, &e); err != nil {
-		if refusedWith(err, http.StatusConflict) {
-			own.forget()
-		}
+		own.settle(err)
 		return imported{}, err
 	}
 	return imported{warning: now.Warning}, own.keep(e)

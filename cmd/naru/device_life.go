@@ -22,6 +22,9 @@ goes on with the key that is there.`,
 			if err != nil {
 				return err
 			}
+			if err := x509.CheckDevice(args[0]); err != nil { // before a directory is called so
+				return err
+			}
 			in := map[string]any{"by": "operator"}
 			for k, v := range map[string]string{"validity": validity, "overlap": overlap} {
 				if v != "" {
@@ -40,6 +43,7 @@ goes on with the key that is there.`,
 			in["csr"] = own.csr
 			var e enrolled
 			if err := cl.post(c.Context(), "/api/v1/devices/"+url.PathEscape(args[0])+"/rotate", in, &e); err != nil {
+				own.settle(err)
 				return err
 			}
 			if err := own.keep(e); err != nil {

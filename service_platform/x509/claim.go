@@ -78,12 +78,15 @@ type ClaimRequest struct {
 	By        string   `json:"by,omitempty"`
 }
 
+// CheckClaim says whether a claim certificate may have this name.
+func CheckClaim(name string) error { return checkPlain("claim name", name) }
+
 func (s *service) addClaim(o *opened, w http.ResponseWriter, r *http.Request) error {
 	var in ClaimRequest
 	if err := read(w, r, &in); err != nil {
 		return err
 	}
-	if err := firstOf(checkPlain("claim name", in.Name), checkText("by", in.By)); err != nil {
+	if err := firstOf(CheckClaim(in.Name), checkText("by", in.By)); err != nil {
 		return bad(err)
 	}
 	if len(in.Templates) == 0 || len(in.Templates) > parametersMax {
