@@ -58,7 +58,11 @@ as it goes back (operator.retention).`,
 
 func showDevice(p *printer, d shownDevice) {
 	p.row("device", d.ID)
-	p.row("state", d.State)
+	state := d.State
+	if d.Untrusted != "" {
+		state += fmt.Sprintf(", but its CA is not trusted (%s): naru why device %s", d.Untrusted, d.ID)
+	}
+	p.row("state", state)
 	p.row("since", d.CreatedAt.Format(time.RFC3339))
 	if d.Disabled {
 		p.row("disabled", fmt.Sprintf("%s by %s: %s", d.DisabledAt.Format(time.RFC3339), d.DisabledBy, d.DisabledReason))

@@ -33,7 +33,7 @@ type because struct {
 	// Others came under the device's name with a certificate that is not registered for it: they say nothing of the device.
 	Others []x509.Attempt `json:"claimed_by_others,omitempty"`
 
-	of  x509.Device         // as it is registered
+	of  x509.Shown          // as it is registered
 	cas []x509.RegisteredCA // for what their certificates are refused for
 }
 
@@ -96,7 +96,7 @@ func (o *options) whyOne(c *cobra.Command, cl *client, id, address, ca string) e
 	if err := cl.get(c.Context(), "/api/v1/ca/status", nil, &cas); err != nil {
 		return err
 	}
-	b := explain(id, device.Device, known, found.Attempts, cas.Registered, time.Now())
+	b := explain(id, device, known, found.Attempts, cas.Registered, time.Now())
 	if !known {
 		var claims []x509.Claim
 		if err := cl.get(c.Context(), "/api/v1/claims", nil, &claims); err != nil {
@@ -213,14 +213,33 @@ func (o *options) whyByCA(c *cobra.Command, cl *client) error {
 			case name == "" && a.CA == "":
 				name = "no certificate"
 			}
-			p.row(name, cut(a.CA, 17), map[bool]string{true: "yes", false: "no"}[a.Known], fmt.Sprint(a.Devices), fmt.Sprint(a.Admitted), fmt.Sprint(a.Refused),
-				ago(a.Last, now), mostly(a.Reasons), cut(a.LastDevice, 40))
+			p.row(name, orDash(cut(a.CA, 17)), standing(a), fmt.Sprint(a.Devices), fmt.Sprint(a.Admitted), fmt.Sprint(a.Refused),
+				ago(a.Last, now), orDash(mostly(a.Reasons)), orDash(cut(a.LastDevice, 40)))
 		}
 	})
 	if err == nil && slices.ContainsFunc(found.CAs, func(a x509.CAAttempts) bool { return a.Known && a.Refused > 0 }) {
 		err = errFault
 	}
 	return err
+}
+
+// standing says whether a CA is known here, and of one that is trusted no more what became of it.
+func standing(a x509.CAAttempts) string {
+	switch {
+	case !a.Known:
+		return "no"
+	case a.Standing == x509.Disabled || a.Standing == x509.Retired:
+		return string(a.Standing)
+	}
+	return "yes"
+}
+
+// orDash keeps a column's place where there is nothing to say.
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
 }
 
 // mostly is the reason that there is most of.

@@ -11,11 +11,11 @@ import (
 )
 
 // explain says what keeps a device out, by its registration first, then by its last attempt.
-func explain(id string, d x509.Device, known bool, attempts []x509.Attempt, cas []x509.RegisteredCA, now time.Time) because {
+func explain(id string, d x509.Shown, known bool, attempts []x509.Attempt, cas []x509.RegisteredCA, now time.Time) because {
 	b := because{Device: id, State: "unregistered", Attempts: attempts, of: d, cas: cas}
 	if known {
-		b.State = d.State(now)
-		b.Attempts, b.Others = apart(d, attempts)
+		b.State = d.Device.State(now)
+		b.Attempts, b.Others = apart(d.Device, attempts)
 		attempts = b.Attempts
 	}
 	b.decide(d, known, attempts, now)
@@ -100,14 +100,30 @@ func (b *because) trustedNoMore(a *x509.Attempt) bool {
 		b.say(a.Reason, fmt.Sprintf("Its certificate is by %q, a CA that was registered here and removed.", a.Issuer), "naru ca registration-code, then naru ca register, to trust it again; or naru device rotate "+b.Device)
 		return true
 	}
-	b.say(a.Reason, fmt.Sprintf("Its certificate is by %q, below a root that was retired.", a.Issuer), "naru device rotate "+b.Device+", and put the new certificate on the device, with the new ca.crt")
+	b.say(a.Reason, fmt.Sprintf("Its certificate is by %q, below a root that was retired.", a.Issuer), rotateAll(b.Device))
 	return true
+}
+
+// rotateAll is the remedy for a device of a root that was retired.
+func rotateAll(id string) string {
+	return "naru device rotate " + id + ", and put the new certificate on the device, with the new ca.crt"
+}
+
+// enableCA is the remedy for a device of a registered CA that is switched off.
+func (b *because) enableCA() string {
+	for _, ca := range b.cas {
+		id := ca.KeyID()
+		if ca.Disabled && (b.of.CA == ca.Fingerprint || id != "" && slices.ContainsFunc(b.of.Certs, func(c x509.Certificate) bool { return c.Issuer == id })) {
+			return "naru ca enable " + ca.Fingerprint + "; or naru device rotate " + b.Device
+		}
+	}
+	return "naru ca status lists those that are disabled, naru ca enable switches one on; or naru device rotate " + b.Device
 }
 
 // enrols says whether somebody asked for a certificate, and not to be let in.
 func enrols(a *x509.Attempt) bool { return a.Door == "est" || a.Door == "claim" }
 
-func (b *because) decide(d x509.Device, known bool, attempts []x509.Attempt, now time.Time) {
+func (b *because) decide(d x509.Shown, known bool, attempts []x509.Attempt, now time.Time) {
 	id := b.Device
 	var last *x509.Attempt
 	for i := range attempts {
@@ -125,6 +141,10 @@ func (b *because) decide(d x509.Device, known bool, attempts []x509.Attempt, now
 	switch {
 	case b.State == "disabled":
 		b.say("device_disabled", fmt.Sprintf("It is disabled since %s, by %s: %s.", d.DisabledAt.Format(time.RFC3339), d.DisabledBy, d.DisabledReason), "naru device enable "+id)
+	case d.Untrusted == x509.Disabled:
+		b.say("cert_unknown_ca", "Its CA is not trusted (disabled): it has no certificate in force by another.", b.enableCA())
+	case d.Untrusted == x509.Retired:
+		b.say("cert_unknown_ca", "Its CA is not trusted (retired): it has no certificate in force that is not below a root that was retired.", rotateAll(id))
 	case fought(attempts, now) != nil:
 		b.say("taken_over", "It is connected, and thrown out again: two clients have its certificate and client id. "+capital(fought(attempts, now).Detail)+".",
 			"Is one device's key on two devices, or do two programs on it connect? `naru device rotate "+id+"` gives it a new one")

@@ -82,7 +82,7 @@ func TestWhyDeviceNamesTheCauseAndTheRemedy(t *testing.T) {
 			[]string{"Nothing keeps it out"}},
 		"handshake": {good, true, refused("handshake_failed", "handshake", nil), false, []string{"particulars", "TLS version"}},
 	} {
-		b := explain("d-1", c.device, c.known, c.attempts, cas, now)
+		b := explain("d-1", x509.Shown{Device: c.device}, c.known, c.attempts, cas, now)
 		for _, want := range c.says {
 			if !strings.Contains(b.Cause+b.Remedy, want) {
 				t.Errorf("%s: says %q, %q; want %q", name, b.Cause, b.Remedy, want)
@@ -102,12 +102,33 @@ func TestWhyTakesItsOwnProvisioningForTheDevices(t *testing.T) {
 	made := x509.Attempt{Door: "claim", Device: "lot-7", Becomes: "pump-1", Fingerprint: "c", Admitted: true, Last: now}
 	refused := made
 	refused.Admitted, refused.Reason = false, "acl_denied"
-	b := explain("pump-1", d, true, []x509.Attempt{made}, nil, now)
+	b := explain("pump-1", x509.Shown{Device: d}, true, []x509.Attempt{made}, nil, now)
 	if !b.Well || len(b.Others) != 0 || len(b.Attempts) != 1 {
 		t.Errorf("its own provisioning: %+v", b)
 	}
-	if b = explain("pump-1", d, true, []x509.Attempt{refused}, nil, now); len(b.Others) != 1 {
+	if b = explain("pump-1", x509.Shown{Device: d}, true, []x509.Attempt{refused}, nil, now); len(b.Others) != 1 {
 		t.Errorf("another try to take its name: %+v", b)
+	}
+}
+
+// A device whose CA is trusted no more is kept out, whether it has come since or not.
+func TestWhySaysThatTheCAIsTrustedNoMore(t *testing.T) {
+	now := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
+	d := x509.Device{ID: "d-1", CA: "ab12", Certs: []x509.Certificate{{Fingerprint: "f", NotAfter: now.Add(time.Hour)}}}
+	cas := []x509.RegisteredCA{{Name: "Lazy CA", Fingerprint: "ab12", Disabled: true}}
+	before := []x509.Attempt{{Admitted: true, Fingerprint: "f", Last: now.Add(-time.Hour)}}
+	for why, remedy := range map[x509.Standing]string{x509.Disabled: "naru ca enable ab12", x509.Retired: "naru device rotate d-1"} {
+		for _, attempts := range [][]x509.Attempt{nil, before} {
+			b := explain("d-1", x509.Shown{Device: d, Untrusted: why}, true, attempts, cas, now)
+			if b.Well || b.Reason != "cert_unknown_ca" || !strings.Contains(b.Cause, "Its CA is not trusted ("+string(why)+")") || !strings.HasPrefix(b.Remedy, remedy) {
+				t.Errorf("%s: %+v", why, b)
+			}
+		}
+	}
+	for want, a := range map[string]x509.CAAttempts{"no": {}, "yes": {Known: true, Standing: x509.Trusted}, "retired": {Known: true, Standing: x509.Retired}, "disabled": {Known: true, Standing: x509.Disabled}} {
+		if got := standing(a); got != want {
+			t.Errorf("%+v is %q", a, got)
+		}
 	}
 }
 

@@ -36,7 +36,7 @@ func (o *opened) givenBefore(ctx context.Context, g Registration, key string, no
 		return nil, err
 	}
 	for _, c := range slices.Backward(d.Certs) {
-		if c.Key != key || !c.inForce(now) {
+		if c.Key != key || !c.InForce(now) {
 			continue
 		}
 		given, err := o.reissued(ctx, d.ID, c.Fingerprint)

@@ -28,6 +28,8 @@ type Bundle struct {
 	// Retired are the fingerprints of roots that are trusted no more. Only what is published has them: whoever publishes
 	// what his own directory holds, at whatever node and however late, brings none of them back.
 	Retired []string
+	// RetiredKeys are the key identifiers, hexadecimal, of those roots and of the issuing CAs that only they vouched for.
+	RetiredKeys []string
 }
 
 // PEM writes the roots, then the issuing certificates.
@@ -37,11 +39,12 @@ type bundleJSON struct {
 	Roots   string   `json:"roots"`
 	Issuing string   `json:"issuing"`
 	Retired []string `json:"retired,omitempty"`
+	Keys    []string `json:"retired_keys,omitempty"`
 }
 
 // MarshalJSON writes both as PEM.
 func (b Bundle) MarshalJSON() ([]byte, error) {
-	return json.Marshal(bundleJSON{string(certPEM(b.Roots...)), string(certPEM(b.Issuing...)), b.Retired})
+	return json.Marshal(bundleJSON{string(certPEM(b.Roots...)), string(certPEM(b.Issuing...)), b.Retired, b.RetiredKeys})
 }
 
 // UnmarshalJSON reads what MarshalJSON writes.
@@ -56,13 +59,13 @@ func (b *Bundle) UnmarshalJSON(raw []byte) (err error) {
 	if b.Issuing, err = parseCerts([]byte(j.Issuing)); err != nil {
 		return fmt.Errorf("issuing: %w", err)
 	}
-	b.Retired = j.Retired
+	b.Retired, b.RetiredKeys = j.Retired, j.Keys
 	return nil
 }
 
 // without leaves a root out, and the issuing CAs that only it vouches for.
 func (b Bundle) without(retired func(fingerprint string) bool) (left Bundle) {
-	left.Retired = b.Retired
+	left.Retired, left.RetiredKeys = b.Retired, b.RetiredKeys
 	for _, c := range b.Roots {
 		if !retired(Fingerprint(c.Raw)) {
 			left.Roots = append(left.Roots, c)
@@ -157,7 +160,7 @@ func publishTrust(ctx context.Context, t bus.Table, mine Bundle, add bool) error
 				"`add_root: true` to begin with another", ErrOtherCA, Fingerprint(mine.Roots[0].Raw)[:16])
 		}
 		mine := mine.without(gone)
-		want := Bundle{Roots: union(mine.Roots, have.Roots), Issuing: union(mine.Issuing, have.Issuing), Retired: have.Retired}
+		want := Bundle{Roots: union(mine.Roots, have.Roots), Issuing: union(mine.Issuing, have.Issuing), Retired: have.Retired, RetiredKeys: have.RetiredKeys}
 		if bytes.Equal(want.PEM(), have.PEM()) {
 			return nil
 		}
@@ -197,6 +200,11 @@ func unpublishTrust(ctx context.Context, t bus.Table, fingerprint string) error 
 			return fmt.Errorf("%w: it is the last trusted root", ErrRefused)
 		}
 		want.Retired = append(slices.Clone(have.Retired), fingerprint)
+		for _, c := range slices.Concat(have.Roots, have.Issuing) {
+			if !holds(want.Roots, c) && !holds(want.Issuing, c) {
+				want.RetiredKeys = append(slices.Clone(want.RetiredKeys), keyIDOf(c))
+			}
+		}
 		raw, err := json.Marshal(want)
 		if err != nil {
 			return err

@@ -23,7 +23,8 @@ const casShown = 100
 type CAAttempts struct {
 	CA         string         `json:"ca"` // its key identifier, hexadecimal; empty for attempts without a certificate
 	Name       string         `json:"name"`
-	Known      bool           `json:"known"`            // the platform's own, or a registered one
+	Known      bool           `json:"known"` // the platform's own, or a registered one
+	Standing   Standing       `json:"standing,omitempty"`
 	Others     int            `json:"others,omitempty"` // this line is of so many CAs together
 	Admitted   int            `json:"admitted"`
 	Refused    int            `json:"refused"`
@@ -54,15 +55,14 @@ func (c *CAAttempts) add(a *Attempt) {
 	c.names[a.Device] = struct{}{}
 }
 
-// attemptsByCA sums what every node recorded up by the CA whose certificate was shown. known says of a key identifier
-// whether its CA may let anybody in.
-func attemptsByCA(ctx context.Context, b bus.Bus, known func(ca string) bool) ([]CAAttempts, error) {
+// attemptsByCA sums what every node recorded up by the CA whose certificate was shown.
+func attemptsByCA(ctx context.Context, b bus.Bus, known map[string]Standing) ([]CAAttempts, error) {
 	all := map[[2]string]*CAAttempts{} // a stranger's key identifier may be another's, so the name counts too
 	err := eachAttempt(ctx, b, func(a *Attempt) {
 		key := [2]string{a.CA, a.Issuer}
 		c := all[key]
 		if c == nil {
-			c = &CAAttempts{CA: a.CA, Name: a.Issuer, Known: known(a.CA), Reasons: map[string]int{}, names: map[string]struct{}{}}
+			c = &CAAttempts{CA: a.CA, Name: a.Issuer, Known: known[a.CA] != "", Standing: known[a.CA], Reasons: map[string]int{}, names: map[string]struct{}{}}
 			all[key] = c
 		}
 		c.add(a)
@@ -99,37 +99,69 @@ func attemptsByCA(ctx context.Context, b bus.Bus, known func(ca string) bool) ([
 }
 
 func (s *service) admissionsByCA(o *opened, w http.ResponseWriter, r *http.Request) error {
-	known, err := o.knownCAs(r.Context())
+	known, err := o.standings(r.Context())
 	if err != nil {
 		return err
 	}
-	list, err := attemptsByCA(r.Context(), s.env.Bus, func(ca string) bool { return known[ca] })
+	list, err := attemptsByCA(r.Context(), s.env.Bus, known)
 	if err != nil {
 		return err
 	}
 	return answer(w, http.StatusOK, map[string]any{"cas": list})
 }
 
-// knownCAs are the key identifiers of the CAs that may let somebody in: the platform's issuing ones, and those registered.
-func (o *opened) knownCAs(ctx context.Context) (map[string]bool, error) {
-	known := map[string]bool{}
+// Standing is whether a CA that is known here may let anybody in; empty for one that is not known.
+type Standing string
+
+// The standings of a CA.
+const (
+	Trusted  Standing = "trusted"
+	Disabled Standing = "disabled" // a registered one that is switched off
+	Retired  Standing = "retired"  // below a root of the platform's own that was retired
+)
+
+// standings are those of the CAs that are known here, by key identifier: the platform's own, and those registered.
+func (o *opened) standings(ctx context.Context) (map[string]Standing, error) {
+	of := map[string]Standing{}
 	all, err := o.trusted(ctx)
 	if err != nil {
 		return nil, err
-	}
-	for _, c := range append(all.Issuing, all.Roots...) {
-		known[hex.EncodeToString(c.SubjectKeyId)] = true
 	}
 	registered, err := o.cas.List(ctx)
 	if err != nil {
 		return nil, err
 	}
+	for _, id := range all.RetiredKeys {
+		of[id] = Retired
+	}
 	for _, r := range registered {
-		if id := r.KeyID(); id != "" && !r.Disabled {
-			known[id] = true
+		if id := r.KeyID(); id != "" && r.Disabled {
+			of[id] = Disabled
 		}
 	}
-	return known, nil
+	for _, r := range registered { // of two by one key, one is enough
+		if id := r.KeyID(); id != "" && !r.Disabled {
+			of[id] = Trusted
+		}
+	}
+	for _, c := range append(all.Issuing, all.Roots...) {
+		of[hex.EncodeToString(c.SubjectKeyId)] = Trusted
+	}
+	return of, nil
+}
+
+// untrusted says why none of a device's certificates that are in force will be taken, where it is for their CA: Disabled or
+// Retired. It is empty where one will be, where a certificate's CA is not known, and where none is in force.
+func (d *Device) untrusted(of map[string]Standing, now time.Time) (why Standing) {
+	for _, c := range d.Certs {
+		if !c.InForce(now) {
+			continue
+		}
+		if why = of[c.Issuer]; why != Disabled && why != Retired {
+			return ""
+		}
+	}
+	return why
 }
 
 // keyIDOf names a CA by its key: the key identifier in its certificate, else the beginning of the key's hash.

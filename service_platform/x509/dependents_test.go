@@ -50,6 +50,55 @@ func TestDependentsOfACAAreCounted(t *testing.T) {
 	}
 }
 
+// Who holds certificates of a CA that is trusted no more is told so, and the CA is not taken for a stranger's.
+func TestACATrustedNoMoreKeepsItsStanding(t *testing.T) {
+	a := newArena(t)
+	root := Fingerprint(a.s.open.Load().authority.Bundle().Roots[0].Raw)
+	meter := leafBy(t, a.clock, a.factory, "meter-7", func(c *stdx509.Certificate) { c.Subject.Organization = []string{"acme"} })
+	if _, err := a.gate.AdmitClient(t.Context(), Client{Leaf: meter}); err != nil {
+		t.Fatal(err)
+	}
+	a.must(a.do("POST", "/api/v1/devices", Enrolment{ID: "d-2"}, nil), 201)
+	a.must(a.do("POST", "/api/v1/ca/rollover", struct{}{}, nil), 200)
+	a.must(a.do("POST", "/api/v1/devices/d-2/rotate", Rotation{}, nil), 201)
+	untrusted := func(id string) Standing {
+		t.Helper()
+		var d Shown
+		a.must(a.do("GET", "/api/v1/devices/"+id, nil, &d), 200)
+		return d.Untrusted
+	}
+	for _, id := range []string{"d-1", "d-2", "meter-7"} {
+		if got := untrusted(id); got != "" {
+			t.Errorf("%s, before: %q", id, got)
+		}
+	}
+	a.must(a.do("POST", "/api/v1/ca/retire", map[string]string{"fingerprint": root}, nil), 200)
+	a.must(a.do("POST", "/api/v1/ca/registered/"+a.factoryID+"/disable", struct{}{}, nil), 200)
+	a.settle()
+	for id, want := range map[string]Standing{"d-1": Retired, "d-2": "", "meter-7": Disabled} {
+		if got := untrusted(id); got != want {
+			t.Errorf("%s: %q, want %q", id, got, want)
+		}
+	}
+	for _, c := range []*stdx509.Certificate{meter, certOf(t, a.device)} {
+		if _, err := a.gate.AdmitClient(t.Context(), Client{Leaf: c}); err == nil {
+			t.Fatal("it got in")
+		}
+	}
+	a.attempts(attemptFilter{})
+	var by struct{ CAs []CAAttempts }
+	a.must(a.do("GET", "/api/v1/admissions/by-ca", nil, &by), 200)
+	got := map[Standing]int{}
+	for _, c := range by.CAs {
+		if c.Known {
+			got[c.Standing] += c.Refused
+		}
+	}
+	if got[Retired] != 1 || got[Disabled] != 1 {
+		t.Errorf("refused by standing %v: %+v", got, by.CAs)
+	}
+}
+
 // Two CAs of one name stay two where their certificates do not say whose key signed them, if they are shown.
 func TestCAsOfOneNameAreToldApart(t *testing.T) {
 	a := newArena(t)

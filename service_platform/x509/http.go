@@ -232,8 +232,11 @@ func (s *service) list(o *opened, w http.ResponseWriter, r *http.Request) error 
 // Shown is a device as answers show it: with its state in a word, and without what is the registry's own affair.
 type Shown struct {
 	Device
-	State   string `json:"state"`             // as Device.State
-	Warning string `json:"warning,omitempty"` // as Enrolled.Warning, of what was just changed
+	State string `json:"state"` // as Device.State
+	// Untrusted is Disabled or Retired where the device does not get in since its certificates' CA has that standing. Only GET
+	// /api/v1/devices/{id} says it.
+	Untrusted Standing `json:"untrusted,omitempty"`
+	Warning   string   `json:"warning,omitempty"` // as Enrolled.Warning, of what was just changed
 }
 
 func (s *service) shown(d Device) Shown {
@@ -246,7 +249,13 @@ func (s *service) show(o *opened, w http.ResponseWriter, r *http.Request) error 
 	if err != nil {
 		return err
 	}
-	return answer(w, http.StatusOK, s.shown(d))
+	of, err := o.standings(r.Context())
+	if err != nil {
+		return err
+	}
+	shown := s.shown(d)
+	shown.Untrusted = d.untrusted(of, s.env.Now())
+	return answer(w, http.StatusOK, shown)
 }
 
 func (s *service) remove(o *opened, w http.ResponseWriter, r *http.Request) error {

@@ -81,8 +81,8 @@ type Certificate struct {
 	der []byte // kept beside the device, for a request that is repeated
 }
 
-// inForce says whether a device gets in with it.
-func (c Certificate) inForce(now time.Time) bool {
+// InForce says whether a device gets in with it.
+func (c Certificate) InForce(now time.Time) bool {
 	return !c.Revoked() && now.Before(c.NotAfter) && (c.EndsAt.IsZero() || now.Before(c.EndsAt))
 }
 
