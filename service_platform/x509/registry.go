@@ -19,6 +19,21 @@ const (
 	unsaidMax = 64       // beyond it the bus has not taken a fact for long, and changes are refused
 	certsMax  = 16       // a device rotates one at a time; more than this is a mistake that repeats itself
 	recordMax = 16 << 10 // bytes of JSON
+	// recordEver leaves room to withdraw, with the longest of reasons, all certificates of a device that is as large as it
+	// may be made, and to disable it.
+	recordEver = 8 * recordMax
+)
+
+// limits are how far a change may let a device's entry grow.
+type limits struct {
+	bytes  int
+	unsaid int // 0: any number
+}
+
+var (
+	wished   = limits{recordMax, unsaidMax}  // what people add to a device
+	kept     = limits{recordEver, unsaidMax} // what happens to it
+	stopping = limits{bytes: recordEver}     // what keeps somebody out: neither size nor a bus that hears nothing stands in its way
 )
 
 // Device is what is registered of a device.
@@ -321,7 +336,7 @@ func (r *Registry) condemn(ctx context.Context, device string, c Certificate) er
 
 // Came notes that a device has come in with a certificate that a token gave it.
 func (r *Registry) Came(ctx context.Context, id, fingerprint string) error {
-	_, err := r.change(ctx, id, false, func(d *Device) error {
+	_, err := r.changeWithin(ctx, kept, id, false, func(d *Device) error {
 		for i := range d.Certs {
 			if d.Certs[i].Fingerprint == fingerprint {
 				d.Certs[i].Awaited = false
@@ -357,7 +372,7 @@ func (d *Device) note(now time.Time, f serviceplatform.DeviceChanged) {
 // the first time and reason stay. It gives the certificates that it withdrew. Their keys are certified no more, and every
 // enrolment token of the device that there is by now is void.
 func (r *Registry) Revoke(ctx context.Context, id, fingerprint, by, reason string) (d Device, revoked []Certificate, err error) {
-	d, err = r.change(ctx, id, false, func(d *Device) error {
+	d, err = r.changeWithin(ctx, stopping, id, false, func(d *Device) error {
 		revoked = nil
 		known := fingerprint == ""
 		d.TokensVoid = r.now().UTC()
@@ -387,7 +402,11 @@ func (r *Registry) Revoke(ctx context.Context, id, fingerprint, by, reason strin
 
 // Disable switches a device off or on; changed is false where it was so already.
 func (r *Registry) Disable(ctx context.Context, id string, off bool, by, reason string) (d Device, changed bool, err error) {
-	d, err = r.change(ctx, id, false, func(d *Device) error {
+	within := kept
+	if off {
+		within = stopping
+	}
+	d, err = r.changeWithin(ctx, within, id, false, func(d *Device) error {
 		if changed = d.Disabled != off; !changed {
 			return nil
 		}
@@ -409,7 +428,7 @@ func (r *Registry) Disable(ctx context.Context, id string, off bool, by, reason 
 
 // End withdraws the certificates whose overlap has passed. It gives those that it withdrew.
 func (r *Registry) End(ctx context.Context, id string) (ended []Certificate, err error) {
-	_, err = r.change(ctx, id, false, func(d *Device) error {
+	_, err = r.changeWithin(ctx, kept, id, false, func(d *Device) error {
 		ended = d.endOverlaps(r.now().UTC())
 		return nil
 	})
@@ -439,7 +458,7 @@ const (
 // stay withdrawn: those of a registered CA do not come back by themselves. The entry itself goes once the fact has been
 // said (see settle). It gives what was there.
 func (r *Registry) Remove(ctx context.Context, id, by string) (was Device, err error) {
-	_, err = r.change(ctx, id, false, func(d *Device) error {
+	_, err = r.changeWithin(ctx, stopping, id, false, func(d *Device) error {
 		was = *d
 		if err := r.keepRevoked(ctx, d.ID, d.Certs); err != nil { // of this very state, and first
 			return err
@@ -488,7 +507,7 @@ func (r *Registry) settle(ctx context.Context, id string, said []Fact) error {
 		case len(d.Unsaid) == before:
 			return nil
 		default:
-			err = r.write(ctx, d, revision)
+			err = r.write(ctx, d, revision, recordEver)
 		}
 		if !errors.Is(err, bus.ErrConflict) {
 			return err
@@ -551,9 +570,14 @@ func (r *Registry) load(ctx context.Context, id string) (d Device, revision uint
 	return d, e.Revision, nil
 }
 
-// change reads, changes and writes until nobody came between. f may run several times; where it changes nothing,
-// nothing is written.
+// change is changeWithin what people may add to a device.
 func (r *Registry) change(ctx context.Context, id string, create bool, f func(*Device) error) (Device, error) {
+	return r.changeWithin(ctx, wished, id, create, f)
+}
+
+// changeWithin reads, changes and writes until nobody came between. f may run several times; where it changes nothing,
+// nothing is written. A device that is beyond the limits may be changed as long as it does not grow.
+func (r *Registry) changeWithin(ctx context.Context, l limits, id string, create bool, f func(*Device) error) (Device, error) {
 	for {
 		d, revision, err := r.load(ctx, id)
 		switch {
@@ -570,29 +594,30 @@ func (r *Registry) change(ctx context.Context, id string, create bool, f func(*D
 		if err != nil {
 			return d, err
 		}
+		unsaid := len(d.Unsaid)
 		if err := f(&d); err != nil {
 			return d, err
 		}
-		if len(d.Unsaid) > unsaidMax {
+		if l.unsaid > 0 && len(d.Unsaid) > max(l.unsaid, unsaid) {
 			return d, fmt.Errorf("%w: %d changes of device %s could not be said yet; is the bus writable?", ErrRefused, len(d.Unsaid)-1, id)
 		}
 		if after, err := json.Marshal(d); err == nil && revision != 0 && bytes.Equal(before, after) {
 			return d, nil
 		}
-		if err := r.write(ctx, d, revision); !errors.Is(err, bus.ErrConflict) {
+		if err := r.write(ctx, d, revision, max(l.bytes, len(before))); !errors.Is(err, bus.ErrConflict) {
 			return d, err
 		}
 	}
 }
 
-// write gives bus.ErrConflict where another came between.
-func (r *Registry) write(ctx context.Context, d Device, revision uint64) error {
+// write gives bus.ErrConflict where another came between, and ErrRefused for more than most bytes.
+func (r *Registry) write(ctx context.Context, d Device, revision uint64, most int) error {
 	raw, err := json.Marshal(d)
 	if err != nil {
 		return err
 	}
-	if len(raw) > recordMax {
-		return fmt.Errorf("%w: device %s would take %d bytes, %d is the most; use fewer attributes", ErrRefused, d.ID, len(raw), recordMax)
+	if len(raw) > most {
+		return fmt.Errorf("%w: device %s would take %d bytes, %d is the most; use fewer attributes", ErrRefused, d.ID, len(raw), most)
 	}
 	if revision, err = r.table.Update(ctx, deviceKey(d.ID), raw, revision); err != nil {
 		return fmt.Errorf("register device %s: %w", d.ID, err)
