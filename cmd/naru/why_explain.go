@@ -104,6 +104,35 @@ func (b *because) trustedNoMore(a *x509.Attempt) bool {
 	return true
 }
 
+// usesOld explains a device that comes with a certificate that is not taken any more, while a newer one is in force; false
+// where it is not so.
+func (b *because) usesOld(a *x509.Attempt, now time.Time) bool {
+	if a.Reason != "cert_revoked" && a.Reason != "cert_expired" && a.Reason != "cert_unknown_ca" {
+		return false
+	}
+	certs := b.of.Certs
+	i := slices.IndexFunc(certs, func(c x509.Certificate) bool { return c.Fingerprint == a.Fingerprint })
+	if i < 0 {
+		return false
+	}
+	old, newer := certs[i], x509.Certificate{}
+	for _, c := range certs {
+		if c.Fingerprint == old.Fingerprint || !c.InForce(now) || c.IssuedAt.Before(old.IssuedAt) || c.IssuedAt.Before(newer.IssuedAt) {
+			continue
+		}
+		if a.Reason == "cert_unknown_ca" && c.Issuer == old.Issuer { // it would be refused too
+			continue
+		}
+		newer = c
+	}
+	if newer.Fingerprint == "" {
+		return false
+	}
+	b.say(a.Reason, fmt.Sprintf("It uses the old certificate %.16s; %.16s is in force: put it on the device. %s.", old.Fingerprint, newer.Fingerprint, a.Detail),
+		fmt.Sprintf("Put certificate %.16s on the device; where its key is lost, naru device rotate %s", newer.Fingerprint, b.Device))
+	return true
+}
+
 // rotateAll is the remedy for a device of a root that was retired.
 func rotateAll(id string) string {
 	return "naru device rotate " + id + ", and put the new certificate on the device, with the new ca.crt"
@@ -148,6 +177,7 @@ func (b *because) decide(d x509.Shown, known bool, attempts []x509.Attempt, now 
 	case fought(attempts, now) != nil:
 		b.say("taken_over", "It is connected, and thrown out again: two clients have its certificate and client id. "+capital(fought(attempts, now).Detail)+".",
 			"Is one device's key on two devices, or do two programs on it connect? `naru device rotate "+id+"` gives it a new one")
+	case refused && b.usesOld(last, now):
 	case refused:
 		b.explainRefusal(last)
 	case !known:

@@ -132,6 +132,34 @@ func TestWhySaysThatTheCAIsTrustedNoMore(t *testing.T) {
 	}
 }
 
+// A device that was given a new certificate and comes with the one of before wants no other, but that one put on it.
+func TestWhySaysThatADeviceUsesItsOldCertificate(t *testing.T) {
+	now := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
+	old := x509.Certificate{Fingerprint: strings.Repeat("a", 64), Issuer: "i1", IssuedAt: now.Add(-2 * time.Hour), NotAfter: now.Add(time.Hour)}
+	newer := x509.Certificate{Fingerprint: strings.Repeat("b", 64), Issuer: "i1", IssuedAt: now.Add(-time.Hour), NotAfter: now.Add(time.Hour)}
+	revoked, expired, replaced, other := old, old, old, newer
+	revoked.RevokedAt, expired.NotAfter, replaced.EndsAt, other.Issuer = now, now.Add(-time.Minute), now, "i2"
+	for name, c := range map[string]struct {
+		old, newer x509.Certificate
+		reason     string
+		says       bool
+	}{
+		"revoked": {revoked, newer, "cert_revoked", true}, "expired": {expired, newer, "cert_expired", true}, "replaced": {replaced, newer, "cert_revoked", true},
+		"of a retired root": {old, other, "cert_unknown_ca", true}, "both of a retired root": {old, newer, "cert_unknown_ca", false},
+		"the newer is no good": {newer, revoked, "cert_revoked", false}, "another fault": {old, newer, "client_id_mismatch", false},
+	} {
+		d := x509.Shown{Device: x509.Device{ID: "d-1", Certs: []x509.Certificate{c.old, c.newer}}}
+		a := x509.Attempt{Reason: c.reason, Fingerprint: c.old.Fingerprint, Last: now, NotAfter: c.old.NotAfter, Detail: "particulars", Steps: []x509.Step{{Name: "registration"}}}
+		b := explain("d-1", d, true, []x509.Attempt{a}, nil, now)
+		if b.Well || b.Reason != c.reason {
+			t.Errorf("%s: %+v", name, b)
+		}
+		if got := strings.HasPrefix(b.Cause, "It uses the old certificate aaaaaaaaaaaaaaaa; bbbbbbbbbbbbbbbb is in force: put it on the device."); got != c.says {
+			t.Errorf("%s: says %q", name, b.Cause)
+		}
+	}
+}
+
 func TestWhyExplainsAClaimCertificate(t *testing.T) {
 	now := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	good := x509.Claim{Name: "lot-7", Templates: []string{"pumps"}, NotAfter: now.Add(time.Hour)}
