@@ -76,15 +76,20 @@ func checkRevokedKey(ctx context.Context, t bus.Table, key string) error {
 // issue has a certificate signed, unless its key was revoked.
 func (o *opened) issue(ctx context.Context, r Request) (*Issued, error) {
 	if r.Key != nil {
-		key, err := keyHash(r.Key)
-		if err != nil {
-			return nil, err
-		}
-		if err := checkRevokedKey(ctx, o.trust, key); err != nil {
+		if err := o.checkKey(ctx, r.Key); err != nil {
 			return nil, err
 		}
 	}
 	return o.authority.Issue(r)
+}
+
+// checkKey refuses a public key that was revoked.
+func (o *opened) checkKey(ctx context.Context, public any) error {
+	key, err := keyHash(public)
+	if err != nil {
+		return err
+	}
+	return checkRevokedKey(ctx, o.trust, key)
 }
 
 // sweepKeys forgets revoked keys whose time is over, once in a while.

@@ -134,8 +134,12 @@ func TestRevokedKeyIsCertifiedNoMore(t *testing.T) {
 			t.Errorf("%s: %d %s", path, got, said)
 		}
 	}
-	if status, text := a.est(estCall{path: estEnroll, user: "d-9", token: a.token("d-9"), body: csrText(t, key, "d-9")}); status != 403 {
+	token := a.token("d-9")
+	if status, text := a.est(estCall{path: estEnroll, user: "d-9", token: token, body: csrText(t, key, "d-9")}); status != 403 {
 		t.Errorf("EST: %d %s", status, text)
+	}
+	if status, text := a.est(estCall{path: estEnroll, user: "d-9", token: token, body: csrText(t, ecKey(t, elliptic.P256()), "d-9")}); status != 200 {
+		t.Errorf("EST with a new key, which it was told to make: %d %s", status, text)
 	}
 	if got := a.ask(a.claimClient(), topicCSR, map[string]string{"certificateSigningRequest": string(csr(t, key, "any"))}, nil); got.Accepted {
 		t.Error("by claim it is certified")
