@@ -87,9 +87,6 @@ func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
 		if of := o.index.owner(c.Fingerprint); of != "" && of != id {
 			return fmt.Errorf("%w: the certificate %s is registered for device %s", ErrRefused, c.Fingerprint, of)
 		}
-		if err := checkWithdrawn(r.Context(), o.trust, c.Fingerprint); err != nil {
-			return err
-		}
 	}
 	warning, err := s.checkPolicy(r.Context(), o, in.Policy)
 	if err != nil {

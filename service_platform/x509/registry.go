@@ -291,7 +291,7 @@ func (r *Registry) Import(ctx context.Context, g Registration, certs []Certifica
 			if d.Disabled && !disabled {
 				return d.off()
 			}
-			if err := r.importKey(ctx, d.ID, c); err != nil {
+			if err := r.importable(ctx, d.ID, c); err != nil {
 				return err
 			}
 			forgotten, expired, err := d.roomForCert(now)
@@ -318,8 +318,12 @@ func (r *Registry) Import(ctx context.Context, g Registration, certs []Certifica
 	return d, created, err
 }
 
-// importKey refuses a certificate whose key was revoked here, and takes over that one was revoked elsewhere.
-func (r *Registry) importKey(ctx context.Context, device string, c Certificate) error {
+// importable refuses a certificate that was withdrawn or whose key was revoked here, and takes over that one was revoked
+// elsewhere. It belongs inside the change, for the reason that Add has.
+func (r *Registry) importable(ctx context.Context, device string, c Certificate) error {
+	if err := checkWithdrawn(ctx, r.trust, c.Fingerprint); err != nil {
+		return err
+	}
 	if !c.Revoked() {
 		return checkRevokedKey(ctx, r.trust, c.Key)
 	}

@@ -99,6 +99,32 @@ func TestDeletionWithdrawsACertificateThatCameInBetween(t *testing.T) {
 	}
 }
 
+// A deletion that comes between an import's look and its write withdraws for that import too.
+func TestImportBringsNothingBackThatWasDeletedInBetween(t *testing.T) {
+	h := newHouse(t)
+	leaf := h.enrol("d-17")
+	was, err := h.reg.Get(t.Context(), "d-17")
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := &between{Table: h.reg.table, key: deviceKey("d-17")}
+	table.then = func() {
+		if _, err := h.reg.Remove(t.Context(), "d-17", ""); err != nil {
+			t.Error(err)
+		}
+	}
+	r := &Registry{table: store{table}, trust: h.reg.trust, now: h.clock.Now}
+	if _, _, err := r.Import(t.Context(), Registration{ID: "d-17", Groups: []string{"a"}}, was.Certs, false); !errors.Is(err, ErrRefused) {
+		t.Errorf("the import: %v", err)
+	}
+	if table.then != nil {
+		t.Fatal("nothing came between")
+	}
+	if has, err := h.reg.has(t.Context(), "d-17", Fingerprint(leaf.Raw)); err != nil || has {
+		t.Errorf("the certificate of the device that was deleted is registered: %v, %v", has, err)
+	}
+}
+
 func TestRevocationListHoldsClaimsAndWhatNobodyProvisioned(t *testing.T) {
 	a := newArena(t)
 	certs, err := parseCerts([]byte(a.ownership().PEM))
