@@ -26,7 +26,7 @@ const (
 	attemptsTTL      = 24 * time.Hour
 	attemptsPerChunk = 16  // keeps an entry at some kilobytes
 	chunks           = 256 // of each ring: 4096 attempts, repeats counted as one
-	unwrittenMax     = 32  // chunks that may wait for the bus; beyond it attempts are dropped
+	unwrittenMax     = 32  // chunks of a ring that may wait for the bus; beyond it attempts are dropped
 	flushEvery       = 250 * time.Millisecond
 	stepsMax         = 16
 )
@@ -194,7 +194,13 @@ func (r *recorder) seal(class int) {
 // keep has a chunk wait to be written, in the place of what waits for the same one.
 func (r *recorder) keep(p place, raw []byte, attempts int) {
 	if _, waits := r.sealed[p]; !waits {
-		if len(r.order) >= unwrittenMax {
+		waiting := 0
+		for _, o := range r.order {
+			if o.ring == p.ring {
+				waiting++
+			}
+		}
+		if waiting >= unwrittenMax { // of its own ring: strangers push nobody else's out here either
 			r.dropped += attempts
 			return
 		}

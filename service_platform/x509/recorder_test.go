@@ -61,6 +61,18 @@ func TestFloodOfStrangersIsBounded(t *testing.T) {
 	if r.dropped > 0 {
 		t.Errorf("%d attempts were dropped", r.dropped)
 	}
+	for i := range 2 * unwrittenMax * attemptsPerChunk { // faster than anything is written
+		r.record(Attempt{Device: fmt.Sprint("y-", i), Address: "203.0.113.9", At: now})
+		if i == unwrittenMax*attemptsPerChunk*3/2 {
+			r.record(Attempt{Device: "d-2", Known: true, At: now})
+		}
+	}
+	if err := r.flush(t.Context(), table); err != nil {
+		t.Fatal(err)
+	}
+	if got := recorded(t, b, attemptFilter{device: "d-2"}); len(got) != 1 {
+		t.Error("the attempt of a device that came in mid-flood is gone")
+	}
 }
 
 // What an earlier process recorded is there after a restart, and what is recorded then takes the place of the oldest only.
