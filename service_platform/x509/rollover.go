@@ -295,6 +295,19 @@ func (a *Authority) mayRetire(fingerprint string) error {
 	if fingerprint == Fingerprint(a.root.cert.Raw) {
 		return fmt.Errorf("%w: %s is the root in use; roll over first", ErrRefused, fingerprint)
 	}
+	switch _, err := os.Stat(filepath.Join(a.path(rolloverDir), rolloverDone)); {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	next, err := readCerts(filepath.Join(a.path(rolloverDir), rootName+".crt"))
+	if err != nil {
+		return fmt.Errorf("read the new CA of a rollover that has not ended: %w", err)
+	}
+	if slices.ContainsFunc(next, func(c *stdx509.Certificate) bool { return Fingerprint(c.Raw) == fingerprint }) {
+		return fmt.Errorf("%w: %s is the new root of a rollover that has not ended, and is the next in use; end that first, with `naru ca rollover`", ErrRefused, fingerprint)
+	}
 	return nil
 }
 

@@ -142,6 +142,9 @@ func TestNewCAIsPublishedBeforeItIssues(t *testing.T) {
 	if len(made.Roots) != 2 || len(made.Issuing) != 2 || !made.Roots[1].Equal(before.Roots[0]) {
 		t.Fatalf("published were %d roots, %d issuing CAs", len(made.Roots), len(made.Issuing))
 	}
+	if next := Fingerprint(made.Roots[0].Raw); !errors.Is(a.MayRetire(next), ErrRefused) || !errors.Is(a.Retire(next), ErrRefused) {
+		t.Error("the root that is the next in use may be retired")
+	}
 	if err := a.Rollover(func(b Bundle) error {
 		if !bytes.Equal(b.PEM(), made.PEM()) {
 			t.Error("another CA was made by the second try")
