@@ -112,7 +112,7 @@ func TestMistakesGetOneClearLine(t *testing.T) {
 		{[]string{"ledgr"}, "unknown command"},
 		{[]string{"up", "--nonsense"}, "--help"},
 		{[]string{"run", "nothing", "--data", dir}, "operator.journal"},
-		{[]string{"status", "-o", "xml"}, "text and json"},
+		{[]string{"status", "-o", "xml"}, "there are text, json"},
 	} {
 		out, err := exec.Command(naruBinary(t), c.args...).CombinedOutput()
 		exit, ok := err.(*exec.ExitError)
