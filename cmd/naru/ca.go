@@ -260,7 +260,13 @@ func caSwitch(o *options, verb, what string) *cobra.Command {
 			if err := cl.post(c.Context(), "/api/v1/ca/registered/"+url.PathEscape(args[0])+"/"+verb, struct{}{}, &r); err != nil {
 				return err
 			}
-			return o.show(c.OutOrStdout(), r, func(p *printer) { p.line("%s: done", r.Name) })
+			return o.show(c.OutOrStdout(), r, func(p *printer) {
+				if r.Disabled {
+					p.line("%s is disabled: its certificates admit nobody until naru ca enable %s", r.Name, r.Fingerprint)
+					return
+				}
+				p.line("%s is enabled: its certificates count again", r.Name)
+			})
 		},
 	}
 }

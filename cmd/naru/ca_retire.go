@@ -65,7 +65,7 @@ the same and can be taken back.`,
 			if err := cl.do(c.Context(), "DELETE", "/api/v1/ca/registered/"+url.PathEscape(args[0]), nil, nil, nil); err != nil {
 				return err
 			}
-			return o.show(c.OutOrStdout(), map[string]any{"removed": args[0], "ended": d}, func(p *printer) { p.line("%s: done", args[0]) })
+			return o.show(c.OutOrStdout(), map[string]any{"removed": args[0], "ended": d}, func(p *printer) { p.line("%s is trusted no more", args[0]) })
 		},
 	}
 	c.Flags().BoolVar(&yes, "yes", false, "do it without asking")

@@ -218,7 +218,7 @@ func deviceAct(o *options, verb, what string) *cobra.Command {
 			if err := cl.post(c.Context(), "/api/v1/devices/"+url.PathEscape(args[0])+"/"+verb, in, &d); err != nil {
 				return err
 			}
-			return o.show(c.OutOrStdout(), d, func(p *printer) { p.line("%s: done", args[0]) })
+			return o.show(c.OutOrStdout(), d, func(p *printer) { p.line("%s", reached(verb, fingerprint, d)) })
 		},
 	}
 	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
@@ -226,6 +226,45 @@ func deviceAct(o *options, verb, what string) *cobra.Command {
 		c.Flags().StringVar(&fingerprint, "fingerprint", "", "only the certificate with this `fingerprint`, in full, as device show -o json has it (default: all of the device's)")
 	}
 	return c
+}
+
+// reached says what has become of a device that was revoked, disabled or enabled, and what is left to do.
+func reached(verb, fingerprint string, d x509.Shown) string {
+	revoked := 0
+	for _, c := range d.Certs {
+		if c.Revoked() {
+			revoked++
+		}
+	}
+	certs := func(n int) string {
+		if n == 1 {
+			return "1 certificate"
+		}
+		return fmt.Sprintf("%d certificates", n)
+	}
+	again := "; a new one: naru device rotate " + d.ID
+	switch verb {
+	case "revoke":
+		text := fmt.Sprintf("%s, revoked: %s", d.ID, certs(revoked))
+		if left := len(d.Certs) - revoked; left > 0 {
+			return fmt.Sprintf("%s of %d", text, len(d.Certs))
+		}
+		if fingerprint != "" && revoked > 1 {
+			text += ", all that it has"
+		}
+		return text + "; it gets in no more" + again
+	case "disable":
+		return d.ID + " is disabled: it gets in no more until naru device enable " + d.ID
+	}
+	switch {
+	case len(d.Certs) == 0:
+		return d.ID + " is enabled, but has no certificate: naru device rotate " + d.ID
+	case revoked == len(d.Certs):
+		return d.ID + " is enabled, but all its certificates are revoked: naru device rotate " + d.ID
+	case d.State != "active":
+		return fmt.Sprintf("%s is enabled, but its state is %s: naru device show %s", d.ID, d.State, d.ID)
+	}
+	return d.ID + " is enabled"
 }
 
 func fetchCA(ctx context.Context, cl *client) ([]byte, error) {

@@ -148,7 +148,8 @@ them one as well, such as those that come from a platform with another CA.
 A line that is refused is told with its number, the others go on, and the command ends with 1. A field that is not known
 is refused, not passed over. How far it is stands on standard error: a bar in a terminal, else a line now and then; of all
 lines where FILE is a file. With -o json standard output has a line {"line": N, "id": …, "error": …} for each that was
-refused, and {"imported": N, "refused": N} at the end; with --issue also "left_alone", which are among the imported.`,
+refused, and {"imported": N, "refused": N} at the end; with --issue also "left_alone" and "disabled", which got no
+certificate and are among the imported.`,
 		Example: "  naru device import fleet.csv --issue keys\n  naru device export | naru --server https://other.example:8780 device import -",
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
@@ -212,7 +213,7 @@ func countLines(f *os.File, format string) (n int, err error) {
 func (o *options) importFleet(c *cobra.Command, cl *client, in io.Reader, format string, issue issuing, total int) error {
 	bar := newProgress(c, "imported", total)
 	var mu sync.Mutex
-	done, refused, alone, warned := 0, 0, 0, false
+	done, refused, alone, disabled, warned := 0, 0, 0, 0, false
 	lines := json.NewEncoder(c.OutOrStdout())
 	note := func(line int, id string, is imported, err error) {
 		mu.Lock()
@@ -224,6 +225,11 @@ func (o *options) importFleet(c *cobra.Command, cl *client, in io.Reader, format
 		}
 		if err == nil {
 			done++
+			if is.disabled {
+				if disabled++; disabled <= aloneShown {
+					o.hint(c, "line %d: %s is disabled: no certificate", line, id)
+				}
+			}
 			if is.alone {
 				if alone++; alone <= aloneShown {
 					o.hint(c, "line %d: %s has a certificate already, which is not in %s; it got no other", line, id, issue.to)
@@ -263,10 +269,13 @@ func (o *options) importFleet(c *cobra.Command, cl *client, in io.Reader, format
 	if alone > 0 {
 		o.hint(c, "%d of them had a certificate already and got no other; --another gives them one, naru device rotate a single one", alone)
 	}
+	if disabled > 0 {
+		o.hint(c, "%d of them are disabled and got no certificate; once one is enabled, naru device rotate gives it one", disabled)
+	}
 	if o.json() {
 		sum := map[string]int{"imported": done, "refused": refused}
 		if issue.to != "" {
-			sum["left_alone"] = alone
+			sum["left_alone"], sum["disabled"] = alone, disabled
 		}
 		err = errors.Join(err, lines.Encode(sum))
 	}
@@ -293,6 +302,8 @@ type issuing struct {
 type imported struct {
 	warning string
 	alone   bool // it has a certificate, and got no other
+	// disabled says that it is switched off, and got no certificate.
+	disabled bool
 }
 
 // importDevice registers a device, and has a certificate issued to it, where that is wanted.
@@ -302,13 +313,16 @@ func importDevice(ctx context.Context, cl *client, d x509.Import, issue issuing)
 	if err := cl.do(ctx, "PUT", "/api/v1/devices/"+url.PathEscape(d.ID), nil, d, &now); err != nil || issue.to == "" {
 		return imported{warning: now.Warning}, err
 	}
+	if now.Disabled {
+		return imported{warning: now.Warning, disabled: true}, nil
+	}
 	dir := filepath.Join(issue.to, url.PathEscape(d.ID))
 	there := func(file string) bool { _, err := os.Stat(filepath.Join(dir, file)); return err == nil }
 	switch {
 	case there(certFile):
 		return imported{warning: now.Warning}, nil
 	case len(now.Certs) > 0 && !issue.another && !there(keyFile): // a key is what a command left that was cut off
-		return imported{now.Warning, true}, nil
+		return imported{warning: now.Warning, alone: true}, nil
 	}
 	own, err := openCredentials(dir, d.ID, "")
 	if errors.Is(err, errHasCertificate) { // from another line of the same device

@@ -74,7 +74,7 @@ func deviceDelete(o *options) *cobra.Command {
 			if err := cl.do(c.Context(), "DELETE", "/api/v1/devices/"+url.PathEscape(args[0]), url.Values{"by": {"operator"}}, nil, nil); err != nil {
 				return err
 			}
-			return o.show(c.OutOrStdout(), map[string]string{"deleted": args[0]}, func(p *printer) { p.line("%s: done", args[0]) })
+			return o.show(c.OutOrStdout(), map[string]string{"deleted": args[0]}, func(p *printer) { p.line("%s is deleted, and its certificates admit nobody", args[0]) })
 		},
 	}
 }

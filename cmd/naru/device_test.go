@@ -170,7 +170,7 @@ func TestImportLeavesAloneWhatHasACertificate(t *testing.T) {
 		t.Errorf("%v, asked for %v", err, asks)
 	}
 	out, _, err := asked(t, ways, "device", "import", file, "--issue", keys, "-o", "json")
-	if err == nil || !strings.Contains(out, `{"imported":3,"left_alone":1,"refused":1}`) {
+	if err == nil || !strings.Contains(out, `{"disabled":0,"imported":3,"left_alone":1,"refused":1}`) {
 		t.Errorf("%v: %s", err, out)
 	}
 }
@@ -350,6 +350,54 @@ func TestRootKeyThatIsNowhereElseIsRemovedOnlyWhereThatIsConfirmed(t *testing.T)
 		}
 		if err != nil && !strings.Contains(err.Error(), "export-root") {
 			t.Errorf("%v", err)
+		}
+	}
+}
+
+// A device that is disabled in the file is imported: it only gets no certificate.
+func TestImportOfADisabledDeviceIsNoRefusal(t *testing.T) {
+	file, keys := filepath.Join(t.TempDir(), "fleet.jsonl"), t.TempDir()
+	if err := os.WriteFile(file, []byte(`{"id":"f-9","disabled":true}`+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ways := map[string]http.HandlerFunc{
+		"PUT /api/v1/devices/f-9": says(201, x509.Shown{Device: x509.Device{ID: "f-9", Disabled: true}, State: "disabled"}),
+		"POST /api/v1/devices":    says(409, map[string]string{"detail": "f-9 is disabled"}),
+	}
+	if _, hints, err := asked(t, ways, "device", "import", file, "--issue", keys); err != nil || !strings.Contains(hints, "f-9 is disabled: no certificate") || !strings.Contains(hints, "1 devices imported, 0 refused") {
+		t.Errorf("%v: %s", err, hints)
+	}
+	out, _, err := asked(t, ways, "device", "import", file, "--issue", keys, "-o", "json")
+	if left, _ := os.ReadDir(keys); err != nil || !strings.Contains(out, `{"disabled":1,"imported":1,"left_alone":0,"refused":0}`) || len(left) > 0 {
+		t.Errorf("%v: %s, left %v", err, out, left)
+	}
+}
+
+// What was done is said as the state that was reached.
+func TestStateThatWasReachedIsSaid(t *testing.T) {
+	gone, good := x509.Certificate{RevokedAt: time.Unix(1, 0)}, x509.Certificate{}
+	shown := func(state string, certs ...x509.Certificate) http.HandlerFunc {
+		return says(200, x509.Shown{Device: x509.Device{ID: "d-17", Certs: certs}, State: state})
+	}
+	const at = "POST /api/v1/devices/d-17/"
+	for _, c := range []struct {
+		args, way string
+		says      http.HandlerFunc
+		want      string
+	}{
+		{"device enable d-17", at + "enable", shown("revoked", gone, gone), "d-17 is enabled, but all its certificates are revoked: naru device rotate d-17\n"},
+		{"device enable d-17", at + "enable", shown("pending"), "d-17 is enabled, but has no certificate: naru device rotate d-17\n"},
+		{"device enable d-17", at + "enable", shown("expired", good), "d-17 is enabled, but its state is expired: naru device show d-17\n"},
+		{"device enable d-17", at + "enable", shown("active", gone, good), "d-17 is enabled\n"},
+		{"device disable d-17", at + "disable", shown("disabled", good), "d-17 is disabled: it gets in no more until naru device enable d-17\n"},
+		{"device revoke d-17", at + "revoke", shown("revoked", gone, gone, gone), "d-17, revoked: 3 certificates; it gets in no more; a new one: naru device rotate d-17\n"},
+		{"device revoke d-17 --fingerprint aa", at + "revoke", shown("active", gone, good), "d-17, revoked: 1 certificate of 2\n"},
+		{"device delete d-17", "DELETE /api/v1/devices/d-17", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) }, "d-17 is deleted, and its certificates admit nobody\n"},
+		{"ca disable aa", "POST /api/v1/ca/registered/aa/disable", says(200, x509.RegisteredCA{Name: "lot", Fingerprint: "aa", Disabled: true}), "lot is disabled: its certificates admit nobody until naru ca enable aa\n"},
+		{"ca enable aa", "POST /api/v1/ca/registered/aa/enable", says(200, x509.RegisteredCA{Name: "lot", Fingerprint: "aa"}), "lot is enabled: its certificates count again\n"},
+	} {
+		if out, _, err := asked(t, map[string]http.HandlerFunc{c.way: c.says}, strings.Fields(c.args)...); err != nil || out != c.want {
+			t.Errorf("%s: %v, %q, want %q", c.args, err, out, c.want)
 		}
 	}
 }
