@@ -106,10 +106,45 @@ They exit with 2 when they found a fault.`,
 	return root
 }
 
+// wrongArgs says which arguments are missing or too many, by the command's Use line; another error stays as it is.
+func wrongArgs(c *cobra.Command, args []string, err error) error {
+	var want []string // what has to be given
+	most, depth := 0, 0
+	for _, word := range strings.Fields(c.Use)[1:] {
+		if depth == 0 && (word[0] == '-' || word == "|") { // a flag, or another way to say it
+			break
+		}
+		if depth == 0 {
+			most++
+		}
+		if depth == 0 && word[0] != '[' {
+			want = append(want, strings.TrimRight(word, ".…"))
+		}
+		depth += strings.Count(word, "[") - strings.Count(word, "]")
+	}
+	switch {
+	case len(args) < len(want):
+		return fmt.Errorf("%s: %s is missing (`%s --help` shows how)", c.CommandPath(), strings.Join(want[len(args):], " "), c.CommandPath())
+	case most == 0 && len(args) > 0:
+		return fmt.Errorf("%s takes no arguments; %q is one too many (`%s --help` shows what there is)", c.CommandPath(), args[0], c.CommandPath())
+	case len(args) > most:
+		return fmt.Errorf("%s: %q is one argument too many (`%s --help` shows how)", c.CommandPath(), args[most], c.CommandPath())
+	}
+	return err
+}
+
 // strictArgs makes a command that takes no arguments, or has subcommands, say so clearly.
 func strictArgs(o *options, c *cobra.Command) {
 	for _, sub := range c.Commands() {
 		strictArgs(o, sub)
+	}
+	if check := c.Args; check != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			if err := check(c, args); err != nil {
+				return wrongArgs(c, args, err)
+			}
+			return nil
+		}
 	}
 	if c.HasSubCommands() && c.Run == nil && c.RunE == nil && c.HasParent() {
 		c.RunE = func(c *cobra.Command, args []string) error {
