@@ -37,6 +37,8 @@ func TestNobodyIsClaimedWhoHasLeft(t *testing.T) {
 		state := func(what string, asks, waits int) {
 			t.Helper()
 			synctest.Wait()
+			s.mu.Lock()
+			defer s.mu.Unlock()
 			if len(c.asks) != asks || len(c.waits[who.Key()]) != waits || c.asked[who.Key()] != (asks > 0) {
 				t.Errorf("%s: %d claims are to be made, and %d wait; want %d and %d", what, len(c.asks), len(c.waits[who.Key()]), asks, waits)
 			}
@@ -62,14 +64,18 @@ func TestNobodyIsClaimedWhoHasLeft(t *testing.T) {
 		state("its time is over", 0, 0)
 
 		wait(t.Context())
+		s.mu.Lock()
 		c.asks = nil // it is being made
+		s.mu.Unlock()
 		third := wait(t.Context())
 		third.left.Store(true)
 		<-ended
+		s.mu.Lock()
 		if !c.asked[who.Key()] || len(c.waits[who.Key()]) != 1 {
 			t.Error("a claim that is being made was forgotten")
 		}
 		c.claims[who.Key()] = &claim{Owner: "n1"}
+		s.mu.Unlock()
 		s.settleWaits(who.Key(), nil)
 		if err := <-ended; err != nil {
 			t.Error(err)
