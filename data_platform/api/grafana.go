@@ -160,15 +160,11 @@ type answered struct {
 
 // few asks for rows that are not too many to be held.
 func (a *api) few(w http.ResponseWriter, r *http.Request, f func(s storage.Store) (*storage.Result, error)) (*answered, error) {
-	end, err := a.heavy.take(w, r.Context())
+	s, end, err := a.open(w, r, a.heavy)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	s, err := a.store(r)
-	if err != nil {
-		return nil, err
-	}
 	result, err := f(s)
 	if err != nil {
 		return nil, a.fault(w, r, s, err)

@@ -82,6 +82,18 @@ func (a *api) store(r *http.Request) (storage.Store, error) {
 	return a.hub.Store(ctx)
 }
 
+// open waits for a request's turn and for the database; end gives the turn back.
+func (a *api) open(w http.ResponseWriter, r *http.Request, t *turns) (s storage.Store, end func(), err error) {
+	if end, err = t.take(w, r.Context()); err != nil {
+		return nil, nil, err
+	}
+	if s, err = a.store(r); err != nil {
+		end()
+		return nil, nil, err
+	}
+	return s, end, nil
+}
+
 // fault says what a store's error is to who asked.
 func (a *api) fault(w http.ResponseWriter, r *http.Request, s storage.Store, err error) error {
 	var refused *storage.RefusedError
@@ -149,15 +161,11 @@ func (a *api) dataset(w http.ResponseWriter, r *http.Request) (any, error) {
 
 // describe tells of one dataset, or of all.
 func (a *api) describe(w http.ResponseWriter, r *http.Request, only string) ([]Dataset, error) {
-	end, err := a.light.take(w, r.Context())
+	s, end, err := a.open(w, r, a.light)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	s, err := a.store(r)
-	if err != nil {
-		return nil, err
-	}
 	tables, err := s.Tables(r.Context())
 	if err != nil {
 		return nil, a.fault(w, r, s, err)
@@ -216,15 +224,11 @@ func (a *api) ask(w http.ResponseWriter, r *http.Request, t *turns, f func(s sto
 	if err != nil {
 		return err
 	}
-	end, err := t.take(w, r.Context())
+	s, end, err := a.open(w, r, t)
 	if err != nil {
 		return err
 	}
 	defer end()
-	s, err := a.store(r)
-	if err != nil {
-		return err
-	}
 	result, err := f(s)
 	if err != nil {
 		return a.fault(w, r, s, err)
@@ -357,15 +361,11 @@ func (a *api) page(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	end, err := a.light.take(w, r.Context())
+	s, end, err := a.open(w, r, a.light)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	s, err := a.store(r)
-	if err != nil {
-		return nil, err
-	}
 	p, err := read(r.Context(), s, r.PathValue("name"), span, columns)
 	if err != nil {
 		return nil, a.fault(w, r, s, err)
@@ -585,15 +585,11 @@ func (a *api) trace(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, answer.Bad(err)
 	}
-	end, err := a.light.take(w, r.Context())
+	s, end, err := a.open(w, r, a.light)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	s, err := a.store(r)
-	if err != nil {
-		return nil, err
-	}
 	rows, err := s.ByTrace(r.Context(), id.String())
 	if err != nil {
 		return nil, a.fault(w, r, s, err)
@@ -613,15 +609,11 @@ func (a *api) export(w http.ResponseWriter, r *http.Request) (any, error) {
 	if span.Device != "" {
 		return nil, answer.Bad(errors.New("device: an export has all devices; ask for rows of one"))
 	}
-	end, err := a.files.take(w, r.Context())
+	s, end, err := a.open(w, r, a.files)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	s, err := a.store(r)
-	if err != nil {
-		return nil, err
-	}
 	dir, err := a.env.Dir()
 	if err != nil {
 		return nil, err
