@@ -3,7 +3,6 @@ package component
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"maps"
 	"strings"
 	"sync"
@@ -200,18 +199,11 @@ func eachMark(ctx context.Context, b bus.Bus, f func(e bus.Entry, log, consumer 
 	if err != nil {
 		return err
 	}
-	watch, cancel := context.WithCancel(ctx)
-	defer cancel()
-	err = t.Watch(watch, "", func(e bus.Entry) {
-		if part := strings.SplitN(e.Key, "/", 4); !e.Deleted && len(part) == 4 {
+	marks, err := bus.Entries(ctx, t, "")
+	for _, e := range marks {
+		if part := strings.SplitN(e.Key, "/", 4); len(part) == 4 {
 			f(e, part[0], MarkOf(part[3]))
 		}
-	}, cancel)
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if errors.Is(err, context.Canceled) {
-		return nil
 	}
 	return err
 }

@@ -157,24 +157,15 @@ func ask(ctx context.Context, b bus.Bus, kind string) (all []string, err error) 
 	if err != nil {
 		return nil, err
 	}
-	watch, cancel := context.WithCancel(ctx)
-	defer cancel()
-	told := map[string][]string{}
-	synced := false
-	err = t.Watch(watch, kind+".", func(e bus.Entry) {
-		var list []string
-		if synced {
-			return
-		}
-		if delete(told, e.Key); !e.Deleted && json.Unmarshal(e.Value, &list) == nil {
-			told[e.Key] = list
-		}
-	}, func() { synced = true; cancel() })
-	if !synced {
-		return nil, errors.Join(err, ctx.Err())
+	told, err := bus.Entries(ctx, t, kind+".")
+	if err != nil {
+		return nil, err
 	}
-	for _, list := range told {
-		all = append(all, list...)
+	for _, e := range told {
+		var list []string
+		if json.Unmarshal(e.Value, &list) == nil {
+			all = append(all, list...)
+		}
 	}
 	slices.Sort(all)
 	return slices.Compact(all), nil

@@ -142,19 +142,12 @@ func (p *partition) changes(ctx context.Context, name string) (list []operator.R
 	if err != nil {
 		return nil, err
 	}
-	watch, cancel := context.WithCancel(ctx)
-	defer cancel()
-	err = table.Watch(watch, name+"/", func(e bus.Entry) {
+	entries, err := bus.Entries(ctx, table, name+"/")
+	for _, e := range entries {
 		var c operator.Repartitioned
-		if !e.Deleted && json.Unmarshal(e.Value, &c) == nil {
+		if json.Unmarshal(e.Value, &c) == nil {
 			list = append(list, c)
 		}
-	}, cancel)
-	if ctx.Err() != nil {
-		return nil, ctx.Err()
-	}
-	if errors.Is(err, context.Canceled) {
-		err = nil
 	}
 	slices.SortFunc(list, func(a, b operator.Repartitioned) int { return cmp.Compare(a.Generation, b.Generation) })
 	return list, err

@@ -79,7 +79,7 @@ func TestClaimIsAnsweredAtADoorWithoutACA(t *testing.T) {
 			t.Errorf("%q can be read on the bus", secret)
 		}
 	}
-	if left, err := scan(t.Context(), table, ""); err != nil || len(left) > 0 {
+	if left, err := bus.Entries(t.Context(), table, ""); err != nil || len(left) > 0 {
 		t.Errorf("left on the bus: %d, %v", len(left), err)
 	}
 	a.stop()
@@ -141,7 +141,7 @@ func TestSealedRequestThatWasChangedIsNotAnswered(t *testing.T) {
 	if err := put("good", "good", 0); err != nil || shaky.left.Load() > 0 {
 		t.Fatal(err, shaky.left.Load())
 	}
-	answers, err := scan(t.Context(), table, answerPrefix)
+	answers, err := bus.Entries(t.Context(), table, answerPrefix)
 	if err != nil || len(answers) != 1 {
 		t.Fatalf("%d answers, %v", len(answers), err)
 	}

@@ -144,7 +144,7 @@ func (s *service) claims(o *opened, w http.ResponseWriter, r *http.Request) erro
 }
 
 func (o *opened) claimList(ctx context.Context) ([]Claim, error) {
-	entries, err := scan(ctx, o.trust, claimPrefix)
+	entries, err := bus.Entries(ctx, o.trust, claimPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("list the claim certificates: %w", err)
 	}

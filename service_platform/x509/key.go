@@ -98,7 +98,7 @@ func (s *service) sweepKeys(ctx context.Context, o *opened) error {
 	if now.Before(o.keysSwept.Add(keysSweptEvery)) {
 		return nil
 	}
-	entries, err := scan(ctx, o.trust, keyPrefix)
+	entries, err := bus.Entries(ctx, o.trust, keyPrefix)
 	if err != nil {
 		return fmt.Errorf("forget revoked keys: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -82,7 +83,7 @@ func TestTwoDevicesNeverHaveOneCertificate(t *testing.T) {
 	}); n != 1 {
 		t.Errorf("%d devices have it", n)
 	}
-	entries, err := scan(t.Context(), h.reg.table, devicePrefix)
+	entries, err := bus.Entries(t.Context(), h.reg.table, devicePrefix)
 	if err != nil || len(entries) != 1 {
 		t.Errorf("%d devices are registered, %v", len(entries), err)
 	}

@@ -260,7 +260,7 @@ func (r *recorder) resume(ctx context.Context, t bus.Table) error {
 		return nil
 	}
 	prefix := attemptPrefix + r.node + "/"
-	entries, err := scan(ctx, t, prefix)
+	entries, err := bus.Entries(ctx, t, prefix)
 	if err != nil {
 		return err
 	}
@@ -354,7 +354,7 @@ func eachAttempt(ctx context.Context, b bus.Bus, f func(*Attempt)) error {
 	if err != nil {
 		return fmt.Errorf("open table %s: %w", admissionsTable, err)
 	}
-	entries, err := scan(ctx, t, attemptPrefix)
+	entries, err := bus.Entries(ctx, t, attemptPrefix)
 	if err != nil {
 		return fmt.Errorf("read the admission attempts: %w", err)
 	}

@@ -54,7 +54,7 @@ func TestFloodOfStrangersIsBounded(t *testing.T) {
 	if got := recorded(t, b, attemptFilter{device: "d-1"}); len(got) != 1 {
 		t.Error("the device's attempt is gone")
 	}
-	entries, err := scan(t.Context(), table, attemptPrefix)
+	entries, err := bus.Entries(t.Context(), table, attemptPrefix)
 	if err != nil || len(entries) != 2*chunks+1 {
 		t.Errorf("%d entries, %v", len(entries), err)
 	}

@@ -160,7 +160,7 @@ func (c *CAs) spend(ctx context.Context, code string) error {
 
 // List gives the registered CAs by fingerprint.
 func (c *CAs) List(ctx context.Context) ([]RegisteredCA, error) {
-	entries, err := scan(ctx, c.table, casPrefix)
+	entries, err := bus.Entries(ctx, c.table, casPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("list the registered CAs: %w", err)
 	}
@@ -254,33 +254,4 @@ func oneCert(what string, text []byte) (*stdx509.Certificate, error) {
 		return nil, fmt.Errorf("%w: %s: one certificate is wanted, there are %d", ErrRefused, what, len(certs))
 	}
 	return certs[0], nil
-}
-
-// scan reads what is under a prefix now, by key.
-func scan(ctx context.Context, t bus.Table, prefix string) ([]bus.Entry, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	found := map[string]bus.Entry{}
-	synced := false
-	err := t.Watch(ctx, prefix, func(e bus.Entry) {
-		switch {
-		case synced:
-		case e.Deleted:
-			delete(found, e.Key)
-		default:
-			found[e.Key] = e
-		}
-	}, func() { synced = true; cancel() })
-	if !synced {
-		if err == nil {
-			err = ctx.Err()
-		}
-		return nil, err
-	}
-	list := make([]bus.Entry, 0, len(found))
-	for _, e := range found {
-		list = append(list, e)
-	}
-	slices.SortFunc(list, func(a, b bus.Entry) int { return strings.Compare(a.Key, b.Key) })
-	return list, nil
 }

@@ -29,7 +29,7 @@ func (s *service) sweep(ctx context.Context, o *opened) error {
 			return json.Unmarshal(raw, &t) == nil && !slices.ContainsFunc(t.Tokens, func(t enrolmentToken) bool { return !now.After(t.Expires) }), nil
 		},
 	} {
-		entries, err := scan(ctx, o.trust, prefix)
+		entries, err := bus.Entries(ctx, o.trust, prefix)
 		if err != nil {
 			return fmt.Errorf("forget what has ended: %w", err)
 		}

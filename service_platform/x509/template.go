@@ -247,7 +247,7 @@ func substitute(s string, values map[string]string) (string, error) {
 
 // publishTemplates makes the table hold these templates and no others, so that every process with a door knows them.
 func publishTemplates(ctx context.Context, t bus.Table, templates map[string]Template) error {
-	have, err := scan(ctx, t, templatePrefix)
+	have, err := bus.Entries(ctx, t, templatePrefix)
 	if err != nil {
 		return fmt.Errorf("read the templates: %w", err)
 	}

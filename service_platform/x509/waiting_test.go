@@ -52,7 +52,7 @@ func TestCertificatesThatNobodyTakesAreBounded(t *testing.T) {
 	if err := a.s.sweepWaiting(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
-	left, err := scan(t.Context(), o.trust, ownershipPrefix)
+	left, err := bus.Entries(t.Context(), o.trust, ownershipPrefix)
 	if err != nil || len(left) > 0 || o.waiting.of(a.claim.Fingerprint) > 0 || len(o.waiting.tokens) > 0 {
 		t.Errorf("%d tokens are left, %d are counted, %v", len(left), o.waiting.of(a.claim.Fingerprint), err)
 	}

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -65,7 +66,7 @@ func TestClaimCertificateBecomesADevice(t *testing.T) {
 	if got, err := other.door.Admit(t.Context(), pair.Leaf, nil); got != "pump-17" {
 		t.Error(got, err)
 	}
-	all, err := scan(t.Context(), a.s.open.Load().trust, "")
+	all, err := bus.Entries(t.Context(), a.s.open.Load().trust, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -151,14 +151,14 @@ func TestRevocationListHoldsClaimsAndWhatNobodyProvisioned(t *testing.T) {
 	if lists(a.crl(""), certs[0]) {
 		t.Error("what a device uses is listed")
 	}
-	if rest, err := scan(t.Context(), o.trust, ownershipPrefix); err != nil || len(rest) > 0 {
+	if rest, err := bus.Entries(t.Context(), o.trust, ownershipPrefix); err != nil || len(rest) > 0 {
 		t.Errorf("tokens are left: %v, %v", rest, err)
 	}
 	a.clock.move(3 * 365 * day)
 	if err := a.s.sweep(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
-	if rest, err := scan(t.Context(), o.trust, revokedPrefix); err != nil || len(rest) > 0 {
+	if rest, err := bus.Entries(t.Context(), o.trust, revokedPrefix); err != nil || len(rest) > 0 {
 		t.Errorf("what has ended by itself is kept: %v, %v", rest, err)
 	}
 }
