@@ -179,14 +179,14 @@ func TestAnEnemyOfAQueryGetsNothing(t *testing.T) {
 			began := time.Now()
 			_, err := s.Load(t.Context(), &Batch{Table: "telemetry", Rows: []Row{row("d-1", n)}, Source: source, From: Mark{Sequence: uint64(n)}, Upto: Mark{Sequence: uint64(n + 1)}})
 			slowest = max(slowest, time.Since(began))
-			if err != nil && !strings.Contains(err.Error(), "Out of Memory") {
+			if err != nil && !errors.Is(err, ErrMemory) {
 				t.Errorf("the neighbour's load: %v", err)
 				break
 			}
 			if err != nil { // all memory is an enemy's for a moment; who loads asks how far it came, and tries again
 				again++
 				m, err := s.Mark(t.Context(), source)
-				if err != nil && !strings.Contains(err.Error(), "Out of Memory") {
+				if err != nil && !errors.Is(err, ErrMemory) {
 					t.Errorf("ask how far the neighbour came: %v", err)
 					break
 				}
@@ -348,4 +348,29 @@ func TestEveryFunctionIsLookedAt(t *testing.T) {
 			t.Errorf("functions.txt has %s, which the engine has not", name)
 		}
 	}
+}
+
+// TestALoadWithoutMemoryIsNamed: a load for which there is no memory says so in a line, nothing of the batch is there, and what
+// there is room for is loaded afterwards.
+func TestALoadWithoutMemoryIsNamed(t *testing.T) {
+	s, err := OpenDuck(t.Context(), filepath.Join(t.TempDir(), "data.duckdb"), Options{Memory: "4MiB"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ensureTable(t, s, readings())
+	b := &Batch{Table: "telemetry", Source: source, Upto: Mark{Sequence: 1}}
+	for i := range 100_000 {
+		b.Rows = append(b.Rows, row("d-1", i))
+	}
+	_, err = s.Load(t.Context(), b)
+	if !errors.Is(err, ErrMemory) || strings.Contains(err.Error(), "\n") {
+		t.Fatalf("a load for which there is no memory: %v", err)
+	}
+	want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(0)}})
+	b.Rows = b.Rows[:1000]
+	if _, err := s.Load(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(1000)}})
 }

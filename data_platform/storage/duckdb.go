@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -138,6 +139,27 @@ func (d *duck) shut() error {
 
 func firstLine(s string) string { l, _, _ := strings.Cut(s, "\n"); return l }
 
+// memoryError is an [ErrMemory], and what DuckDB said, whose advice on settings is not for who reads this.
+type memoryError struct{ cause error }
+
+func (e *memoryError) Error() string   { return ErrMemory.Error() + ": " + firstLine(e.cause.Error()) }
+func (e *memoryError) Unwrap() []error { return []error{ErrMemory, e.cause} }
+
+// outOfMemory is how DuckDB says it: what an appender fails with has no type, only words.
+var outOfMemory = regexp.MustCompile(`(?i)(failed to|could not) (allocate|pin|resize) `)
+
+// named gives an error for want of memory its name.
+func named(err error) error {
+	if err == nil {
+		return nil
+	}
+	var e *duckdb.Error
+	if errors.As(err, &e) && e.Type == duckdb.ErrorTypeOutOfMemory || outOfMemory.MatchString(err.Error()) {
+		return &memoryError{err}
+	}
+	return err
+}
+
 // use calls f with the database, opened anew where DuckDB had given up on it.
 func (d *duck) use(ctx context.Context, f func(db *sql.DB) error) error {
 	d.gate.RLock()
@@ -160,7 +182,7 @@ func (d *duck) use(ctx context.Context, f func(db *sql.DB) error) error {
 		d.broken = err
 		d.gate.Unlock()
 	}
-	return err
+	return named(err)
 }
 
 func (d *duck) reopen(ctx context.Context) error {

@@ -163,6 +163,9 @@ var ErrNoTable = errors.New("no such dataset")
 // ErrBusy says that no query is taken for now.
 var ErrBusy = errors.New("the database is busy")
 
+// ErrMemory says that queries have all of the database's memory for the moment: nothing was loaded, and it is to be tried again.
+var ErrMemory = errors.New("the database's memory is taken for the moment; it is tried again (if this goes on, raise memory)")
+
 // Limits bound a query. Zero values are 100,000 rows and 30 s.
 type Limits struct {
 	Rows    int
