@@ -25,8 +25,8 @@ import (
 )
 
 func benchCommand(o *options) *cobra.Command {
-	c := &cobra.Command{Use: "bench", Short: "Measure: ingest, what brokers do, idle connections, a storm of devices"}
-	c.AddCommand(benchIngest(o), benchMQTT(o), benchIdle(o), benchStorm(o), benchPeer())
+	c := &cobra.Command{Use: "bench", Short: "Measure: ingest, the whole path, what brokers do, idle connections, a storm of devices"}
+	c.AddCommand(benchIngest(o), benchPath(o), benchMQTT(o), benchIdle(o), benchStorm(o), benchPeer())
 	return c
 }
 

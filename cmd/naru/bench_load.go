@@ -102,6 +102,43 @@ func (m *member) next() (packet.Header, []byte, error) {
 	}
 }
 
+// publish says n messages with QoS 1, one write for one message, as a device does it, and no more than a window of them
+// unacknowledged. It returns when all are acknowledged, of each of which acked is called. What body gives is written before its next call.
+func (m *member) publish(ctx context.Context, topic string, n, window int, body func(i int) []byte, acked func()) error {
+	slots, done := make(chan struct{}, window), make(chan error, 1)
+	go func() {
+		for range n {
+			h, _, err := m.next()
+			if err == nil && h.Type != packet.PUBACK {
+				err = fmt.Errorf("a PUBLISH was answered with %s", h.Type)
+			}
+			if err != nil {
+				done <- err
+				return
+			}
+			acked()
+			<-slots
+		}
+		done <- nil
+	}()
+	p := packet.Publish{Topic: topic, QoS: 1}
+	var buf []byte
+	for i := range n {
+		select {
+		case slots <- struct{}{}:
+		case err := <-done:
+			return fmt.Errorf("%d messages said: %w", i, err)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		p.ID, p.Payload = uint16(i%65535)+1, body(i)
+		if buf = p.Append(buf[:0], packet.V311); m.say(buf) != nil {
+			break // what ends the reading says why
+		}
+	}
+	return <-done
+}
+
 func (m *member) subscribe(filter string, qos byte) error {
 	if err := m.say((&packet.Subscribe{ID: 1, Subscriptions: []packet.Subscription{{Filter: filter, QoS: qos}}}).Append(nil, packet.V311)); err != nil {
 		return err
@@ -286,34 +323,12 @@ func backlog(ctx context.Context, addr, word string, messages, payload int) (r m
 		return r, err
 	}
 	defer pub.Close()
-	slots, acked := make(chan struct{}, 500), make(chan error, 1)
-	go func() {
-		for n := 0; n < messages; n++ {
-			if _, _, err := pub.next(); err != nil {
-				acked <- err
-				return
-			}
-			<-slots
-		}
-		acked <- nil
-	}()
-	p := packet.Publish{Topic: "bench/" + word, QoS: 1, Payload: make([]byte, payload)}
-	var buf []byte
-	for i := range messages {
-		select {
-		case slots <- struct{}{}:
-		case err := <-acked:
-			return r, fmt.Errorf("%d messages said: %w", i, err)
-		case <-ctx.Done():
-			return r, ctx.Err()
-		}
-		binary.BigEndian.PutUint64(p.Payload, uint64(i))
-		p.ID = uint16(i%65535) + 1
-		if buf = p.Append(buf[:0], packet.V311); pub.say(buf) != nil {
-			break
-		}
+	filled := make([]byte, payload)
+	body := func(i int) []byte {
+		binary.BigEndian.PutUint64(filled, uint64(i))
+		return filled
 	}
-	if err := <-acked; err != nil {
+	if err := pub.publish(ctx, "bench/"+word, messages, 500, body, func() {}); err != nil {
 		return r, err
 	}
 	began, got := time.Now(), 0
