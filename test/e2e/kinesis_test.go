@@ -4,10 +4,12 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/naru-platform/naru/bus/kinesis"
 	"github.com/naru-platform/naru/bus/kinesis/local"
 	"github.com/naru-platform/naru/bus/nats"
+	"github.com/naru-platform/naru/data_platform/storage"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -42,25 +45,15 @@ func TestEachMessageIsOnceInKinesis(t *testing.T) {
 	p := newPlatform(t, "--sim", "5", "--config", file)
 	p.start()
 	p.ok("rule", "add", rule)
-	line := func(consumer, log string) (found ledgerLine) {
-		var lines []ledgerLine
-		p.json(&lines, "ledger")
-		for _, l := range lines {
-			if l.Consumer == consumer && l.Log == log {
-				found = l
-			}
-		}
-		return found
-	}
 	handled := uint64(0)
 	for range 3 {
 		for late := time.Now().Add(3 * time.Minute); ; {
-			if l := line("operator.ledger", "data_platform.kinesis"); l.Handled >= handled+20 {
+			if l := p.line("operator.ledger", "data_platform.kinesis"); l.Handled >= handled+20 {
 				handled = l.Handled
 				break
 			}
 			if time.Now().After(late) {
-				t.Fatalf("%d messages come out of Kinesis, and no more: %+v\n%s", handled, line("data_platform.pump", "data_platform"), p.out)
+				t.Fatalf("%d messages come out of Kinesis, and no more: %+v\n%s", handled, p.line("data_platform.pump", "data_platform"), p.out)
 			}
 		}
 		p.kill()
@@ -74,7 +67,7 @@ func TestEachMessageIsOnceInKinesis(t *testing.T) {
 	var far, near ledgerLine
 	for late := time.Now().Add(3 * time.Minute); ; {
 		p.settled(0)
-		near, far = line("data_platform.pump", "data_platform"), line("operator.ledger", "data_platform.kinesis")
+		near, far = p.line("data_platform.pump", "data_platform"), p.line("operator.ledger", "data_platform.kinesis")
 		if near.Handled > 0 && far.Handled == near.Handled && far.Balanced && near.Balanced {
 			break
 		}
@@ -100,6 +93,110 @@ func TestEachMessageIsOnceInKinesis(t *testing.T) {
 		t.Errorf("%d messages are in the stream, %d in the log, and %d were copied", len(got), len(want), near.Handled)
 	}
 	t.Logf("%d messages through eight kills", len(got))
+}
+
+// TestSimulatedReadingsBecomeRowsThroughKinesis is `naru up --sim` with the configuration of examples/kinesis.yaml and a Kinesis server of
+// others. The platform is killed six times, each time when more rows have come. Then each message for the dataset is one row, the trace of
+// a reading ends at its row, and the rows came by way of the stream.
+func TestSimulatedReadingsBecomeRowsThroughKinesis(t *testing.T) {
+	if !bustest.Alone(t) {
+		return
+	}
+	t.Setenv("AWS_ACCESS_KEY_ID", "anybody")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+	if endpoint := local.Kinesalite(t); endpoint != "http://127.0.0.1:4567" {
+		t.Fatalf("the example names another endpoint than %s", endpoint)
+	}
+	p := newPlatform(t, "--config", "../../examples/kinesis.yaml", "--sim", "5")
+	p.start()
+	rows := 0
+	more := func() {
+		t.Helper()
+		for late := time.Now().Add(3 * time.Minute); ; {
+			var counted []struct{ N int }
+			if out, code := p.naru("data", "query", "-o", "json", "SELECT count(*) AS n FROM telemetry"); code == 0 {
+				if err := json.Unmarshal([]byte(out), &counted); err != nil {
+					t.Fatal(err)
+				}
+				if counted[0].N >= rows+10 {
+					rows = counted[0].N
+					return
+				}
+			}
+			if time.Now().After(late) {
+				t.Fatalf("there are %d rows, and no more come\n%s", rows, p.out)
+			}
+		}
+	}
+	for range 6 {
+		more()
+		p.kill()
+		p.start()
+	}
+	more()
+	p.stop()
+	p.args = p.args[:2] // without devices
+	p.start()
+	var near, far ledgerLine
+	for late := time.Now().Add(3 * time.Minute); ; {
+		p.settled(0)
+		near, far = p.line("data_platform.pump", "data_platform"), p.line("data_platform.etl/telemetry", "data_platform.kinesis")
+		if near.Handled > 0 && far.Handled == near.Handled {
+			break
+		}
+		if time.Now().After(late) {
+			t.Fatalf("what is loaded is not what was put into the stream: %+v\n%+v", far, near)
+		}
+	}
+	if direct := p.line("data_platform.etl/telemetry", "data_platform"); direct.Log != "" {
+		t.Errorf("rows are loaded past the stream: %+v", direct)
+	}
+	var newest []struct{ Trace string }
+	p.json(&newest, "data", "query", "SELECT trace_id AS trace FROM telemetry ORDER BY recorded DESC LIMIT 1")
+	if out, code := p.naru("trace", newest[0].Trace); code != 0 || !strings.Contains(out, "row of dataset telemetry") {
+		t.Errorf("naru trace does not end at the row: %d\n%s", code, out)
+	}
+	p.stop()
+
+	b, err := nats.Open(t.Context(), nats.Options{Dir: filepath.Join(p.data, "bus")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	want, got := map[string]int{}, map[string]int{}
+	eachStored(t, b, message.DataPlatform, func(m *message.Message) { want[m.ID.String()]++ })
+	store, err := storage.OpenDuck(t.Context(), filepath.Join(p.data, storage.Name, "data.duckdb"), storage.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	r, err := store.Query(t.Context(), "SELECT message_id FROM telemetry", nil, storage.Limits{Rows: 1_000_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for row, err := range r.Rows() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got[row[0].(string)]++
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("%d messages are rows, %d are in the log, or one is more than one row", len(got), len(want))
+	}
+	t.Logf("%d rows through six kills", len(got))
+}
+
+// line is what the ledger says of a consumer and a log; empty where it says nothing.
+func (p *platform) line(consumer, log string) (found ledgerLine) {
+	p.t.Helper()
+	var lines []ledgerLine
+	p.json(&lines, "ledger")
+	for _, l := range lines {
+		if l.Consumer == consumer && l.Log == log {
+			found = l
+		}
+	}
+	return found
 }
 
 // readAll reads a log until it has found so many messages, and what lies behind them for a moment; by id, how often.
