@@ -18,10 +18,13 @@ func caClaim(o *options) *cobra.Command {
 func claimAdd(o *options) *cobra.Command {
 	var out, csr, validity string
 	var templates []string
+	var another bool
 	c := &cobra.Command{
 		Use: "add NAME", Short: "Issue a claim certificate", Args: cobra.ExactArgs(1),
 		Long: `Issues a certificate that admits nobody as a device, and is good for nothing but AWS IoT's provisioning topics
-($aws/certificates/create…, $aws/provisioning-templates/<template>/provision), by the templates that it is for.`,
+($aws/certificates/create…, $aws/provisioning-templates/<template>/provision), by the templates that it is for. A name
+that a claim certificate in force has already is refused; a command that was cut off is given again, and goes on with the
+key that is there.`,
 		Example: "  naru ca claim add lot-2026-11 --template pumps --out lot-2026-11",
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
@@ -44,7 +47,7 @@ func claimAdd(o *options) *cobra.Command {
 				return err
 			}
 			defer own.close()
-			in["csr"] = own.csr
+			in["csr"], in["another"] = own.csr, another
 			var e enrolled
 			if err := cl.post(c.Context(), "/api/v1/claims", in, &e); err != nil {
 				own.settle(err)
@@ -56,6 +59,7 @@ func claimAdd(o *options) *cobra.Command {
 			shown := map[string]any{"name": e.ID, "fingerprint": e.Fingerprint, "not_after": e.NotAfter, "directory": dir}
 			return o.show(c.OutOrStdout(), shown, func(p *printer) {
 				p.line("claim certificate %s is in %s, valid until %s", e.ID, dir, e.NotAfter.Format("2006-01-02"))
+				p.line("fingerprint %s", e.Fingerprint)
 			})
 		},
 	}
@@ -63,6 +67,7 @@ func claimAdd(o *options) *cobra.Command {
 	c.Flags().StringVar(&out, "out", "", "directory to write to (default: the name)")
 	c.Flags().StringVar(&csr, "csr", "", "certificate signing request, PEM; the key stays where it was made")
 	c.Flags().Var((*lasting)(&validity), "validity", "how long it is valid (default 730d)")
+	c.Flags().BoolVar(&another, "another", false, "make one more of a name that is there already")
 	_ = c.MarkFlagRequired("template")
 	return c
 }
@@ -95,18 +100,25 @@ func claimList(o *options) *cobra.Command {
 
 func claimRevoke(o *options) *cobra.Command {
 	return &cobra.Command{
-		Use: "revoke FINGERPRINT", Short: "Withdraw a claim certificate; what was provisioned with it stays", Args: cobra.ExactArgs(1),
-		Example: "  naru ca claim revoke 3c1f…",
+		Use: "revoke NAME|FINGERPRINT", Short: "Withdraw a claim certificate; what was provisioned with it stays", Args: cobra.ExactArgs(1),
+		Long: `Withdraws a claim certificate, by its name, its fingerprint, or the first 8 digits of that or more. Where several in force
+have the name, nothing is withdrawn until a fingerprint says which.`,
+		Example: "  naru ca claim revoke lot-2026-11\n  naru ca claim revoke 3c1f09ab",
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
 			if err != nil {
 				return err
 			}
-			var claim x509.Claim
-			if err := cl.post(c.Context(), "/api/v1/claims/"+url.PathEscape(args[0])+"/revoke", struct{}{}, &claim); err != nil {
+			var done x509.RevokedClaim
+			if err := cl.post(c.Context(), "/api/v1/claims/"+url.PathEscape(args[0])+"/revoke", struct{}{}, &done); err != nil {
 				return err
 			}
-			return o.show(c.OutOrStdout(), claim, func(p *printer) { p.line("%s: done", claim.Name) })
+			return o.show(c.OutOrStdout(), done, func(p *printer) {
+				p.line("claim certificate %s, %s, is revoked", done.Name, done.Fingerprint)
+				for _, other := range done.Others {
+					p.line("another of that name is in force: %s, valid until %s", other.Fingerprint, other.NotAfter.Format("2006-01-02"))
+				}
+			})
 		},
 	}
 }

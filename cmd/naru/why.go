@@ -102,8 +102,8 @@ func (o *options) whyOne(c *cobra.Command, cl *client, id, address, ca string) e
 		if err := cl.get(c.Context(), "/api/v1/claims", nil, &claims); err != nil {
 			return err
 		}
-		if i := slices.IndexFunc(claims, func(k x509.Claim) bool { return k.Name == id }); i >= 0 {
-			b = explainClaim(claims[i], found.Attempts, cas.Registered, time.Now())
+		if k := claimNamed(id, claims, found.Attempts, time.Now()); k != nil {
+			b = explainClaim(*k, found.Attempts, cas.Registered, time.Now())
 		}
 	}
 	if err := o.show(c.OutOrStdout(), b, func(p *printer) { showBecause(p, b) }); err != nil {
@@ -113,6 +113,21 @@ func (o *options) whyOne(c *cobra.Command, cl *client, id, address, ca string) e
 		return errFault
 	}
 	return nil
+}
+
+// claimNamed is the claim certificate of a name, of several the one that came last, else one in force; nil where there is none.
+func claimNamed(name string, claims []x509.Claim, attempts []x509.Attempt, now time.Time) (found *x509.Claim) {
+	for i := range claims {
+		k := &claims[i]
+		switch {
+		case k.Name != name:
+		case len(attempts) > 0 && attempts[0].Fingerprint == k.Fingerprint:
+			return k
+		case found == nil || !found.InForce(now) && k.InForce(now):
+			found = k
+		}
+	}
+	return found
 }
 
 // findDevice says whether a device is registered.
@@ -157,6 +172,9 @@ func showAttempts(p *printer, list []x509.Attempt, named bool) {
 		outcome := "admitted"
 		if !a.Admitted {
 			outcome = a.Reason
+		}
+		if a.Ended {
+			outcome = "ended: " + a.Reason
 		}
 		var steps []string
 		for _, s := range a.Steps {

@@ -180,6 +180,9 @@ func (b *because) decide(d x509.Shown, known bool, attempts []x509.Attempt, now 
 	case refused && b.usesOld(last, now):
 	case refused:
 		b.explainRefusal(last)
+		if last.Ended {
+			b.Cause = "Its connection was ended " + ago(last.Last, now) + ". " + b.Cause
+		}
 	case !known:
 		b.say("cert_unregistered", "No device of that id is registered, and none tried to get in within a day.", "naru device add "+id)
 	case b.State == "expired":

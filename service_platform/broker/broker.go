@@ -491,14 +491,17 @@ func (b *Broker) recheck(device string) {
 
 // recheck ends the connection where its certificate is no longer admitted.
 func (c *conn) recheck() {
-	if c.leaf == nil {
+	c.mu.Lock()
+	ended := c.ended
+	c.mu.Unlock()
+	if c.leaf == nil || ended {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	var err error
 	if c.b.keeper != nil {
-		_, _, err = c.b.keeper.AdmitPeer(ctx, c.addr, tls.ConnectionState{PeerCertificates: append([]*x509.Certificate{c.leaf}, c.chain...)})
+		err = c.b.keeper.RecheckPeer(ctx, c.addr, c.clientID, tls.ConnectionState{PeerCertificates: append([]*x509.Certificate{c.leaf}, c.chain...)})
 	} else {
 		_, err = c.b.admission.Admit(ctx, c.leaf, c.chain)
 	}

@@ -20,6 +20,8 @@ type Doorkeeper interface {
 	// AdmitPeer is Admit with all that is known of the client; where claim is not empty, it is no device but the holder
 	// of that claim certificate.
 	AdmitPeer(ctx context.Context, address string, s tls.ConnectionState) (device, claim string, err error)
+	// RecheckPeer says whether a connection that is there may stay, and records one that may not.
+	RecheckPeer(ctx context.Context, address, clientID string, s tls.ConnectionState) error
 	// RefusePeer records what the broker has refused itself.
 	RefusePeer(address, clientID string, s tls.ConnectionState, step string, err error)
 	// ClaimMayPublish and ClaimMaySubscribe are all that the holder of a claim certificate may.

@@ -39,6 +39,11 @@ func (g *gate) AdmitPeer(ctx context.Context, _ string, s tls.ConnectionState) (
 	return device, "", err
 }
 
+func (g *gate) RecheckPeer(ctx context.Context, _, _ string, s tls.ConnectionState) error {
+	_, err := g.Admit(ctx, s.PeerCertificates[0], nil)
+	return err
+}
+
 func (g *gate) RefusePeer(string, string, tls.ConnectionState, string, error) {}
 func (g *gate) ClaimMayPublish(string) bool                                   { return false }
 func (g *gate) ClaimMaySubscribe(string) bool                                 { return false }

@@ -52,6 +52,7 @@ type Admission struct {
 	overlaps    overlaps
 	policies    *names.Known
 	provisioner atomic.Pointer[Provisioner]
+	provisions  claimLimits // at this door
 
 	mu        sync.RWMutex  // guards what follows
 	published chan struct{} // closed, and another put in its place, when a CA has published what is trusted
@@ -112,7 +113,7 @@ func NewAdmission(b bus.Bus, o AdmissionOptions) *Admission {
 
 // OnChange has f called whenever a certificate stops being accepted: revoked, its device disabled, its registration or
 // its CA gone, its overlap with another over; and when a device's groups, attributes or policy have changed. who is the
-// device, or `claim/` and the name of a claim certificate. Whoever holds connections of it then asks AdmitClient again with
+// device, or `claim/` and the name of a claim certificate. Whoever holds connections of it then asks Recheck with
 // their certificates, and closes those it refuses, and DeviceOf for the others. f may be called by several goroutines at
 // once and must not block for long. A certificate's expiry is not told.
 func (a *Admission) OnChange(f func(who string)) {

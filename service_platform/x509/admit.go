@@ -28,6 +28,8 @@ type Client struct {
 	Door     string                 // DoorMQTT where empty
 	Version  uint16                 // of TLS, as crypto/tls numbers it
 	Resumed  bool                   // the TLS session was
+
+	inside bool // has come in before; see Recheck
 }
 
 // ClientOf takes from a connection what an Admission wants to know.
@@ -59,6 +61,20 @@ func (a *Admission) AdmitClient(ctx context.Context, c Client) (Admitted, error)
 	at.Admitted = err == nil
 	a.recorder.record(*at)
 	return who, err
+}
+
+// Recheck decides whether a client that is connected may stay, as AdmitClient does, but registers nobody. It is no attempt to
+// get in: one that may stay leaves no trace, and one that may not is recorded as a connection that was ended.
+func (a *Admission) Recheck(ctx context.Context, c Client) error {
+	c.inside = true
+	at := a.attempt(c)
+	at.Ended = true
+	at.pass("connected", "looked at again, since what is registered or trusted has changed")
+	_, err := a.admit(ctx, c, at)
+	if err != nil {
+		a.recorder.record(*at)
+	}
+	return err
 }
 
 // Refused records that a client was refused for something that an Admission does not look at: its handshake, client id,
@@ -167,7 +183,7 @@ func (a *Admission) admit(ctx context.Context, c Client, at *Attempt) (Admitted,
 			name(leaf), stamp(leaf.NotAfter), stamp(now)))
 	}
 	at.pass("time", "until %s", stamp(leaf.NotAfter))
-	who, err := a.registered(ctx, leaf, fp, by, at)
+	who, err := a.registered(ctx, c, fp, by, at)
 	if err != nil {
 		return none, at.fail(stepOf(err, "registration"), err)
 	}
@@ -192,7 +208,8 @@ func (a *Admission) trusted(leaf *stdx509.Certificate) bool {
 
 // registered looks the certificate up. What is not known here may have been registered a moment ago, so the table is
 // asked before a device is refused; only holders of a certificate from a trusted CA get so far.
-func (a *Admission) registered(ctx context.Context, leaf *stdx509.Certificate, fp fingerprint, by anchor, at *Attempt) (Admitted, error) {
+func (a *Admission) registered(ctx context.Context, c Client, fp fingerprint, by anchor, at *Attempt) (Admitted, error) {
+	leaf := c.Leaf
 	who, err, known := a.lookup(fp)
 	if !known {
 		if claim, ok, err := a.claimed(fp); ok {
@@ -206,7 +223,7 @@ func (a *Admission) registered(ctx context.Context, leaf *stdx509.Certificate, f
 		}
 		who, err, known = a.lookup(fp)
 	}
-	if !known && by.ca != nil && by.ca.Template != "" {
+	if !known && !c.inside && by.ca != nil && by.ca.Template != "" {
 		if err := a.justInTime(ctx, leaf, by.ca, at); err != nil {
 			return Admitted{}, err
 		}

@@ -65,9 +65,17 @@ func (o *opened) reissued(ctx context.Context, device, fingerprint string) (*Iss
 	if err != nil || Fingerprint(der) != fingerprint {
 		return nil, err
 	}
+	return o.chained(der)
+}
+
+// chained is a certificate that was issued here before, with its issuer; nil where that is trusted no more, or der is empty.
+func (o *opened) chained(der []byte) (*Issued, error) {
+	if len(der) == 0 {
+		return nil, nil
+	}
 	cert, err := stdx509.ParseCertificate(der)
 	if err != nil {
-		return nil, fmt.Errorf("read the certificate %s that was issued: %w", fingerprint, err)
+		return nil, fmt.Errorf("read the certificate %s that was issued: %w", Fingerprint(der), err)
 	}
 	for _, issuer := range o.authority.Bundle().Issuing {
 		if cert.CheckSignatureFrom(issuer) == nil {

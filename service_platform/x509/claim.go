@@ -2,7 +2,7 @@ package x509
 
 import (
 	"context"
-	"crypto/sha256"
+	"crypto"
 	stdx509 "crypto/x509"
 	"encoding/hex"
 	"encoding/json"
@@ -36,7 +36,12 @@ type Claim struct {
 	CreatedAt   time.Time `json:"created_at"`
 	By          string    `json:"by"`
 	RevokedAt   time.Time `json:"revoked_at,omitzero"`
+	// Certificate is the certificate itself, DER, for a request that is repeated; what is shown leaves it out.
+	Certificate []byte `json:"certificate,omitempty"`
 }
+
+// InForce says whether it is good for anything.
+func (c Claim) InForce(now time.Time) bool { return c.RevokedAt.IsZero() && now.Before(c.NotAfter) }
 
 func (a *Admission) applyClaim(e bus.Entry) {
 	var fp fingerprint
@@ -45,6 +50,7 @@ func (a *Admission) applyClaim(e bus.Entry) {
 	}
 	var c Claim
 	ok := !e.Deleted && json.Unmarshal(e.Value, &c) == nil
+	c.Certificate = nil // the door has no use for it
 	a.mu.Lock()
 	was, known := a.claims[fp]
 	if ok {
@@ -76,6 +82,8 @@ type ClaimRequest struct {
 	Validity  Duration `json:"validity,omitzero"`
 	CSR       string   `json:"csr,omitempty"`
 	By        string   `json:"by,omitempty"`
+	// Another makes one more of a name that a claim certificate in force has already.
+	Another bool `json:"another,omitempty"`
 }
 
 // CheckClaim says whether a claim certificate may have this name.
@@ -114,6 +122,14 @@ func (s *service) addClaim(o *opened, w http.ResponseWriter, r *http.Request) er
 		}
 		req.Key = csr.PublicKey
 	}
+	turn := o.asking.turn(claimPeer + in.Name)
+	turn.Lock()
+	defer turn.Unlock()
+	if given, err := o.claimedBefore(r.Context(), in, req.Key, s.env.Now()); err != nil {
+		return err
+	} else if given != nil {
+		return o.enrolled(w, http.StatusOK, Enrolled{ID: in.Name}, given)
+	}
 	issued, err := o.issue(r.Context(), req)
 	if errors.Is(err, ErrRefused) || errors.Is(err, errAway) {
 		return err
@@ -123,7 +139,7 @@ func (s *service) addClaim(o *opened, w http.ResponseWriter, r *http.Request) er
 	}
 	cert := issued.record(s.env.Now())
 	c := Claim{Fingerprint: cert.Fingerprint, Name: in.Name, Templates: in.Templates, Serial: cert.Serial, Issuer: cert.Issuer, Key: cert.Key, NotAfter: cert.NotAfter,
-		CreatedAt: s.env.Now().UTC(), By: by(in.By)}
+		CreatedAt: s.env.Now().UTC(), By: by(in.By), Certificate: issued.Certificate.Raw}
 	raw, err := json.Marshal(c)
 	if err != nil {
 		return err
@@ -135,10 +151,57 @@ func (s *service) addClaim(o *opened, w http.ResponseWriter, r *http.Request) er
 	return o.enrolled(w, http.StatusCreated, Enrolled{ID: c.Name, Created: true}, issued)
 }
 
+// claimedBefore is the certificate in force that was issued under a claim's name for this very key; nil where none has the
+// name. It gives ErrRefused where another has it, unless that is meant: nobody could tell the two apart.
+func (o *opened) claimedBefore(ctx context.Context, in ClaimRequest, key crypto.PublicKey, now time.Time) (*Issued, error) {
+	list, err := o.claimList(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sum := ""
+	if key != nil {
+		if sum, err = keyHash(key); err != nil {
+			return nil, bad(err)
+		}
+	}
+	var others []Claim
+	for _, c := range list {
+		if c.Name != in.Name || !c.InForce(now) {
+			continue
+		}
+		if sum != "" && c.Key == sum && slices.Equal(slices.Sorted(slices.Values(c.Templates)), slices.Sorted(slices.Values(in.Templates))) {
+			if given, err := o.chained(c.Certificate); given != nil || err != nil {
+				return given, err
+			}
+		}
+		others = append(others, c)
+	}
+	if len(others) > 0 && !in.Another {
+		return nil, fmt.Errorf("%w: there is a claim certificate %s already: %s; withdraw that with `naru ca claim revoke`, choose another name, or make one more with --another",
+			ErrRefused, in.Name, words(others))
+	}
+	return nil, nil
+}
+
+// words names claim certificates whose name is known.
+func words(claims []Claim) string {
+	var b strings.Builder
+	for i, c := range claims {
+		if i > 0 {
+			b.WriteString(", and ")
+		}
+		fmt.Fprintf(&b, "%s (made %s, valid until %s)", c.Fingerprint, c.CreatedAt.Format(time.DateOnly), c.NotAfter.Format(time.DateOnly))
+	}
+	return b.String()
+}
+
 func (s *service) claims(o *opened, w http.ResponseWriter, r *http.Request) error {
 	list, err := o.claimList(r.Context())
 	if err != nil {
 		return err
+	}
+	for i := range list {
+		list[i].Certificate = nil
 	}
 	return answer(w, http.StatusOK, list)
 }
@@ -159,10 +222,25 @@ func (o *opened) claimList(ctx context.Context) ([]Claim, error) {
 	return list, nil
 }
 
+// RevokedClaim is the answer of POST /api/v1/claims/{claim}/revoke.
+type RevokedClaim struct {
+	Claim
+	// Others of the same name are in force still.
+	Others []Claim `json:"others,omitempty"`
+}
+
+// revokeClaim withdraws a claim certificate, by its fingerprint, the beginning of that, or its name.
 func (s *service) revokeClaim(o *opened, w http.ResponseWriter, r *http.Request) error {
-	key := claimPrefix + r.PathValue("fingerprint")
+	list, err := o.claimList(r.Context())
+	if err != nil {
+		return err
+	}
+	fingerprint, err := claimMeant(r.PathValue("claim"), list, s.env.Now())
+	if err != nil {
+		return err
+	}
 	for {
-		c, revision, err := o.claim(r.Context(), r.PathValue("fingerprint"))
+		c, revision, err := o.claim(r.Context(), fingerprint)
 		if err != nil {
 			return err
 		}
@@ -176,6 +254,7 @@ func (s *service) revokeClaim(o *opened, w http.ResponseWriter, r *http.Request)
 		if err != nil {
 			return err
 		}
+		key := claimPrefix + c.Fingerprint
 		if _, err = o.trust.Update(r.Context(), key, raw, revision); errors.Is(err, bus.ErrConflict) {
 			continue
 		} else if err != nil {
@@ -183,18 +262,55 @@ func (s *service) revokeClaim(o *opened, w http.ResponseWriter, r *http.Request)
 		}
 		o.withdrawn.apply(bus.Entry{Key: key, Value: raw})
 		s.env.Log.Info("a claim certificate was revoked", "claim", c.Name, "fingerprint", c.Fingerprint)
-		return answer(w, http.StatusOK, c)
+		done := RevokedClaim{Claim: c}
+		done.Certificate = nil
+		for _, other := range list {
+			if other.Name == c.Name && other.Fingerprint != c.Fingerprint && other.InForce(s.env.Now()) {
+				other.Certificate = nil
+				done.Others = append(done.Others, other)
+			}
+		}
+		return answer(w, http.StatusOK, done)
 	}
 }
 
-// claim reads a claim certificate's entry.
-func (o *opened) claim(ctx context.Context, fingerprint string) (c Claim, revision uint64, err error) {
-	if len(fingerprint) != 2*sha256.Size || strings.Trim(fingerprint, "0123456789abcdef") != "" {
-		return c, 0, fmt.Errorf("%w: %q is no fingerprint of a claim certificate", ErrUnknownDevice, short(fingerprint))
+// claimMeant is the fingerprint of the claim certificate that somebody names: by its name, its fingerprint, or the beginning
+// of that. Of a name that several have it is the one in force; where several are, he has to say which.
+func claimMeant(given string, list []Claim, now time.Time) (string, error) {
+	var all []string
+	var named, inForce []Claim
+	for _, c := range list {
+		all = append(all, c.Fingerprint)
+		if c.Name != given {
+			continue
+		}
+		if named = append(named, c); c.InForce(now) {
+			inForce = append(inForce, c)
+		}
 	}
+	if len(named) == 0 {
+		return complete(given, all, ErrUnknownClaim)
+	}
+	if f, err := complete(given, all, ErrUnknownClaim); err == nil && !slices.ContainsFunc(named, func(c Claim) bool { return c.Fingerprint == f }) {
+		return "", fmt.Errorf("%w: %s is a name, and the beginning of the fingerprint %s of another claim certificate; write more of the fingerprint: %s", ErrRefused, given, f, words(named))
+	}
+	if len(inForce) == 0 {
+		inForce = named
+	}
+	if len(inForce) > 1 {
+		return "", fmt.Errorf("%w: %d claim certificates are named %s; say by its fingerprint which: %s", ErrRefused, len(inForce), given, words(inForce))
+	}
+	return inForce[0].Fingerprint, nil
+}
+
+// ErrUnknownClaim says that there is no such claim certificate.
+var ErrUnknownClaim = errors.New("no such claim certificate")
+
+// claim reads a claim certificate's entry, by the whole fingerprint.
+func (o *opened) claim(ctx context.Context, fingerprint string) (c Claim, revision uint64, err error) {
 	e, err := o.trust.Get(ctx, claimPrefix+fingerprint)
 	if errors.Is(err, bus.ErrNotFound) {
-		return c, 0, fmt.Errorf("%w: no claim certificate %s", ErrUnknownDevice, fingerprint)
+		return c, 0, fmt.Errorf("%w: %s", ErrUnknownClaim, fingerprint)
 	}
 	if err == nil {
 		err = json.Unmarshal(e.Value, &c)

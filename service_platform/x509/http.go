@@ -54,7 +54,7 @@ func (s *service) routes() []component.Route {
 		{Pattern: "POST /api/v1/devices/{id}/token", Handler: with(s.addToken)},
 		{Pattern: "POST /api/v1/claims", Handler: with(s.addClaim)},
 		{Pattern: "GET /api/v1/claims", Handler: with(s.claims)},
-		{Pattern: "POST /api/v1/claims/{fingerprint}/revoke", Handler: with(s.revokeClaim)},
+		{Pattern: "POST /api/v1/claims/{claim}/revoke", Handler: with(s.revokeClaim)},
 		{Pattern: "GET /api/v1/admissions", Handler: with(s.admissions)},
 		{Pattern: "GET /api/v1/admissions/by-ca", Handler: with(s.admissionsByCA)},
 		{Pattern: "GET /api/v1/ca/status", Handler: with(s.caStatus)},
@@ -435,7 +435,7 @@ func (s *service) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.As(err, new(badRequest)):
 		problem(w, http.StatusBadRequest, err.Error())
-	case errors.Is(err, ErrUnknownDevice), errors.Is(err, ErrUnknownCA):
+	case errors.Is(err, ErrUnknownDevice), errors.Is(err, ErrUnknownCA), errors.Is(err, ErrUnknownClaim):
 		problem(w, http.StatusNotFound, err.Error())
 	case errors.Is(err, errAway):
 		s.env.Log.Warn("request about a device not done", "method", r.Method, "path", r.URL.Path, "error", err)

@@ -10,7 +10,7 @@ import (
 // What follows is the door for a listener in another component: it names types of the standard library alone, since
 // components do not import each other, so the listener declares what it needs of it as an interface of its own.
 //
-// A listener calls AdmitPeer once the handshake is done (again when OnChange tells of the device), and RefusePeer for
+// A listener calls AdmitPeer once the handshake is done, RecheckPeer when OnChange tells of the device, and RefusePeer for
 // what it refuses itself. Where claim is not empty, the client may use any client id, publish where ClaimMayPublish and
 // subscribe where ClaimMaySubscribe, and nothing else: what it publishes goes to ProvisionPeer in a goroutine of its
 // own (an approval hook may take five seconds), and the answer to that one connection, if it subscribed to its topic.
@@ -20,6 +20,13 @@ import (
 func (a *Admission) AdmitPeer(ctx context.Context, address string, s tls.ConnectionState) (device, claim string, err error) {
 	who, err := a.AdmitClient(ctx, ClientOf(address, s))
 	return who.Device, who.Claim, err
+}
+
+// RecheckPeer is Recheck: it gives an error where the connection must end.
+func (a *Admission) RecheckPeer(ctx context.Context, address, clientID string, s tls.ConnectionState) error {
+	c := ClientOf(address, s)
+	c.ClientID = clientID
+	return a.Recheck(ctx, c)
 }
 
 // RefusePeer is Refused; s is the zero value where the handshake did not end. step is `handshake`, `client_id`,

@@ -85,6 +85,11 @@ func templateOf(topic string) (string, bool) {
 // afar.go), and has it recorded.
 func (a *Admission) Provision(ctx context.Context, c Client, topic string, payload []byte) Answer {
 	c.Door = doorClaim
+	if c.Leaf != nil {
+		if claim, _, _ := a.claimed(sha256.Sum256(c.Leaf.Raw)); !a.provisions.allow(Fingerprint(c.Leaf.Raw), a.o.Now()) {
+			return a.throttled(c, topic, claim.Claim)
+		}
+	}
 	if p := a.provisioner.Load(); p != nil {
 		return (*p).Provision(ctx, c, topic, payload)
 	}
@@ -95,14 +100,49 @@ func (a *Admission) Provision(ctx context.Context, c Client, topic string, paylo
 	return answer
 }
 
+// throttled refuses at the door who asks too often, so that a flood neither reaches the bus nor takes the CA's time from other
+// doors.
+func (a *Admission) throttled(c Client, topic, claim string) Answer {
+	at := a.attempt(c)
+	at.Known, at.Claim = true, true
+	err := tooOften(claim)
+	_ = at.fail(stepThrottle, message.Reject(message.RateLimited, err)) // the same error
+	a.recorder.record(*at)
+	return rejected(topic, err)
+}
+
+func tooOften(claim string) error {
+	return awsRefuse(stepThrottle, http.StatusTooManyRequests, "Throttled", "claim certificate %s asks more than %d times a second", claim, claimRate)
+}
+
 // provisioning is the Provisioner of a running CA.
 type provisioning struct {
 	s    *service
 	o    *opened
 	door *Admission
 
-	mu     sync.Mutex
-	limits map[string]*rate.Limiter // by claim certificate
+	asked claimLimits // at all doors together
+}
+
+// claimLimits are how often each claim certificate may ask. The zero value is ready.
+type claimLimits struct {
+	mu sync.Mutex
+	of map[string]*rate.Limiter // by fingerprint
+}
+
+// allow counts a request, and says whether it is not one too many.
+func (l *claimLimits) allow(claim string, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.of[claim]
+	if r == nil {
+		if l.of == nil || len(l.of) >= limitersMax {
+			l.of = map[string]*rate.Limiter{}
+		}
+		r = rate.NewLimiter(claimRate, claimBurst)
+		l.of[claim] = r
+	}
+	return r.AllowN(now, 1)
 }
 
 // awsError is an error as AWS IoT tells it: statusCode, errorCode, errorMessage.
@@ -192,34 +232,20 @@ func (p *provisioning) answer(ctx context.Context, c Client, topic string, paylo
 		return nil, awsRefuse("claim", http.StatusForbidden, "Forbidden", "a claim certificate is wanted")
 	}
 	claim, err := p.o.may(ctx, c.Leaf, template)
-	if errors.Is(err, ErrRefused) || errors.Is(err, ErrUnknownDevice) {
+	if errors.Is(err, ErrRefused) || errors.Is(err, ErrUnknownClaim) {
 		return nil, &awsError{http.StatusForbidden, "Forbidden", inStep("claim", err)}
 	}
 	if err != nil {
 		return nil, err
 	}
 	at.pass("claim", "%q", claim.Name)
-	if !p.limit(claim.Fingerprint).AllowN(p.s.env.Now(), 1) {
-		return nil, awsRefuse(stepThrottle, http.StatusTooManyRequests, "Throttled", "claim certificate %s asks more than %d times a second", claim.Name, claimRate)
+	if !p.asked.allow(claim.Fingerprint, p.s.env.Now()) {
+		return nil, tooOften(claim.Name)
 	}
 	if provision {
 		return p.provision(ctx, claim, template, payload, at)
 	}
 	return p.create(ctx, claim, topic == topicCSR, payload, at)
-}
-
-func (p *provisioning) limit(claim string) *rate.Limiter {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	l := p.limits[claim]
-	if l == nil {
-		if p.limits == nil || len(p.limits) >= limitersMax {
-			p.limits = map[string]*rate.Limiter{}
-		}
-		l = rate.NewLimiter(claimRate, claimBurst)
-		p.limits[claim] = l
-	}
-	return l
 }
 
 // ownership is a certificate that waits for its owner to provision himself, under the hash of his token. It admits

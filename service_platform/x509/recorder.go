@@ -58,6 +58,7 @@ type Attempt struct {
 	Reason      string    `json:"reason,omitempty"` // the name of a message.Reason, where it was refused
 	Detail      string    `json:"detail,omitempty"`
 	Claim       bool      `json:"claim,omitempty"` // the holder of a claim certificate
+	Ended       bool      `json:"ended,omitempty"` // a connection that was there, and was ended; no attempt to get in
 }
 
 // Step is one thing that was looked at.
@@ -90,7 +91,7 @@ func (a *Attempt) fail(step string, err error) error {
 // same says whether b is the same again.
 func (a *Attempt) same(b *Attempt) bool {
 	return a.Door == b.Door && a.Address == b.Address && a.Device == b.Device && a.Becomes == b.Becomes && a.ClientID == b.ClientID &&
-		a.Fingerprint == b.Fingerprint && a.Admitted == b.Admitted && a.Reason == b.Reason && a.TLS == b.TLS &&
+		a.Fingerprint == b.Fingerprint && a.Admitted == b.Admitted && a.Reason == b.Reason && a.TLS == b.TLS && a.Ended == b.Ended &&
 		len(a.Steps) == len(b.Steps) && (len(a.Steps) == 0 || a.Steps[len(a.Steps)-1].Name == b.Steps[len(b.Steps)-1].Name)
 }
 
