@@ -145,7 +145,7 @@ func place(u *url.URL) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 }
 
-// Request is what is sent.
+// Request is what is sent. Its Idempotency-Key tells a breaker which message it is of.
 type Request struct {
 	Header http.Header
 	Body   []byte
@@ -176,7 +176,7 @@ func (l *Later) Unwrap() error { return l.Err }
 
 // Send makes one call. Its error is a *Later, a *message.Rejection that is final, or ctx's own.
 func (c *Client) Send(ctx context.Context, t *Target, r Request) (*Answer, error) {
-	done, err := t.Breaker.enter(c.now())
+	done, err := t.Breaker.enter(r.Header.Get("Idempotency-Key"), c.now())
 	if err != nil {
 		return nil, err
 	}

@@ -211,8 +211,10 @@ func TestATargetIsCheckedAndShowsNoSecret(t *testing.T) {
 func TestABreakerOpensTriesAndCloses(t *testing.T) {
 	b := &Breaker{}
 	now := noon
+	n := 0
+	enter := func() (func(outcome, time.Time), error) { n++; return b.enter(fmt.Sprint(n), now) }
 	call := func(o outcome) error {
-		done, err := b.enter(now)
+		done, err := enter()
 		if err == nil {
 			done(o, now)
 		}
@@ -223,7 +225,7 @@ func TestABreakerOpensTriesAndCloses(t *testing.T) {
 			t.Fatalf("it opens after %d: too little is known", i)
 		}
 	}
-	slow, err := b.enter(now) // one that is under way when it opens
+	slow, err := enter() // one that is under way when it opens
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +241,7 @@ func TestABreakerOpensTriesAndCloses(t *testing.T) {
 		t.Errorf("it is %s since %s", s, since)
 	}
 	now = now.Add(breakerFirst)
-	probe, err := b.enter(now)
+	probe, err := enter()
 	if err != nil {
 		t.Fatalf("it tries nobody: %v", err)
 	}
@@ -254,7 +256,7 @@ func TestABreakerOpensTriesAndCloses(t *testing.T) {
 		t.Errorf("after a failed try it waits %+v", later)
 	}
 	now = now.Add(2 * breakerFirst)
-	if probe, err = b.enter(now); err != nil {
+	if probe, err = enter(); err != nil {
 		t.Fatal(err)
 	}
 	probe(untold, now) // the caller has stopped: another one may try
@@ -271,12 +273,80 @@ func TestABreakerOpensTriesAndCloses(t *testing.T) {
 	}
 }
 
+// One or two messages that fail again and again are no reason to hold the others back.
+func TestABreakerKnowsAMessageThatFailsFromATargetThatDoes(t *testing.T) {
+	for _, messages := range []int{1, 2, 3} {
+		b := &Breaker{}
+		for i := range 40 {
+			if done, err := b.enter(fmt.Sprint(i%messages), noon); err == nil {
+				done(failed, noon)
+			}
+		}
+		want := Closed
+		if messages >= breakerKinds {
+			want = Open
+		}
+		if s, _ := b.State(noon); s != want {
+			t.Errorf("after forty failures of %d messages it is %s; want %s", messages, s, want)
+		}
+	}
+}
+
+// While a breaker is open, the messages that fail do not take all the tries from one with which it would close.
+func TestABreakerIsTriedWithOneMessageAfterTheOther(t *testing.T) {
+	b := &Breaker{}
+	now := noon
+	for i := range breakerLeast {
+		done, err := b.enter(fmt.Sprint(i), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		done(failed, now)
+	}
+	bad := func(m string) bool { return m == "0" || m == "1" } // and it is well again
+	tries := map[string]int{}
+	for tick := 0; tick < 20 && b.open; tick++ {
+		_, left := b.Look(now)
+		now = now.Add(left)
+		for i := range breakerLeast + 1 { // each that waits asks, in this order
+			m := fmt.Sprint(i)
+			done, err := b.enter(m, now)
+			if err != nil {
+				continue
+			}
+			if tries[m]++; bad(m) {
+				done(failed, now)
+			} else {
+				done(well, now)
+			}
+			break
+		}
+	}
+	if b.open || len(tries) != 1 {
+		t.Errorf("it is open %t after the tries %v", b.open, tries)
+	}
+	// Where there are no others, a message is tried again and again.
+	b = &Breaker{open: true, tried: map[string]bool{}, wait: breakerFirst}
+	made := 0
+	for range 10 {
+		if done, err := b.enter("0", now); err == nil {
+			made++
+			done(failed, now)
+		}
+		_, left := b.Look(now)
+		now = now.Add(left)
+	}
+	if made != 5 {
+		t.Errorf("the only message is tried %d times in ten; want every other time", made)
+	}
+}
+
 func TestAFailingTargetIsLeftAlone(t *testing.T) {
 	calls := 0
 	c, to := other(t, func(w http.ResponseWriter, _ *http.Request) { calls++; w.WriteHeader(500) })
 	to.Breaker = &Breaker{}
-	for range 50 {
-		if _, err := c.Send(t.Context(), to, Request{}); err == nil {
+	for n := range 50 {
+		if _, err := c.Send(t.Context(), to, Request{Header: http.Header{"Idempotency-Key": {fmt.Sprint(n)}}}); err == nil {
 			t.Fatal("it is well")
 		}
 	}

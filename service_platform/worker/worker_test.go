@@ -269,6 +269,41 @@ func TestAWorkerThatIsDownLosesNothingAndHoldsUpNoOther(t *testing.T) {
 	r.state("down", "running")
 }
 
+// Three messages that the worker never survives are enough to open its breaker. They die after their attempts, and the others,
+// said behind them, are handled before.
+func TestMessagesThatAreToBlameDoNotKeepTheBreakerOpen(t *testing.T) {
+	r := newRig(t)
+	var mu sync.Mutex
+	var handled []string
+	r.add(worker.Record{Name: "fragile", Hears: hears, Attempts: 5, Concurrency: 2, URL: service(t, func(w http.ResponseWriter, q *http.Request) {
+		data, _ := io.ReadAll(q.Body) // what there is
+		if string(data) == "poison" {
+			panic(http.ErrAbortHandler)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		handled = append(handled, string(data))
+		w.WriteHeader(http.StatusNoContent)
+	})})
+	for i := range 3 {
+		r.Say(telemetry(fmt.Sprint("p-", i), "poison"), telemetry(fmt.Sprint("p-", i), "behind"))
+	}
+	r.state("fragile", "breaker_open")
+	for i := range 5 {
+		r.Say(telemetry(fmt.Sprint("d-", i), "fine"))
+	}
+	rep := r.settled("fragile")
+	if rep.Outcomes[component.Dead].Count != 3 || rep.Outcomes[component.Handled].Count != 8 {
+		t.Errorf("the outcomes are %+v", rep.Outcomes)
+	}
+	if !slices.Equal(handled[:5], []string{"fine", "fine", "fine", "fine", "fine"}) {
+		t.Errorf("it handled %v", handled)
+	}
+	if _, dead := r.Dead(worker.Name + "/fragile"); len(dead) != 3 {
+		t.Errorf("there are %d letters", len(dead))
+	}
+}
+
 func TestAPausedWorkerWaitsAndARemovedOneIsForgotten(t *testing.T) {
 	r := newRig(t)
 	var seen counts
