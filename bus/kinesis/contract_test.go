@@ -177,12 +177,17 @@ func (r *ledReader) Next(ctx context.Context) (bus.Stored, error) {
 }
 
 // TestKeepsThePromisesOfACopy reads what the suite appends from a Kinesis of our own.
-func TestKeepsThePromisesOfACopy(t *testing.T) {
+func TestKeepsThePromisesOfACopy(t *testing.T) { promisesOfACopy(t, false) }
+
+// TestKeepsThePromisesOfAnAggregatedCopy does so with records in the form of the Kinesis Producer Library.
+func TestKeepsThePromisesOfAnAggregatedCopy(t *testing.T) { promisesOfACopy(t, true) }
+
+func promisesOfACopy(t *testing.T, aggregate bool) {
 	f := bustest.Features{Bubble: true, Copied: true, SetDown: true, LoseAcks: true, SetSpace: true}
 	bustest.Run(t, f, func(t *testing.T) bustest.Engine {
 		k := newFake(3)
 		inner := mem.New(mem.Options{})
-		b := openLed(t, inner, Options{HTTP: k})
+		b := openLed(t, inner, Options{HTTP: k, Config: Config{Aggregate: aggregate}})
 		return bustest.Engine{Bus: b,
 			SetDown: func(down bool) {
 				inner.SetDown(down)

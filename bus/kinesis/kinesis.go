@@ -43,6 +43,9 @@ type Config struct {
 	// Tokens is into how many rows of records each partition of the source is copied; a key's messages are in one of them.
 	// It cannot change once the log has begun. 0 is 16, or as it was.
 	Tokens int `json:"tokens"`
+	// Aggregate has records written in the form of the Kinesis Producer Library, each payload a user record of its own, for other
+	// consumers. Such records are read whatever it says.
+	Aggregate bool `json:"aggregate"`
 }
 
 const (

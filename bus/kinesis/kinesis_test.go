@@ -660,7 +660,7 @@ func BenchmarkRegroup(b *testing.B) {
 	b.SetBytes(int64(len(raw)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, _, err := regroup(newStore(), &s, 16, 1<<20); err != nil {
+		if _, _, err := regroup(newStore(), &s, 16, 1<<20, false); err != nil {
 			b.Fatal(err)
 		}
 	}

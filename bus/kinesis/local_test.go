@@ -3,8 +3,11 @@
 package kinesis
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"math/big"
+	"reflect"
 	"testing"
 	"time"
 
@@ -126,26 +129,72 @@ func (s *scene) active() {
 	}
 }
 
+// TestAggregatedRecordsAreThoseOfAWS has AWS's own module for Node take apart what naru writes, and reads what that makes.
+func TestAggregatedRecordsAreThoseOfAWS(t *testing.T) {
+	type user struct {
+		Key  string `json:"key"`
+		Hash string `json:"hash"`
+		Data []byte `json:"data"`
+	}
+	hash := hashKey(3, 16).String()
+	raw, err := export(place{source: message.NewID(time.Now()), gen: 1, seq: 256, pieces: 1}, batch(t), hash)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := deaggregate(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	call := func(in, out any) {
+		t.Helper()
+		asked, err := json.Marshal(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(local.Node(t, "kpl.js", asked), out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var apart struct{ Records [][]user }
+	call(map[string]any{"records": [][]byte{raw}}, &apart)
+	if len(apart.Records) != 1 || len(apart.Records[0]) != len(want) {
+		t.Fatalf("AWS finds %d records, want %d", len(apart.Records[0]), len(want))
+	}
+	var users []user
+	for i, u := range apart.Records[0] {
+		if u.Key != want[i].key || u.Hash != hash || !bytes.Equal(u.Data, want[i].data) {
+			t.Errorf("AWS reads user record %d as %+v, want %+v", i, u, want[i])
+		}
+		users = append(users, u)
+	}
+	var made struct{ Record []byte }
+	call(map[string]any{"users": users}, &made)
+	got, err := deaggregate(made.Record)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("what AWS makes is read as %d records, %v; want %d", len(got), err, len(want))
+	}
+}
+
 // TestKeepsThePromisesThroughKinesalite reads what the suite appends from a server of others; each promise has a stream of its own.
 func TestKeepsThePromisesThroughKinesalite(t *testing.T) {
 	if bustest.Alone(t) {
-		promises(t, local.Kinesalite(t))
+		promises(t, local.Kinesalite(t), false)
 	}
 }
 
-// TestKeepsThePromisesThroughKinesisLocal does so with the other one.
+// TestKeepsThePromisesThroughKinesisLocal does so with the other one, and aggregated records.
 func TestKeepsThePromisesThroughKinesisLocal(t *testing.T) {
 	if bustest.Alone(t) {
-		promises(t, local.KinesisLocal(t))
+		promises(t, local.KinesisLocal(t), true)
 	}
 }
 
-func promises(t *testing.T, endpoint string) {
+func promises(t *testing.T, endpoint string, aggregate bool) {
 	n := 0
 	bustest.Run(t, bustest.Features{Copied: true, SetSpace: true}, func(t *testing.T) bustest.Engine {
 		n++
 		inner := mem.New(mem.Options{})
-		b := openLed(t, inner, Options{readEvery: 5 * time.Millisecond, Config: Config{Endpoint: endpoint, Shards: 1, Stream: fmt.Sprint("suite-", n)}})
+		b := openLed(t, inner, Options{readEvery: 5 * time.Millisecond, Config: Config{Endpoint: endpoint, Shards: 1, Stream: fmt.Sprint("suite-", n), Aggregate: aggregate}})
 		return bustest.Engine{Bus: b, SetSpace: func(s bus.Space) { inner.SetSpace(s) }}
 	})
 }

@@ -37,7 +37,7 @@ func (l *Log) append(ctx context.Context, st bus.State, s bus.Stored) error {
 	if err := l.contact(ctx); err != nil {
 		return err
 	}
-	records, rows, err := regroup(st, &s, l.tokens, l.o.RecordMax)
+	records, rows, err := regroup(st, &s, l.tokens, l.o.RecordMax, l.o.Aggregate)
 	if err != nil {
 		return err
 	}

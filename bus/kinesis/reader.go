@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/big"
+	"slices"
 	"time"
 
 	"github.com/naru-platform/naru/bus"
@@ -99,14 +100,24 @@ func (r *Reader) Close() {
 	r.queue = nil
 }
 
-// push takes a record. l.mu is held.
-func (r *Reader) push(p place, data []byte, at spot) {
+// push takes what a record of the stream has for it, and goes on behind that. Of several ones the reader has come to the record's own place
+// with the last only: until then it is at the one before. l.mu is held.
+func (r *Reader) push(units []unit, before, at spot) {
 	r.at = at
-	r.queue = append(r.queue, got{p, data, at})
-	if r.bytes += len(data); r.bytes > aheadBytes {
+	for i, u := range units {
+		if u.gen != r.gen || u.part != r.part {
+			continue
+		}
+		r.queue = append(r.queue, got{u.place, u.data, before})
+		if !slices.ContainsFunc(units[i+1:], func(u unit) bool { return u.gen == r.gen && u.part == r.part }) {
+			r.queue[len(r.queue)-1].at = at
+		}
+		r.bytes += len(u.data)
+		r.ring()
+	}
+	if r.bytes > aheadBytes {
 		r.leave() // it comes back here when it has caught up
 	}
-	r.ring()
 }
 
 func (r *Reader) ring() {
@@ -263,7 +274,16 @@ func (r *Reader) take(ctx context.Context, g got) (s bus.Stored, ok bool) {
 		data, r.partial = r.partial, nil
 	}
 	s.Position = bus.Position{Log: r.l.ID(), Generation: r.gen, Partition: r.part, Sequence: g.seq}
-	s.Batch, s.Err = message.ParseBatch(data)
+	if g.pieces == 1 && isAggregated(data) {
+		raw, err := reimport(data)
+		if err != nil {
+			s.Err = &message.CorruptError{Record: -1, What: fmt.Sprintf("aggregated record %s of stream %s, shard %s, sequence %s: %v", g.place, r.l.o.Stream, g.at.Shard, g.at.After, err)}
+		}
+		data = raw
+	}
+	if s.Err == nil {
+		s.Batch, s.Err = message.ParseBatch(data)
+	}
 	before := uint64(0)
 	if s.Err == nil {
 		h := &s.Batch.Header

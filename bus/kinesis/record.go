@@ -19,6 +19,9 @@ import (
 //
 //	naru/<id of the source log>/<generation>/<partition>/<sequence>/<piece>/<pieces>
 //
+// Where it is configured, data is that batch in the aggregated form of kpl.go, unless it is in pieces. What a record holds does not depend on
+// that, so that it may be changed between two copies of a batch.
+//
 // The partition of the Kinesis log is that of the source times the number of tokens, plus the token. The sequence is that
 // of the source's batch, times 256, plus the chunk: what a batch has for one token may be more than a record holds.
 const (
@@ -90,20 +93,20 @@ func stateKey(gen, part uint32) []byte { return fmt.Appendf(nil, "copied/%d/%d",
 
 // regroup makes the records of a source's batch, in order for each partition of the Kinesis log, and says what each of
 // these has come to. It changes nothing.
-func regroup(st bus.State, s *bus.Stored, tokens, recordMax int) (map[uint32][]record, map[uint32]*row, error) {
+func regroup(st bus.State, s *bus.Stored, tokens, recordMax int, aggregated bool) (map[uint32][]record, map[uint32]*row, error) {
 	if s.Err != nil || s.Batch.Count == 0 {
 		return nil, nil, nil
 	}
 	most := recordMax - keyRoom
 	records, rows, open := map[uint32][]record{}, map[uint32]*row{}, map[uint32]*message.Builder{}
-	chunks := map[uint32]uint64{}
+	chunks, room := map[uint32]uint64{}, map[uint32]int{}
 	begin := func(part uint32) *message.Builder {
 		mark := binary.LittleEndian.AppendUint64(nil, rows[part].Last)
 		from := s.Position
 		from.Index = uint32(chunks[part])
 		b := new(message.Builder)
 		b.Reset(message.Header{Derived: true, Source: from.Origin(), Mark: append(mark, s.Appender...)}, 0)
-		open[part] = b
+		open[part], room[part] = b, 2*keyRoom // what the aggregated form takes beside the batch
 		return b
 	}
 	seal := func(part uint32) error {
@@ -118,6 +121,15 @@ func regroup(st bus.State, s *bus.Stored, tokens, recordMax int) (map[uint32][]r
 		r.Last = at.seq
 		chunks[part]++
 		at.pieces = (len(raw) + most - 1) / most
+		if aggregated && at.pieces == 1 {
+			out, err := export(at, raw, hashKey(part%uint32(tokens), tokens).String())
+			if err != nil {
+				return err
+			}
+			if len(out) <= most { // not where one message alone fills the record
+				raw = out
+			}
+		}
 		for at.piece = range at.pieces {
 			records[part] = append(records[part], record{at, raw[at.piece*most : min((at.piece+1)*most, len(raw))]})
 		}
@@ -135,12 +147,12 @@ func regroup(st bus.State, s *bus.Stored, tokens, recordMax int) (map[uint32][]r
 			}
 			rows[part] = r
 		}
-		b := open[part]
+		b, more := open[part], kplUserRoom+len(m.Key())
 		if b == nil {
 			b = begin(part)
 		}
 		if b.Count() > 0 {
-			if scratch = message.AppendRecord(scratch[:0], &m); b.Len()+len(scratch) > most {
+			if scratch = message.AppendRecord(scratch[:0], &m); b.Len()+room[part]+len(scratch)+more > most {
 				if err := seal(part); err != nil {
 					return nil, nil, err
 				}
@@ -148,6 +160,7 @@ func regroup(st bus.State, s *bus.Stored, tokens, recordMax int) (map[uint32][]r
 			}
 		}
 		b.Add(&m)
+		room[part] += more
 	}
 	if err := cursor.Err(); err != nil {
 		return nil, nil, err

@@ -319,23 +319,20 @@ func (n *lane) read(iterator string) (*aws_kinesis.GetRecordsOutput, error) {
 // deliver hands records to the readers of their partitions, and moves all of the lane's on. tip says that there are no more.
 func (n *lane) deliver(records []types.Record, tip bool) {
 	source := n.l.source.ID()
-	places := make([]place, len(records))
+	units := make([][]unit, len(records))
 	for i := range records {
-		p, ok := parsePlace(aws.ToString(records[i].PartitionKey))
-		if ok && p.source == source {
-			places[i] = p
+		var err error
+		if units[i], err = unpack(aws.ToString(records[i].PartitionKey), records[i].Data, source); err != nil {
+			n.l.o.Log.Warn("an aggregated record of another producer is broken, and passed over", "stream", n.l.o.Stream, "shard", n.s.id,
+				"sequence", aws.ToString(records[i].SequenceNumber), "error", err)
 		}
 	}
 	n.l.mu.Lock()
 	defer n.l.mu.Unlock()
 	for i := range records {
-		seq, p := aws.ToString(records[i].SequenceNumber), places[i]
+		seq := aws.ToString(records[i].SequenceNumber)
 		for r := range n.readers {
-			if p.seq > 0 && p.gen == r.gen && p.part == r.part {
-				r.push(p, records[i].Data, spot{n.s.id, seq})
-			} else {
-				r.at.After = seq
-			}
+			r.push(units[i], spot{n.s.id, n.after}, spot{n.s.id, seq})
 		}
 		n.after = seq
 	}

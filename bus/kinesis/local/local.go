@@ -1,8 +1,9 @@
-// Package local starts Kinesis servers of others on this machine, for tests. Both listen at all addresses: start them in a
+// Package local starts Kinesis servers of others on this machine, for tests, and programs of others that know its formats. The servers listen at all addresses: start them in a
 // network of the test's own ([bustest.Alone]).
 package local
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"net/http"
@@ -28,6 +29,18 @@ func KinesisLocal(t testing.TB) (endpoint string) {
 	t.Helper()
 	dir := filepath.Join(modules(t), "kinesis-local") // it reads files of its own by relative names
 	return start(t, dir, "4568", "node", "main.js")
+}
+
+// Node runs a script of test/foreign with standard input, and gives its standard output.
+func Node(t testing.TB, script string, input []byte) []byte {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "node", filepath.Join(modules(t), "..", script))
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(input), t.Output()
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("node %s: %v", script, err)
+	}
+	return out
 }
 
 // modules is where tools/needs.sh puts programs for Node.
