@@ -40,13 +40,14 @@ func explain(id string, d x509.Shown, known bool, attempts []x509.Attempt, cas [
 }
 
 // apart parts what a registered device did from what others did under its name. A name is anybody's to claim; a certificate
-// that is registered for the device is not. Who asks for a certificate with a token has none, and a claim certificate that
-// the device was made with is of many.
+// that is registered for the device is not. Who asks for a certificate with a token needs none, whatever he shows beside it, and a claim certificate
+// that the device was made with is of many.
 func apart(d x509.Device, attempts []x509.Attempt) (own, others []x509.Attempt) {
 	own = []x509.Attempt{}
 	for _, a := range attempts {
 		made := a.Door == "claim" && a.Admitted && strings.EqualFold(a.Becomes, d.ID)
-		if made || a.Fingerprint == "" && enrols(&a) || slices.ContainsFunc(d.Certs, func(c x509.Certificate) bool { return c.Fingerprint == a.Fingerprint }) {
+		asked := enrols(&a) && (a.Fingerprint == "" || a.Door == "est" && slices.ContainsFunc(a.Steps, func(s x509.Step) bool { return s.Name == "token" }))
+		if made || asked || slices.ContainsFunc(d.Certs, func(c x509.Certificate) bool { return c.Fingerprint == a.Fingerprint }) {
 			own = append(own, a)
 		} else {
 			others = append(others, a)

@@ -109,6 +109,29 @@ func TestWhyTakesItsOwnProvisioningForTheDevices(t *testing.T) {
 	if b = explain("pump-1", x509.Shown{Device: d}, true, []x509.Attempt{refused}, nil, now); len(b.Others) != 1 {
 		t.Errorf("another try to take its name: %+v", b)
 	}
+	// It asked with a token, and showed what it had of before.
+	shown := x509.Attempt{Door: "est", Device: "pump-1", Fingerprint: "g", Admitted: true, Last: now, Steps: []x509.Step{{Name: "time"}, {Name: "token", OK: true}}}
+	if b = explain("pump-1", x509.Shown{Device: d}, true, []x509.Attempt{shown}, nil, now); len(b.Others) != 0 {
+		t.Errorf("its own enrolment: %+v", b)
+	}
+	ended := x509.Attempt{Door: "mqtt", Device: "pump-1", Fingerprint: "f", Reason: "cert_revoked", Ended: true, Last: now, Steps: []x509.Step{{Name: "connected", OK: true}, {Name: "registration"}}}
+	if b = explain("pump-1", x509.Shown{Device: d}, true, []x509.Attempt{ended}, nil, now); b.Well || !strings.HasPrefix(b.Cause, "Its connection was ended") {
+		t.Errorf("a connection that was ended: %+v", b)
+	}
+}
+
+// Of claim certificates of one name it is explained the one that came, else one in force.
+func TestWhyKnowsClaimsOfOneNameApart(t *testing.T) {
+	now := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
+	claims := []x509.Claim{{Name: "lot", Fingerprint: "a", NotAfter: now.Add(time.Hour), RevokedAt: now}, {Name: "lot", Fingerprint: "b", NotAfter: now.Add(time.Hour)}, {Name: "other", Fingerprint: "c"}}
+	for came, want := range map[string]string{"": "b", "a": "a"} {
+		if got := claimNamed("lot", claims, []x509.Attempt{{Fingerprint: came}}, now); got == nil || got.Fingerprint != want {
+			t.Errorf("%q came: %+v", came, got)
+		}
+	}
+	if got := claimNamed("none", claims, nil, now); got != nil {
+		t.Error(got)
+	}
 }
 
 // A device whose CA is trusted no more is kept out, whether it has come since or not.

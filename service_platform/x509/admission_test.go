@@ -401,14 +401,14 @@ func TestServerCertificateIsRenewedAndReloadedLive(t *testing.T) {
 		}
 	}
 	h.clock.move(59 * day)
-	if _, err := h.ca.Renew(); err != nil {
+	if err := h.ca.Renew(unpublished); err != nil {
 		t.Fatal(err)
 	}
 	if !h.handshake(conf).Equal(first) {
 		t.Error("renewed before two thirds of its time")
 	}
 	h.clock.move(2 * day)
-	if _, err := h.ca.Renew(); err != nil {
+	if err := h.ca.Renew(unpublished); err != nil {
 		t.Fatal(err)
 	}
 	h.clock.move(reloadEvery)

@@ -1,12 +1,14 @@
 package x509
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	stdx509 "crypto/x509"
 	"encoding/hex"
 	"fmt"
+	"slices"
 
 	"github.com/naru-platform/naru/message"
 )
@@ -157,8 +159,9 @@ func (a *Admission) admit(ctx context.Context, c Client, at *Attempt) (Admitted,
 	fp := fingerprint(sha256.Sum256(leaf.Raw))
 	a.mu.RLock()
 	at.of(a.certs[fp])
-	at.Known = at.Known || a.devices[deviceKey(name(leaf))] != nil && a.trusted(leaf)
+	t, named := a.trust, a.devices[deviceKey(name(leaf))] != nil
 	a.mu.RUnlock()
+	at.Known = at.Known || named && t.signed(leaf)
 	now := a.o.Now()
 	by, err := a.verify(leaf, c.Chain, now)
 	if err != nil {
@@ -192,18 +195,12 @@ func (a *Admission) admit(ctx context.Context, c Client, at *Attempt) (Admitted,
 	return who, nil
 }
 
-// trusted says whether a certificate claims an issuer that is trusted: enough to believe whose attempts an operator will
-// look for, never to let anybody in. The caller holds the lock.
-func (a *Admission) trusted(leaf *stdx509.Certificate) bool {
-	if a.trust == nil {
-		return false
-	}
-	for _, c := range a.trust.bundle.Issuing {
-		if leaf.CheckSignatureFrom(c) == nil {
-			return true
-		}
-	}
-	return false
+// signed says whether an issuing CA of the platform's own signed a certificate: enough to believe whose attempts an operator
+// will look for, never to let anybody in.
+func (t *trust) signed(leaf *stdx509.Certificate) bool {
+	return t != nil && slices.ContainsFunc(t.bundle.Issuing, func(c *stdx509.Certificate) bool {
+		return bytes.Equal(c.RawSubject, leaf.RawIssuer) && leaf.CheckSignatureFrom(c) == nil
+	})
 }
 
 // registered looks the certificate up. What is not known here may have been registered a moment ago, so the table is

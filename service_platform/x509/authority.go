@@ -88,6 +88,7 @@ type pair struct {
 
 // OpenAuthority reads the CA in the directory, or makes it where there is none, and brings it up to date as Renew does.
 // root.key may be taken out of the directory once it is made; it is wanted again when the issuing CA is to be renewed.
+// What it made or changed over to must be published before anything is issued.
 // A directory with only a part of a CA is an error: a new CA in the place of a lost one would lock every device out.
 func OpenAuthority(dir string, o AuthorityOptions) (*Authority, error) {
 	if o.Now == nil {
@@ -118,7 +119,7 @@ func OpenAuthority(dir string, o AuthorityOptions) (*Authority, error) {
 	}
 	// One that cannot be renewed now, since the root's key is kept elsewhere, is good until it ends; it is renewed again
 	// soon, and that says what is wrong.
-	if _, err := a.Renew(); err != nil && !a.serves() {
+	if err := a.Renew(func(Bundle) error { return nil }); err != nil && !a.serves() {
 		return nil, err
 	}
 	return a, nil
@@ -142,26 +143,26 @@ func (h *held) bundle() Bundle {
 	return b
 }
 
-// oldHolds says whether c is an issuing certificate that was taken over from.
-func (h *held) oldHolds(c *stdx509.Certificate) bool {
-	return slices.ContainsFunc(h.old, func(p pair) bool { return p.cert.Equal(c) })
-}
-
 // Renew makes a new issuing CA when two thirds of the present one's time have passed, and a new server certificate
-// when two thirds of its time have passed, its names have changed or it does not belong to this CA. trust says that
-// the issuing CA is a new one, so that the bundle must be published.
-func (a *Authority) Renew() (trust bool, err error) {
+// when two thirds of its time have passed, its names have changed or it does not belong to this CA. A new issuing CA is
+// published as Rollover says, before it signs anything.
+func (a *Authority) Renew(publish func(Bundle) error) error {
+	a.rolling.Lock()
+	defer a.rolling.Unlock()
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if err := a.catchUp(); err != nil {
-		return false, err
+	err := a.catchUp()
+	due := err == nil && a.due(a.use.cert)
+	a.mu.Unlock()
+	if err != nil {
+		return err
 	}
 	var rotated error // the doors' certificate is renewed whatever comes of it
-	if a.due(a.use.cert) {
-		rotated = a.rotateIssuing()
-		trust = rotated == nil
+	if due {
+		rotated = a.changeOver(a.prepareIssuing, publish)
 	}
-	return trust, errors.Join(rotated, a.renewServer())
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return errors.Join(rotated, a.renewServer())
 }
 
 // serves says whether the issuing CA and the server certificate are good now, even if they cannot be renewed.
@@ -269,12 +270,7 @@ func (a *Authority) load() (h held, err error) {
 	switch {
 	case h.use.key == nil:
 		return h, errors.New("issuing.key is missing; restore it from a backup")
-	case h.use.key.PublicKey.Equal(h.use.cert.PublicKey):
-	case h.oldHolds(h.use.cert): // stopped between the two files of a rotation: finish it
-		if h.use, err = a.make(issuingName, h.use.key, issuingValidity, 0, h.root); err != nil {
-			return h, err
-		}
-	default:
+	case !h.use.key.PublicKey.Equal(h.use.cert.PublicKey):
 		return h, errors.New("issuing.key does not belong to issuing.crt; restore both from one backup")
 	}
 	h.old = slices.DeleteFunc(h.old, func(p pair) bool { return p.cert.Equal(h.use.cert) })
@@ -365,25 +361,6 @@ func (a *Authority) certify(name string, key *ecdsa.PrivateKey, validity time.Du
 		parent = pair{t, key}
 	}
 	return sign(t, parent, key.Public())
-}
-
-// rotateIssuing keeps the old certificate, writes the new key, then the new certificate. load finishes what a crash
-// between them leaves.
-func (a *Authority) rotateIssuing() error {
-	if a.root.key == nil {
-		return fmt.Errorf("the issuing CA ends %s and must be renewed; put root.key back into %s for one start",
-			a.use.cert.NotAfter.Format(time.DateOnly), a.dir)
-	}
-	old := a.use
-	if err := a.retire(old); err != nil {
-		return err
-	}
-	next, err := a.make(issuingName, nil, issuingValidity, 0, a.root)
-	if err != nil {
-		return fmt.Errorf("renew the issuing CA: %w", err)
-	}
-	a.use, a.old = next, append([]pair{old}, a.old...)
-	return nil
 }
 
 // retire keeps an issuing CA beside the one in use: the key, which signs its revocation list from now on, before the

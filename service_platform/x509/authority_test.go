@@ -202,8 +202,8 @@ func TestIssuingCAIsRenewedAndTheOldOneStaysTrusted(t *testing.T) {
 	first := a.Bundle().Issuing[0]
 	c.move(4 * 365 * day)
 	old := issue(t, a, Request{Device: "d"})
-	if trust, err := a.Renew(); err != nil || !trust {
-		t.Fatal(trust, err)
+	if err := a.Renew(unpublished); err != nil {
+		t.Fatal(err)
 	}
 	b := openCA(t, dir, c).Bundle() // and a restart knows both
 	if len(b.Issuing) != 2 || b.Issuing[0].Equal(first) || !b.Issuing[1].Equal(first) {
@@ -216,23 +216,31 @@ func TestIssuingCAIsRenewedAndTheOldOneStaysTrusted(t *testing.T) {
 	}
 }
 
-func TestRenewalCutOffBetweenKeyAndCertificateIsFinished(t *testing.T) {
-	dir, c := t.TempDir(), newClock()
-	a := openCA(t, dir, c)
-	crt := filepath.Join(dir, "issuing.crt")
-	before, err := os.ReadFile(crt)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.move(4 * 365 * day)
-	if _, err := a.Renew(); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(crt, before, 0o644); err != nil { // the certificate did not get there any more
-		t.Fatal(err)
-	}
-	if b := openCA(t, dir, c).Bundle(); len(b.Issuing) != 2 || bytes.Equal(certPEM(b.Issuing[0]), before) {
-		t.Errorf("%d issuing CAs; want the new and the old one", len(b.Issuing))
+func TestRenewalCutOffAnywhereIsFinished(t *testing.T) {
+	for moved := range 3 {
+		dir, c := t.TempDir(), newClock()
+		a := openCA(t, dir, c)
+		before := a.Bundle()
+		if err := a.prepareIssuing(); err != nil {
+			t.Fatal(err)
+		}
+		files, err := filepath.Glob(filepath.Join(dir, rolloverDir, "*.*"))
+		if err != nil || len(files) != 2 {
+			t.Fatal(files, err)
+		}
+		for _, f := range files[:moved] {
+			if err := os.Rename(f, filepath.Join(dir, filepath.Base(f))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a = openCA(t, dir, c)
+		b := a.Bundle()
+		if len(b.Roots) != 1 || len(b.Issuing) != 2 || !b.Issuing[1].Equal(before.Issuing[0]) {
+			t.Fatalf("after %d moves: %d issuing CAs; want the new and the old one", moved, len(b.Issuing))
+		}
+		if _, err := a.RevocationList(keyIDOf(before.Issuing[0]), nil); err != nil {
+			t.Errorf("after %d moves: the old one's key is lost: %v", moved, err)
+		}
 	}
 }
 
@@ -245,7 +253,7 @@ func TestRootKeyMayBeTakenAway(t *testing.T) {
 	a := openCA(t, dir, c)
 	issue(t, a, Request{Device: "d"})
 	c.move(4 * 365 * day)
-	if _, err := a.Renew(); err == nil || !strings.Contains(err.Error(), "put root.key back") {
+	if err := a.Renew(unpublished); err == nil || !strings.Contains(err.Error(), "put root.key back") {
 		t.Errorf("got %v; want to be told that root.key is wanted", err)
 	}
 	if ends, err := a.serverEnd(); err != nil || !ends.After(c.Now()) {

@@ -308,26 +308,41 @@ func wrongToken(err error) error {
 	return err
 }
 
-// who says which device asks: by its certificate, else by a token, which does not renew.
+// who says which device asks: by its certificate, else by a token, which does not renew. A certificate that does not admit
+// it is no reason to pass over a token that was sent as well (RFC 7030, section 3.2.3): a device shows what it has of before.
 func (e *est) who(r *http.Request, c Client, again bool, at *Attempt) (device string, token *shownToken, err error) {
+	user, text, sent := r.BasicAuth()
+	sent = sent && user != "" && text != ""
+	if c.Leaf == nil && again {
+		return "", nil, &estRefusal{http.StatusForbidden, "certificate", message.Rejectf(message.CertMissing, "simplereenroll wants the certificate that is to be renewed")}
+	}
+	var shown error // why the certificate that was shown does not admit
 	if c.Leaf != nil {
 		who, err := e.door.admit(r.Context(), c, at)
 		if err == nil && who.Device == "" {
-			err = message.Rejectf(message.CertUnregistered, "claim certificate %q is not for EST", who.Claim)
+			err = at.fail("certificate", message.Rejectf(message.CertUnregistered, "claim certificate %q is not for EST", who.Claim))
 		}
-		if err != nil {
+		if err == nil {
+			return who.Device, nil, nil
+		}
+		if again || !sent || message.ReasonOf(err, 0) == message.BusUnavailable {
 			at.Steps = at.Steps[:max(0, len(at.Steps)-1)] // told once, with the answer
 			return "", nil, &estRefusal{http.StatusForbidden, "certificate", err}
 		}
-		return who.Device, nil, nil
+		shown, at.Reason, at.Detail, at.Claim = err, "", "", false
 	}
-	if again {
-		return "", nil, &estRefusal{http.StatusForbidden, "certificate", message.Rejectf(message.CertMissing, "simplereenroll wants the certificate that is to be renewed")}
-	}
-	user, text, ok := r.BasicAuth()
-	if !ok || user == "" || text == "" {
+	if !sent {
 		return "", nil, &estRefusal{http.StatusUnauthorized, "token", errors.New("a client certificate, or an enrolment token by HTTP Basic, is wanted")}
 	}
+	device, token, err = e.byToken(r, user, text, at)
+	if shown != nil && errors.Is(err, errToken) { // which of the two was to do, nobody here knows
+		err = wrongToken(fmt.Errorf("%w; the certificate that was shown as well does not admit it either: %s", errors.Unwrap(err), shown.Error())) // the reason is the token's
+	}
+	return device, token, err
+}
+
+// byToken says which device asks by HTTP Basic.
+func (e *est) byToken(r *http.Request, user, text string, at *Attempt) (device string, token *shownToken, err error) {
 	at.Device = hiddenUser(user) // until it is known to be no secret: who mixes the two up sends the token in its place
 	if CheckDevice(user) != nil {
 		return "", nil, &estRefusal{http.StatusUnauthorized, "token", fmt.Errorf("%w: the user is no device id", errToken)}

@@ -3,16 +3,19 @@ package x509
 import (
 	"context"
 	"crypto/elliptic"
+	"crypto/tls"
 	stdx509 "crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/naru-platform/naru/bus"
 )
@@ -145,4 +148,49 @@ func keyDER(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	return der
+}
+
+// A device that still shows what it has of before is not kept from its token by that; what was wrong with either is recorded.
+func TestESTTokenIsTakenBesideACertificateThatDoesNotAdmit(t *testing.T) {
+	a := newArena(t)
+	var old, revoked Enrolled
+	a.must(a.do("POST", "/api/v1/devices", Enrolment{ID: "d-8", Validity: Duration(time.Minute)}, &old), 201)
+	a.must(a.do("POST", "/api/v1/devices", Enrolment{ID: "d-9"}, &revoked), 201)
+	a.must(a.do("POST", "/api/v1/devices/d-9/revoke", nil, nil), 200)
+	a.clock.move(time.Hour)
+	a.settle()
+	body := func(cn string) string { return csrText(t, ecKey(t, elliptic.P256()), cn) }
+	for id, c := range map[string]struct {
+		cert *tls.Certificate
+		step string
+	}{"d-8": {pairOf(t, old), "time"}, "d-9": {pairOf(t, revoked), "registration"}, "d-10": {pairOf(t, a.claim), "certificate"}} {
+		token := a.token(id)
+		if status, text := a.est(estCall{path: estReenroll, cert: c.cert, user: id, token: token, body: body(id)}); status != http.StatusForbidden {
+			t.Errorf("%s: renews by a token: %d %s", id, status, text)
+		}
+		a.clock.move(time.Second)
+		if status, text := a.est(estCall{path: estEnroll, cert: c.cert, user: id, token: token, body: body(id)}); status != http.StatusOK || name(a.enrolled(text)) != id {
+			t.Errorf("%s: %d %s", id, status, text)
+		}
+		got := a.attempts(attemptFilter{device: id})[0]
+		var failed, passed []string
+		for _, s := range got.Steps {
+			if s.OK {
+				passed = append(passed, s.Name)
+			} else {
+				failed = append(failed, s.Name)
+			}
+		}
+		if !got.Admitted || got.Reason != "" || got.Claim || !slices.Equal(failed, []string{c.step}) || !slices.Contains(passed, "token") {
+			t.Errorf("%s: recorded %+v", id, got)
+		}
+	}
+	a.clock.move(time.Second)
+	if status, text := a.est(estCall{path: estEnroll, cert: pairOf(t, old), user: "d-8", token: "wrong-token", body: body("d-8")}); status != http.StatusUnauthorized {
+		t.Errorf("neither is good: %d %s", status, text)
+	}
+	got := a.attempts(attemptFilter{device: "d-8"})[0]
+	if got.Reason != "token_invalid" || !strings.Contains(got.Detail, "no such token") || !strings.Contains(got.Detail, "ended") || strings.HasPrefix(got.Detail, "token_invalid") {
+		t.Errorf("recorded %+v", got)
+	}
 }

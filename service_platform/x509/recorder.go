@@ -81,7 +81,9 @@ func (a *Attempt) fail(step string, err error) error {
 		a.Detail = a.Detail[:2*textMax] + "…"
 	}
 	a.Admitted, a.Reason = false, message.ReasonOf(err, message.HandshakeFailed).String()
-	a.Detail = strings.TrimPrefix(a.Detail, a.Reason+": ")
+	for again := true; again; { // a rejection that was refused for
+		a.Detail, again = strings.CutPrefix(a.Detail, a.Reason+": ")
+	}
 	if len(a.Steps) < stepsMax {
 		a.Steps = append(a.Steps, Step{step, false, a.Detail})
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/naru-platform/naru/internal/whole"
 )
@@ -35,52 +36,65 @@ var ErrRootKey = errors.New("the root's key is not in this directory; put it bac
 func (a *Authority) Rollover(publish func(Bundle) error) error {
 	a.rolling.Lock()
 	defer a.rolling.Unlock()
-	next, err := a.prepare()
+	return a.changeOver(a.prepareRollover, publish)
+}
+
+// changeOver publishes what prepare makes, and then has it issue. The caller holds rolling.
+func (a *Authority) changeOver(prepare func() error, publish func(Bundle) error) error {
+	next, err := a.prepared(prepare)
 	if err != nil {
 		return err
 	}
 	if err := publish(next); err != nil {
-		return fmt.Errorf("the new CA is made and not in use yet, since it could not be published; give the command again: %w", err)
+		return fmt.Errorf("the new CA is made and not in use yet, since it could not be published; it goes on with the next try: %w", err)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if err := a.retire(a.use); err != nil { // trusted already: doing it and no more changes nothing
-		return err
-	}
 	a.behind = true
 	return a.catchUp()
 }
 
-// prepare makes the new CA, or finds what a try before has made, and gives the bundle with it.
-func (a *Authority) prepare() (b Bundle, err error) {
+// prepared makes the new CA, or finds what a try before has made, and gives the bundle with it.
+func (a *Authority) prepared(prepare func() error) (b Bundle, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err := a.catchUp(); err != nil {
 		return b, err
 	}
-	dir := a.path(rolloverDir)
-	if _, err := os.Stat(filepath.Join(dir, rolloverDone)); errors.Is(err, os.ErrNotExist) {
-		if a.root.key == nil {
-			return b, ErrRootKey
-		}
-		if err := a.prepareRollover(fmt.Sprintf("root-%x.crt", a.root.cert.SerialNumber)); err != nil {
-			return b, fmt.Errorf("make the new CA: %w", err)
-		}
-	} else if err != nil {
-		return b, err
+	if err := prepare(); err != nil {
+		return b, fmt.Errorf("make the new CA: %w", err)
 	}
 	b = a.bundle()
 	for _, n := range []struct {
 		name string
 		into *[]*stdx509.Certificate
 	}{{rootName, &b.Roots}, {issuingName, &b.Issuing}} {
-		certs, err := readCerts(filepath.Join(dir, n.name+".crt"))
-		if err != nil || len(certs) == 0 {
+		certs, err := readCerts(filepath.Join(a.path(rolloverDir), n.name+".crt"))
+		if err != nil {
 			return b, fmt.Errorf("read the new CA: %s.crt: %w", n.name, err)
 		}
-		*n.into = append(certs[:1:1], *n.into...)
+		if len(certs) > 0 { // below the root of before there is no new one
+			*n.into = append(certs[:1:1], *n.into...)
+		}
 	}
 	return b, nil
+}
+
+// waits says whether a whole new CA waits to be changed over to; with a new root, where that is wanted.
+func (a *Authority) waits(root bool) (bool, error) {
+	wanted := []string{rolloverDone}
+	if root {
+		wanted = append(wanted, rootName+".crt")
+	}
+	for _, name := range wanted {
+		switch _, err := os.Stat(filepath.Join(a.path(rolloverDir), name)); {
+		case errors.Is(err, os.ErrNotExist):
+			return false, nil
+		case err != nil:
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // catchUp has memory hold what the files hold, once a change-over has begun. What cannot be read leaves the CA of before
@@ -100,28 +114,19 @@ func (a *Authority) catchUp() error {
 	return a.renewServer()
 }
 
-// prepareRollover writes the new CA into a directory of its own, and says at last that it is whole.
-func (a *Authority) prepareRollover(oldRoot string) error {
-	dir := a.path(rolloverDir)
-	if err := os.RemoveAll(dir); err != nil {
+// prepareRollover makes a new root, and an issuing CA below it, unless those wait already.
+func (a *Authority) prepareRollover() error {
+	if waits, err := a.waits(true); waits || err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+	if a.root.key == nil {
+		return ErrRootKey
 	}
-	rootKey, err := newKey()
+	key, err := newKey()
 	if err != nil {
 		return err
 	}
-	issuingKey, err := newKey()
-	if err != nil {
-		return err
-	}
-	root, err := a.certify(rootName, rootKey, rootValidity, -1, pair{})
-	if err != nil {
-		return err
-	}
-	issuing, err := a.certify(issuingName, issuingKey, issuingValidity, 0, pair{root, rootKey})
+	root, err := a.certify(rootName, key, rootValidity, -1, pair{})
 	if err != nil {
 		return err
 	}
@@ -134,19 +139,56 @@ func (a *Authority) prepareRollover(oldRoot string) error {
 		}
 		crosses = append([]*stdx509.Certificate{cross}, a.crosses...) // the older ones lead on from there
 	}
-	if err := errors.Join(
-		a.keys.write(filepath.Join(dir, rootName+".key"), rootKey),
-		a.keys.write(filepath.Join(dir, issuingName+".key"), issuingKey),
-		whole.Write(filepath.Join(dir, rootName+".crt"), certPEM(root), 0o644),
-		whole.Write(filepath.Join(dir, issuingName+".crt"), certPEM(issuing), 0o644),
-		whole.Write(filepath.Join(dir, oldRoot), certPEM(a.root.cert), 0o644),
-	); err != nil {
+	return a.lay(pair{root, key}, func(dir string) error {
+		err := errors.Join(
+			a.keys.write(filepath.Join(dir, rootName+".key"), key),
+			whole.Write(filepath.Join(dir, rootName+".crt"), certPEM(root), 0o644),
+			whole.Write(filepath.Join(dir, fmt.Sprintf("root-%x.crt", a.root.cert.SerialNumber)), certPEM(a.root.cert), 0o644),
+		)
+		if err == nil && len(crosses) > 0 {
+			err = whole.Write(filepath.Join(dir, crossName), certPEM(crosses...), 0o644)
+		}
+		return err
+	})
+}
+
+// prepareIssuing makes a new issuing CA below the root in use, unless one waits already, below that or a new one.
+func (a *Authority) prepareIssuing() error {
+	if waits, err := a.waits(false); waits || err != nil {
 		return err
 	}
-	if len(crosses) > 0 {
-		if err := whole.Write(filepath.Join(dir, crossName), certPEM(crosses...), 0o644); err != nil {
-			return err
-		}
+	if a.root.key == nil {
+		return fmt.Errorf("the issuing CA ends %s and must be renewed; put root.key back into %s for one start, or with `naru ca restore-root-key`",
+			a.use.cert.NotAfter.Format(time.DateOnly), a.dir)
+	}
+	return a.lay(a.root, func(string) error { return nil })
+}
+
+// lay writes a new issuing CA, and what more there is, into a directory of its own, and says at last that all is whole. The
+// one in use is kept before that: what is whole may be changed over to by the next start.
+func (a *Authority) lay(root pair, more func(dir string) error) error {
+	dir := a.path(rolloverDir)
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	key, err := newKey()
+	if err != nil {
+		return err
+	}
+	cert, err := a.certify(issuingName, key, issuingValidity, 0, root)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(
+		a.keys.write(filepath.Join(dir, issuingName+".key"), key),
+		whole.Write(filepath.Join(dir, issuingName+".crt"), certPEM(cert), 0o644),
+		more(dir),
+		a.retire(a.use),
+	); err != nil {
+		return err
 	}
 	return whole.Write(filepath.Join(dir, rolloverDone), nil, 0o600)
 }
@@ -295,10 +337,7 @@ func (a *Authority) mayRetire(fingerprint string) error {
 	if fingerprint == Fingerprint(a.root.cert.Raw) {
 		return fmt.Errorf("%w: %s is the root in use; roll over first", ErrRefused, fingerprint)
 	}
-	switch _, err := os.Stat(filepath.Join(a.path(rolloverDir), rolloverDone)); {
-	case errors.Is(err, os.ErrNotExist):
-		return nil
-	case err != nil:
+	if waits, err := a.waits(true); !waits || err != nil {
 		return err
 	}
 	next, err := readCerts(filepath.Join(a.path(rolloverDir), rootName+".crt"))

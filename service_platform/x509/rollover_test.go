@@ -102,7 +102,7 @@ func TestServerIsTrustedByEveryTrustedRoot(t *testing.T) {
 	trusted("after three rollovers", true, true, true, true)
 	a = openCA(t, dir, c)
 	c.move(serverValidity) // the certificate is another one
-	if _, err := a.Renew(); err != nil {
+	if err := a.Renew(unpublished); err != nil {
 		t.Fatal(err)
 	}
 	trusted("after a restart and a renewal", true, true, true, true)
@@ -158,6 +158,55 @@ func TestNewCAIsPublishedBeforeItIssues(t *testing.T) {
 	}
 }
 
+// So it is with an issuing CA that is renewed by itself.
+func TestRenewedIssuingCAIsPublishedBeforeItSigns(t *testing.T) {
+	dir, c := t.TempDir(), newClock()
+	a := openCA(t, dir, c)
+	before, away := a.Bundle(), errors.New("the bus is away")
+	c.move(4 * 365 * day)
+	var made Bundle
+	if err := a.Renew(func(b Bundle) error {
+		made = b
+		if got := issue(t, a, Request{Device: "d"}).Certificate; got.CheckSignatureFrom(before.Issuing[0]) != nil {
+			t.Error("the new issuing CA signs before it is published")
+		}
+		if shown, err := readCerts(filepath.Join(dir, serverName+".crt")); err != nil || !shown[1].Equal(before.Issuing[0]) {
+			t.Error("the server shows what nobody knows yet", err)
+		}
+		return away
+	}); !errors.Is(err, away) || !bytes.Equal(a.Bundle().PEM(), before.PEM()) {
+		t.Fatalf("%v, and the bundle is another", err)
+	}
+	if ends, err := a.serverEnd(); err != nil || !ends.After(c.Now()) {
+		t.Errorf("the server's certificate ends %s, %v: it does not wait for the bus", ends, err)
+	}
+	if len(made.Roots) != 1 || len(made.Issuing) != 2 || !made.Issuing[1].Equal(before.Issuing[0]) {
+		t.Fatalf("published were %d roots, %d issuing CAs", len(made.Roots), len(made.Issuing))
+	}
+	if err := a.Renew(unpublished); err != nil || !bytes.Equal(a.Bundle().PEM(), made.PEM()) {
+		t.Errorf("the next try makes another: %v", err)
+	}
+	if got := openCA(t, dir, c).Bundle(); !bytes.Equal(got.PEM(), made.PEM()) {
+		t.Error("what was published is not what is in use")
+	}
+}
+
+// An issuing CA that waits does not stand in a rollover's way, which is for the root.
+func TestRolloverGoesBeforeARenewalThatWaits(t *testing.T) {
+	dir, c := t.TempDir(), newClock()
+	a := openCA(t, dir, c)
+	c.move(4 * 365 * day)
+	if err := a.Renew(func(Bundle) error { return errors.New("the bus is away") }); err == nil {
+		t.Fatal("it was changed over to")
+	}
+	if err := a.Rollover(unpublished); err != nil {
+		t.Fatal(err)
+	}
+	if b := a.Bundle(); len(b.Roots) != 2 || len(b.Issuing) != 2 || b.Issuing[0].CheckSignatureFrom(b.Roots[0]) != nil {
+		t.Errorf("%d roots, %d issuing CAs", len(b.Roots), len(b.Issuing))
+	}
+}
+
 // What cannot be read after the files were changed over leaves the CA of before in use, and is read once it can be.
 func TestChangeOverThatCannotBeReadLeavesTheCAInUse(t *testing.T) {
 	dir, c := t.TempDir(), newClock()
@@ -174,13 +223,13 @@ func TestChangeOverThatCannotBeReadLeavesTheCAInUse(t *testing.T) {
 		t.Error("the CA in memory is another")
 	}
 	issue(t, a, Request{Device: "d"})
-	if _, err := a.Renew(); err == nil {
+	if err := a.Renew(unpublished); err == nil {
 		t.Error("renewed on top of files that cannot be read")
 	}
 	if err := os.Remove(broken); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.Renew(); err != nil || len(a.Bundle().Roots) != 2 {
+	if err := a.Renew(unpublished); err != nil || len(a.Bundle().Roots) != 2 {
 		t.Errorf("%d roots, %v", len(a.Bundle().Roots), err)
 	}
 	for _, root := range a.Bundle().Roots {
@@ -233,10 +282,7 @@ func TestRolloverCutOffAnywhere(t *testing.T) {
 			dir, c := t.TempDir(), newClock()
 			a := openCA(t, dir, c)
 			old, before := issue(t, a, Request{Device: "d"}).Certificate, a.Bundle()
-			if err := a.retire(a.use); err != nil {
-				t.Fatal(err)
-			}
-			if err := a.prepareRollover(fmt.Sprintf("root-%x.crt", a.root.cert.SerialNumber)); err != nil {
+			if err := a.prepareRollover(); err != nil {
 				t.Fatal(err)
 			}
 			files, err := filepath.Glob(filepath.Join(dir, rolloverDir, "*.*"))
@@ -265,7 +311,7 @@ func TestRolloverCutOffAnywhere(t *testing.T) {
 	}
 	dir, c := t.TempDir(), newClock()
 	a := openCA(t, dir, c)
-	if err := a.prepareRollover("root-1.crt"); err != nil {
+	if err := a.prepareRollover(); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Remove(filepath.Join(dir, rolloverDir, rolloverDone)); err != nil {

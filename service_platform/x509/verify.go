@@ -1,10 +1,12 @@
 package x509
 
 import (
+	"bytes"
 	stdx509 "crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -22,21 +24,17 @@ type trust struct {
 type registeredCA struct {
 	RegisteredCA
 	cert *stdx509.Certificate
-	pool *stdx509.CertPool
 }
 
 // anchor is what a certificate was verified by: the platform's own CA (the zero value), or a registered one.
 type anchor struct{ ca *registeredCA }
 
 // verify checks signatures up to a trusted CA, at a time when the leaf was or will be valid: whether it is now gets
-// reasons of its own.
+// reasons of its own. Nothing is locked while it does; and however many CAs are registered and whatever is presented, one
+// budget bounds how many signatures of a stranger are checked (crypto/x509's, of one Verify).
 func (a *Admission) verify(leaf *stdx509.Certificate, presented []*stdx509.Certificate, now time.Time) (anchor, error) {
 	a.mu.RLock()
-	t := a.trust
-	cas := make([]*registeredCA, 0, len(a.cas))
-	for _, ca := range a.cas {
-		cas = append(cas, ca)
-	}
+	t, cas := a.trust, slices.Collect(maps.Values(a.cas))
 	a.mu.RUnlock()
 	if t == nil {
 		return anchor{}, errors.New("this platform trusts no CA yet; start service_platform.x509")
@@ -52,44 +50,65 @@ func (a *Admission) verify(leaf *stdx509.Certificate, presented []*stdx509.Certi
 		Roots: t.roots, Intermediates: t.issuing, CurrentTime: at,
 		KeyUsages: []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageAny},
 	}
-	_, err := leaf.Verify(o)
-	if err == nil || !errors.As(err, new(stdx509.UnknownAuthorityError)) {
+	_, err := leaf.Verify(o) // by what is the platform's own alone, as nearly all are
+	if err == nil || !errors.As(err, new(stdx509.UnknownAuthorityError)) || len(cas)+len(presented) == 0 {
 		return anchor{}, err
 	}
 	if len(presented) > intermediatesMax {
 		return anchor{}, fmt.Errorf("%d certificates beside its own; %d is the most", len(presented), intermediatesMax)
 	}
-	if len(presented) > 0 { // an issuing CA so new that the bus has not brought it yet
-		o.Intermediates = t.issuing.Clone()
-		for _, c := range presented {
-			o.Intermediates.AddCert(c)
-		}
-		if _, err = leaf.Verify(o); err == nil {
-			return anchor{}, nil
-		}
+	o.Roots, o.Intermediates = t.roots.Clone(), t.issuing.Clone()
+	for _, ca := range cas {
+		o.Roots.AddCert(ca.cert)
 	}
-	return a.verifyRegistered(leaf, presented, cas, o, err)
-}
-
-// verifyRegistered looks for a registered CA that vouches for the leaf; err is why the platform's own does not.
-func (a *Admission) verifyRegistered(leaf *stdx509.Certificate, presented []*stdx509.Certificate, cas []*registeredCA, o stdx509.VerifyOptions, err error) (anchor, error) {
-	o.Intermediates = stdx509.NewCertPool()
-	for _, c := range presented {
+	for _, c := range presented { // an issuing CA so new that the bus has not brought it yet, or what stands below a registered one
 		o.Intermediates.AddCert(c)
 	}
-	for _, ca := range cas {
-		o.Roots = ca.pool
-		_, e := leaf.Verify(o)
-		switch {
-		case e == nil && ca.Disabled:
-			return anchor{}, fmt.Errorf("the registered CA %q is switched off", ca.Name)
-		case e == nil:
-			return anchor{ca}, nil
-		case !errors.As(e, new(stdx509.UnknownAuthorityError)):
-			err = fmt.Errorf("by the registered CA %q: %w", ca.Name, e)
+	chains, err := leaf.Verify(o)
+	if err != nil {
+		return anchor{}, byName(leaf, presented, cas, err)
+	}
+	return t.anchorOf(chains, cas)
+}
+
+// anchorOf is what a certificate was verified by, of several the platform's own, else a registered CA that is not switched off,
+// else the nearest.
+func (t *trust) anchorOf(chains [][]*stdx509.Certificate, cas []*registeredCA) (anchor, error) {
+	var found *registeredCA
+	near := 0
+	for _, chain := range chains {
+		root := chain[len(chain)-1]
+		if holds(t.bundle.Roots, root) {
+			return anchor{}, nil
+		}
+		i := slices.IndexFunc(cas, func(ca *registeredCA) bool { return ca.cert.Equal(root) })
+		if i < 0 {
+			continue // every root is the one or the other
+		}
+		if ca := cas[i]; found == nil || found.Disabled && !ca.Disabled || found.Disabled == ca.Disabled && len(chain) < near {
+			found, near = ca, len(chain)
 		}
 	}
-	return anchor{}, err
+	switch {
+	case found == nil:
+		return anchor{}, errors.New("it leads to no trusted CA")
+	case found.Disabled:
+		return anchor{}, fmt.Errorf("the registered CA %q is switched off", found.Name)
+	}
+	return anchor{found}, nil
+}
+
+// byName names the registered CA that a certificate, or one presented with it, claims to be of.
+func byName(leaf *stdx509.Certificate, presented []*stdx509.Certificate, cas []*registeredCA, err error) error {
+	if errors.As(err, new(stdx509.UnknownAuthorityError)) {
+		return err
+	}
+	for _, c := range append([]*stdx509.Certificate{leaf}, presented...) {
+		if i := slices.IndexFunc(cas, func(ca *registeredCA) bool { return bytes.Equal(ca.cert.RawSubject, c.RawIssuer) }); i >= 0 {
+			return fmt.Errorf("by the registered CA %q: %w", cas[i].Name, err)
+		}
+	}
+	return err
 }
 
 func (a *Admission) applyTrust(e bus.Entry) {
@@ -163,7 +182,7 @@ func registeredOf(e bus.Entry) (*registeredCA, error) {
 	if e.Deleted {
 		return nil, nil
 	}
-	ca := &registeredCA{pool: stdx509.NewCertPool()}
+	ca := &registeredCA{}
 	if err := json.Unmarshal(e.Value, &ca.RegisteredCA); err != nil {
 		return nil, err
 	}
@@ -172,7 +191,6 @@ func registeredOf(e bus.Entry) (*registeredCA, error) {
 		return nil, err
 	}
 	ca.cert = certs[0]
-	ca.pool.AddCert(ca.cert)
 	return ca, nil
 }
 

@@ -320,7 +320,7 @@ func (c Config) passphrase() (string, error) {
 
 // renew publishes every time, not only when something was renewed: a try before may have stopped between the two.
 func (s *service) renew(ctx context.Context, o *opened) error {
-	_, err := o.authority.Renew()
+	err := o.authority.Renew(func(next Bundle) error { return s.publish(ctx, o, &next) })
 	s.measure(o)
 	return errors.Join(err, s.publish(ctx, o, nil))
 }
