@@ -291,6 +291,8 @@ func (d *Dataset) checkRollups(tell telling) {
 				tell(at, "%s is %s; rows are told apart by text, int and bool", by, c.Type)
 			case slices.Index(r.By, by) != j:
 				tell(at, "%s is there twice", by)
+			case slices.Contains(r.made(), by):
+				tell(at, "%s is what a column of the roll-up is called; give the field another name", by)
 			}
 		}
 		if len(r.Values) == 0 {
@@ -318,6 +320,17 @@ func (d *Dataset) checkRollups(tell telling) {
 			}
 		}
 	}
+}
+
+// made are the names of the columns that a roll-up has beside those that it is by.
+func (r *Rollup) made() []string {
+	list := []string{"time", "rows"}
+	for field, functions := range r.Values {
+		for _, f := range functions {
+			list = append(list, field+"_"+f)
+		}
+	}
+	return list
 }
 
 // check finds what is wrong with a pipeline by itself.

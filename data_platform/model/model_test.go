@@ -106,6 +106,7 @@ func TestParseNamesFileLineAndRemedy(t *testing.T) {
 		"negative":             {"retention: 30d", "retention: -1h", "is no duration"},
 		"every":                {"every: 1m", "every: 7m", "what a day is a multiple of"},
 		"function":             {"[sum]", "[median]", `"median" is nothing that is computed`},
+		"rollup by its own":    {"retention: 30d\nlate: 1h\nrollups:\n  - {name: engine_1m, every: 1m, by: [device, state]", "  - {name: rows, type: int}\nrollups:\n  - {name: engine_1m, every: 1m, by: [rows]", "a column of the roll-up is called"},
 		"rollup of text":       {"n: [sum]", "code: [sum]", "only count is computed"},
 		"pointer":              {"at: /meta/n", "at: meta.n", "is no JSON pointer"},
 		"inside":               {"at: /meta/n", "at: /celsius/n", "is inside of"},

@@ -341,6 +341,55 @@ func TestAMessageThatComesAgainIsOneRow(t *testing.T) {
 	})
 }
 
+// A field may be called as anything of ours that its values come by.
+func TestNoNameOfAFieldIsInTheWay(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		defer s.Close()
+		names := []string{"ord", "again", "nth", "naru_row", "naru_again", "naru_stage", "naru_nth", "naru_query", "naru_tables", "naru_rows", "input", "t", "s", "u", "n", "m", "rows", "newest", "telemetry", "row", "name"}
+		table := Table{Name: "telemetry", Key: []string{"device"}, Rollups: []Rollup{{Name: "telemetry_1m", Every: time.Minute, By: []string{"t", "s", "name"}, Values: []RollupValue{{"rows", []string{"max"}}}}}}
+		var values []any
+		for i, name := range names {
+			table.Columns = append(table.Columns, Column{name, Int})
+			values = append(values, int64(i))
+			if name != "rows" {
+				table.Key = append(table.Key, name)
+			}
+		}
+		ensureTable(t, s, table)
+		first, twin, other := row("d-1", 1, values...), row("d-1", 2, values...), row("d-2", 3, values...)
+		first.Again = true
+		want(t, "loaded", load(t, s, 0, 1, first, twin, other), Loaded{Rows: 2, Duplicates: []int{1}})
+		want(t, "loaded again", load(t, s, 1, 2, first), Loaded{Duplicates: []int{0}})
+		listed := `"` + strings.Join(names, `", "`) + `"`
+		want(t, "asked", all(t, s, "SELECT "+listed+" FROM telemetry ORDER BY device"), [][]any{values, values})
+		want(t, "roll-up", all(t, s, `SELECT t, s, name, rows, rows_max FROM telemetry_1m`), [][]any{{int64(11), int64(12), int64(20), int64(2), int64(16)}})
+		for _, device := range []string{"", "d-2"} {
+			r, err := s.Latest(t.Context(), "telemetry", device)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := collect(t, r)
+			want(t, "latest", got[len(got)-1][len(System):], values)
+		}
+		r, err := s.Range(t.Context(), "telemetry", Span{Columns: names})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(t, "range", collect(t, r), [][]any{values, values})
+		if r, err = s.Aggregate(t.Context(), "telemetry", Aggregation{By: []string{"t", "s"}, Values: []RollupValue{{"n", []string{"sum"}}}}); err != nil {
+			t.Fatal(err)
+		}
+		want(t, "aggregate", collect(t, r)[0][:2], []any{int64(11), int64(12)})
+		if found, err := s.ByTrace(t.Context(), first.Trace); err != nil || len(found) != 2 {
+			t.Errorf("by trace: %v, %v", found, err)
+		}
+		if n, err := s.Export(t.Context(), "telemetry", time.Time{}, time.Time{}, filepath.Join(t.TempDir(), "out.parquet")); err != nil || n != 2 {
+			t.Errorf("exported %d, %v", n, err)
+		}
+	})
+}
+
 func TestATableIsAlteredAndLosesNothing(t *testing.T) {
 	each(t, func(t *testing.T, open func() Store) {
 		s := open()

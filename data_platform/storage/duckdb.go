@@ -323,7 +323,7 @@ func (d *duck) rows(ctx context.Context, c *sql.Conn, t *Table, b *Batch, done *
 		done.Rows = len(b.Rows)
 		return rollup(t, b.Rows, nil, done, duckDialect, func(s string, args ...any) error { _, err := c.ExecContext(ctx, s, args...); return err })
 	}
-	stage := []string{"ord BIGINT", "again BOOLEAN"}
+	stage := []string{"_ord BIGINT", "_again BOOLEAN"}
 	for _, col := range t.all() {
 		stage = append(stage, quote(col.Name)+" "+duckTypes[col.Type])
 	}
@@ -342,7 +342,7 @@ func (d *duck) rows(ctx context.Context, c *sql.Conn, t *Table, b *Batch, done *
 	}
 	insert := "INSERT INTO " + quote(t.Name) + " (" + t.names("") + ") SELECT " + t.names("") + " FROM naru_stage"
 	if len(done.Duplicates) > 0 {
-		insert += " WHERE ord NOT IN (" + join(done.Duplicates) + ")"
+		insert += " WHERE _ord NOT IN (" + join(done.Duplicates) + ")"
 	}
 	for _, s := range []string{insert, "DROP TABLE naru_stage"} {
 		if _, err := c.ExecContext(ctx, s); err != nil {
@@ -401,8 +401,8 @@ func optional(s string) any {
 
 // latestOfEach finds when each device was last heard first: DISTINCT ON would sort all columns of all rows.
 func latestOfEach(t *Table) string {
-	return "SELECT " + t.names("") + " FROM (SELECT t.*, row_number() OVER (PARTITION BY t.device ORDER BY t.recorded DESC, t.message_id DESC) AS naru_nth FROM " + quote(t.Name) +
-		` t JOIN (SELECT device, max("time") AS newest FROM ` + quote(t.Name) + ` GROUP BY device) m ON t."time" = m.newest AND t.device IS NOT DISTINCT FROM m.device) WHERE naru_nth = 1 ORDER BY device`
+	return "SELECT " + t.names("") + " FROM (SELECT t.*, row_number() OVER (PARTITION BY t.device ORDER BY t.recorded DESC, t.message_id DESC) AS _nth FROM " + quote(t.Name) +
+		` t JOIN (SELECT device, max("time") AS newest FROM ` + quote(t.Name) + ` GROUP BY device) m ON t."time" = m.newest AND t.device IS NOT DISTINCT FROM m.device) WHERE _nth = 1 ORDER BY device`
 }
 
 // Latest as in [Store].

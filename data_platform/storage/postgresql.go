@@ -642,7 +642,7 @@ func (p *postgres) duplicates(ctx context.Context, c *sql.Conn, t *Table, rows [
 			columns = append(columns, col)
 		}
 	}
-	names, arrays, args := []string{"again"}, []string{"$1::boolean[]"}, []any{}
+	names, arrays, args := []string{"_again"}, []string{"$1::boolean[]"}, []any{}
 	flags := make([]bool, len(rows))
 	for i := range rows {
 		flags[i] = rows[i].Again
@@ -662,8 +662,8 @@ func (p *postgres) duplicates(ctx context.Context, c *sql.Conn, t *Table, rows [
 	if !slices.ContainsFunc(rows, func(r Row) bool { return r.Again && r.Trace == "" }) {
 		d.again = " AND t.trace_id = s.trace_id" // which has an index
 	}
-	statement := "WITH s AS MATERIALIZED (SELECT " + strings.Join(names, ", ") + ", nth - 1 AS ord FROM unnest(" + strings.Join(arrays, ", ") +
-		") WITH ORDINALITY AS u(" + strings.Join(names, ", ") + ", nth)) " + duplicates(t, "s", d)
+	statement := "WITH s AS MATERIALIZED (SELECT " + strings.Join(names, ", ") + ", _nth - 1 AS _ord FROM unnest(" + strings.Join(arrays, ", ") +
+		") WITH ORDINALITY AS u(" + strings.Join(names, ", ") + ", _nth)) " + duplicates(t, "s", d)
 	found, err := c.QueryContext(ctx, statement, args...)
 	if err != nil {
 		return nil, err

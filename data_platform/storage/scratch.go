@@ -194,7 +194,7 @@ type bench struct {
 func (b *bench) lay(ctx context.Context, rows []Row) error {
 	t := &Table{Name: "naru_input", Columns: b.steps.Columns}
 	columns := columnsOf(t, duckDialect)
-	if _, err := b.c.ExecContext(ctx, "CREATE OR REPLACE TEMP TABLE naru_input (naru_row BIGINT, naru_again BOOLEAN, "+columns+")"); err != nil {
+	if _, err := b.c.ExecContext(ctx, "CREATE OR REPLACE TEMP TABLE naru_input (_row BIGINT, _again BOOLEAN, "+columns+")"); err != nil {
 		return err
 	}
 	key := columns + "\x00" + strings.Join(b.steps.SQL, "\x00")
@@ -257,7 +257,7 @@ func (b *bench) prepare(ctx context.Context) error {
 
 // of is the statement of so many steps over the rows from (included) to (not).
 func (b *bench) of(step, from, to int, what string) string {
-	return fmt.Sprintf("WITH naru_rows AS (SELECT * EXCLUDE (naru_row, naru_again) FROM naru_input WHERE naru_row >= %d AND naru_row < %d) SELECT %s FROM (\n%s\n)", from, to, what, b.plan.chain[step])
+	return fmt.Sprintf("WITH naru_rows AS (SELECT * EXCLUDE (_row, _again) FROM naru_input WHERE _row >= %d AND _row < %d) SELECT %s FROM (\n%s\n)", from, to, what, b.plan.chain[step])
 }
 
 func (b *bench) do(ctx context.Context, from, to int) error {
@@ -368,7 +368,7 @@ func (b *bench) count(ctx context.Context) error {
 	}
 	for i := 1; i <= len(b.steps.SQL); i++ {
 		if len(failed[i]) > 0 {
-			if _, err := b.c.ExecContext(ctx, "DELETE FROM naru_input WHERE naru_row IN ("+join(failed[i])+")"); err != nil {
+			if _, err := b.c.ExecContext(ctx, "DELETE FROM naru_input WHERE _row IN ("+join(failed[i])+")"); err != nil {
 				return err
 			}
 		}

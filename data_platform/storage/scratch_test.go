@@ -36,6 +36,19 @@ func scratchRows(n int, bad ...int) []Row {
 	return rows
 }
 
+func TestScratchTakesFieldsOfAnyName(t *testing.T) {
+	s := newScratch(t)
+	columns := []Column{{"naru_row", Int}, {"naru_again", Text}, {"ord", Int}, {"again", Bool}, {"naru_input", Int}, {"input", Int}}
+	rows := scratchRows(3)
+	for i := range rows {
+		rows[i].Values = []any{int64(7), "x", int64(8), true, int64(9), int64(i)}
+	}
+	out, err := s.Do(t.Context(), Steps{Columns: columns, SQL: []string{"SELECT * FROM input WHERE input <> 1"}}, rows)
+	if err != nil || len(out.Rows) != 2 || len(out.Columns) != len(System)+len(columns) {
+		t.Errorf("%+v, %v", out, err)
+	}
+}
+
 func TestScratchTellsRowsThatFailFromThoseThatDoNot(t *testing.T) {
 	s := newScratch(t)
 	steps := Steps{Columns: scratchColumns, Count: true, SQL: []string{

@@ -362,8 +362,8 @@ func bucketOf(t time.Time, every time.Duration) int64 {
 	return n + origin
 }
 
-// duplicates selects `ord` of the staged rows whose key is in the table, or in a row before; and those that come again
-// though their message is there.
+// duplicates selects `_ord` of the staged rows whose key is in the table, or in a row before; and those that come again
+// though their message is there. No field's name begins with _, so the names of what is staged with them are free.
 func duplicates(t *Table, stage string, d dialect) string {
 	var parts []string
 	if len(t.Key) > 0 {
@@ -379,10 +379,10 @@ func duplicates(t *Table, stage string, d dialect) string {
 		}
 		list := strings.Join(keys, ", ")
 		whole := strings.Join(keys, " IS NOT NULL AND ") + " IS NOT NULL" // a key that lacks a part is equal to none
-		parts = append(parts, "SELECT s.ord FROM "+stage+" s WHERE EXISTS (SELECT 1 FROM "+quote(t.Name)+" t WHERE "+strings.Join(equal, " AND ")+")",
-			"SELECT ord FROM (SELECT ord, row_number() OVER (PARTITION BY "+list+" ORDER BY ord) AS nth FROM "+stage+" WHERE "+whole+") n WHERE nth > 1")
+		parts = append(parts, "SELECT s._ord FROM "+stage+" s WHERE EXISTS (SELECT 1 FROM "+quote(t.Name)+" t WHERE "+strings.Join(equal, " AND ")+")",
+			"SELECT _ord FROM (SELECT _ord, row_number() OVER (PARTITION BY "+list+" ORDER BY _ord) AS _nth FROM "+stage+" WHERE "+whole+") n WHERE _nth > 1")
 	}
-	parts = append(parts, "SELECT s.ord FROM "+stage+" s WHERE s.again AND EXISTS (SELECT 1 FROM "+quote(t.Name)+" t WHERE t.recorded = s.recorded AND t.message_id = s.message_id"+d.again+")")
+	parts = append(parts, "SELECT s._ord FROM "+stage+" s WHERE s._again AND EXISTS (SELECT 1 FROM "+quote(t.Name)+" t WHERE t.recorded = s.recorded AND t.message_id = s.message_id"+d.again+")")
 	return strings.Join(parts, " UNION ") + " ORDER BY 1"
 }
 
