@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+	"unsafe"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
@@ -27,6 +28,8 @@ type plain struct {
 	above float64         // a number within both is within the limits, however those were rounded
 	below float64
 	limit bool
+	floor bool // above is a limit that an integer may reach
+	ceil  bool // and below
 	match jsonschema.Regexp
 	form  *jsonschema.Format
 	all   []*plain // also what it refers to
@@ -132,7 +135,7 @@ func (p *plain) sizes(s *jsonschema.Schema) {
 }
 
 // numbers takes the limits as floating-point numbers. Rounding keeps order, so what is strictly within the rounded
-// limits is within the limits themselves; on the limit the validator decides.
+// limits is within the limits themselves; on the limit the validator decides, but for integers that nothing rounds.
 func (p *plain) numbers(s *jsonschema.Schema) {
 	const huge = 1e308
 	p.above, p.below = -huge, huge
@@ -148,7 +151,18 @@ func (p *plain) numbers(s *jsonschema.Schema) {
 			p.below, p.limit = min(p.below, f), true
 		}
 	}
+	reached := func(limit, beside *big.Rat, inner int) bool {
+		if limit == nil || !limit.IsInt() || beside != nil && limit.Cmp(beside) != inner {
+			return false
+		}
+		_, exact := limit.Float64()
+		return exact
+	}
+	p.floor, p.ceil = reached(s.Minimum, s.ExclusiveMinimum, 1), reached(s.Maximum, s.ExclusiveMaximum, -1)
 }
+
+// exactMost is how many digits an integer may have that no float64 rounds.
+const exactMost = 15
 
 // inner takes the schemas within a schema.
 func (p *plain) inner(s *jsonschema.Schema, done map[*jsonschema.Schema]*plain) {
@@ -184,7 +198,7 @@ func (p *plain) takes(data []byte) bool {
 	if p.never {
 		return false
 	}
-	r := reading{decoder: decoder{s: string(data)}}
+	r := reading{decoder: decoder{s: unsafe.String(unsafe.SliceData(data), len(data))}} // nothing of it is kept
 	r.space()
 	if !p.value(&r, 0) {
 		return false
@@ -269,16 +283,16 @@ func (p *plain) text(s string) bool {
 
 // number is of both types where it is surely an integer.
 func (p *plain) number(s string) bool {
-	if k := kindNumber; !p.kind(k) {
-		if strings.ContainsAny(s, ".eE") || !p.kind(kindInteger) {
-			return false
-		}
+	whole := !strings.ContainsAny(s, ".eE")
+	if !p.kind(kindNumber) && !(whole && p.kind(kindInteger)) {
+		return false
 	}
 	if !p.limit {
 		return true
 	}
 	f, err := strconv.ParseFloat(s, 64)
-	return err == nil && f > p.above && f < p.below
+	exact := whole && len(s) <= exactMost
+	return err == nil && (f > p.above || f == p.above && p.floor && exact) && (f < p.below || f == p.below && p.ceil && exact)
 }
 
 func (p *plain) object(r *reading, depth int) bool {

@@ -18,6 +18,8 @@ var plainSchemas = []string{
 	`{"prefixItems":[{"type":"string"}],"items":false}`,
 	`{"maximum":1e400,"minimum":-1e400}`,
 	`{"maximum":9007199254740993,"minimum":0.1}`,
+	`{"minimum":1,"maximum":3,"exclusiveMinimum":0.99999999999999999999,"exclusiveMaximum":3.00000000000000000001}`,
+	`{"minimum":1,"exclusiveMinimum":1,"maximum":3,"exclusiveMaximum":3}`,
 	`{"patternProperties":{"^a":{"type":"string"}},"propertyNames":{"maxLength":2},"unevaluatedProperties":false}`,
 	`{"dependentRequired":{"a":["b"]},"if":{"required":["c"]},"then":{"required":["a"]},"not":{"required":["z"]}}`,
 	`{"type":"object","allOf":[{"$ref":"#"},{"$ref":"#/$defs/x"}],"$defs":{"x":{"anyOf":[{"$ref":"#"},{"$ref":"#"}]}}}`,
@@ -25,6 +27,7 @@ var plainSchemas = []string{
 }
 
 var plainData = []string{`{"ts":"2026-11-23T03:00:00Z","celsius":20,"rpm":5,"mode":"idle"}`, `{"a":"xyz"}`, `{"a":1,"b":"x"}`, `[1,2.0,10]`, `[1,1]`,
+	`1`, `3`, `0.99999999999999999999`, `1.00000000000000000000001`, `3.00000000000000000000001`, `-0`,
 	`0.1`, `0.10000000000000001`, `1e400`, `-1e400`, `9007199254740993`, `9007199254740994`, `"aaa"`, `null`, `{"next":{"next":{}}}`, `["x",1]`,
 	`{"next":{"when":"noon"}}`, `{"ab":"x","b":1}`, `{"z":1}`, `[]`, `{}`, `1.0`, `1e0`, `"ü"`, `[[1],["x"]]`,
 	`{"a":"x","a":"x"}`, `{"a":{"b":1,"b":1}}`, `{"\u0061":"x","a":"y"}`, `{"a":[{"a":1},{"a":1}],"b":{"a":{}}}`, `01`, `1.`, `"\ud800"`, "\"\xff\"", `{"a":1,}`, `[1,]`, `[1 2]`, `{} {}`,
@@ -70,6 +73,7 @@ func TestPlainTakesWhatIsUsual(t *testing.T) {
 			`{"ts":"2026-11-23T03:00:00Z","celsius":21.5,"rpm":null,"mode":"idle","cells":[{"volt":3.7}],"id":7}`},
 		{`{"$ref":"#/$defs/n","$defs":{"n":{"type":"object","properties":{"next":{"$ref":"#/$defs/n"}}}}}`, `{"next":{"next":{}}}`},
 		{`{"minLength":1,"maxLength":3,"pattern":"^[a-zü]+$"}`, `"üüü"`},
+		{`{"items":{"type":"integer","minimum":1,"maximum":3}}`, `[1,2,3]`},
 	} {
 		if !compile(t, c.schema).plain.takes([]byte(c.data)) {
 			t.Errorf("%s goes the long way by %s", c.data, c.schema)
