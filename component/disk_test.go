@@ -291,10 +291,11 @@ func TestBrokenDiskFailsItsComponentAlone(t *testing.T) {
 			r.say(reading("d", "0"))
 			r.settled("operator.tight", 1)
 			fs.order(fault)
-			for i := range 20 { // so that a table in memory is full and its log is followed by another
+			const n = memtableBytes>>20 + 4 // so that a table in memory is full and its log is followed by another
+			for i := range n {
 				r.say(reading("d", fmt.Sprint(i+1)))
 			}
-			r.settled("operator.roomy", 21)
+			r.settled("operator.roomy", n+1)
 			restarts := func() int {
 				for _, h := range r.host.Health() {
 					if h.Name == "operator.roomy" && h.Restarts > 0 {
@@ -308,7 +309,7 @@ func TestBrokenDiskFailsItsComponentAlone(t *testing.T) {
 			}
 			r.await("operator.roomy", "device", func(Report) bool { return restarts() > 0 })
 			fs.order(nil)
-			r.settled("operator.tight", 21)
+			r.settled("operator.tight", n+1)
 			r.stop()
 		})
 	}

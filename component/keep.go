@@ -104,9 +104,6 @@ func (k *local) delete(key []byte) error     { return k.s.delete(userKey(key)) }
 func (k *local) say(s said) error {
 	k.next++
 	s.number = k.next
-	if err := k.s.set(outboxKey(s.number), s.record); err != nil {
-		return err
-	}
 	k.queued = append(k.queued, s)
 	return nil
 }
@@ -130,6 +127,9 @@ func (k *local) commit(ctx context.Context, dirty []*Checkpoint, _ *parking) err
 		}
 	}
 	if len(k.queued) > 0 {
+		if err := k.s.setOutbox(k.queued); err != nil {
+			return err
+		}
 		if err := k.s.set([]byte{'n'}, beAppend(k.next)); err != nil {
 			return err
 		}
@@ -142,11 +142,16 @@ func (k *local) commit(ctx context.Context, dirty []*Checkpoint, _ *parking) err
 	return nil
 }
 
-// forget removes entries from the store. It need not be durable: what comes back is skipped by its number.
+// forget removes chunks from the store of which all has arrived. It need not be durable: what comes back is skipped by its number.
+// A chunk is set once, so that a single delete does, and both are gone when the memtable is flushed: a plain one would go on through
+// all levels.
 func (k *local) forget(list []said) error {
 	b := k.s.db.NewBatch()
 	for _, s := range list {
-		if err := b.Delete(outboxKey(s.number), nil); err != nil {
+		if s.chunk.left--; s.chunk.left > 0 {
+			continue
+		}
+		if err := b.SingleDelete(outboxKey(s.chunk.number), nil); err != nil {
 			return err
 		}
 	}

@@ -56,6 +56,9 @@ func (o *outbox) add(list []said) {
 	if len(list) == 0 {
 		return
 	}
+	for i := range list {
+		list[i].to = o.destination(list[i].m)
+	}
 	o.mu.Lock()
 	o.entries = append(o.entries, list...)
 	ended := o.ended
@@ -143,17 +146,17 @@ func (o *outbox) skipWritten(ctx context.Context) error {
 	marks := map[string]uint64{}
 	var keep []said
 	for _, s := range o.former {
-		to := o.destination(s.m)
-		mark, known := marks[to]
-		if !known && to != "queue:"+CommandQueue {
-			w, err := o.writer(ctx, to)
+		s.to = o.destination(s.m)
+		mark, known := marks[s.to]
+		if !known && s.to != "queue:"+CommandQueue {
+			w, err := o.writer(ctx, s.to)
 			if err != nil {
 				return err
 			}
 			if mark, err = o.written(ctx, w); err != nil {
 				return err
 			}
-			marks[to] = mark
+			marks[s.to] = mark
 		}
 		if s.number > mark {
 			keep = append(keep, s)
@@ -207,13 +210,13 @@ func (o *outbox) next() (to string, list []said) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	bytes := 0
-	for _, s := range o.entries {
-		d := o.destination(s.m)
+	for i := range o.entries {
+		s := &o.entries[i]
 		bytes += len(s.record)
-		if len(list) > 0 && (d != to || len(list) == outboxBatch || bytes > most) {
+		if len(list) > 0 && (s.to != to || len(list) == outboxBatch || bytes > most) {
 			break
 		}
-		to, list = d, append(list, s)
+		to, list = s.to, append(list, *s)
 	}
 	return to, list
 }

@@ -342,10 +342,18 @@ func TestOutboxSkipsWhatIsAlreadyThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := r.read("service_platform")
+	var left []said
 	for i, m := range again {
-		if err := s.set(outboxKey(uint64(i+1)), message.AppendRecord(nil, m)); err != nil {
-			t.Fatal(err)
-		}
+		e := newSaid(m)
+		e.number = uint64(i + 1)
+		left = append(left, e)
+	}
+	unsaid := *again[0]
+	unsaid.ID, unsaid.Data = message.NewID(time.Now()), []byte("2b")
+	e := newSaid(&unsaid)
+	e.number = uint64(len(again) + 1)
+	if err := s.setOutbox(append(left, e)); err != nil {
+		t.Fatal(err)
 	}
 	if err := s.commit(t.Context()); err != nil {
 		t.Fatal(err)
@@ -361,8 +369,17 @@ func TestOutboxSkipsWhatIsAlreadyThere(t *testing.T) {
 	for _, m := range r.read("service_platform") {
 		data = append(data, string(m.Data))
 	}
-	if want := []string{"1", "2", "3"}; !slices.Equal(data, want) {
+	if want := []string{"1", "2", "2b", "3"}; !slices.Equal(data, want) {
 		t.Errorf("said %v; want %v", data, want)
+	}
+	if s, err = openStore(t.Context(), nil, r.dir+"/operator.counting", slog.New(slog.DiscardHandler), nil); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := s.outbox(); err != nil || len(left) > 0 {
+		t.Errorf("%d entries are left to be said, %v", len(left), err)
+	}
+	if err := s.close(func() {}); err != nil {
+		t.Fatal(err)
 	}
 }
 

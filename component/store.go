@@ -24,7 +24,7 @@ const (
 	kindUser       = 'u'
 	kindCheckpoint = 'c' // place
 	kindParked     = 'p' // place, sequence, index
-	kindOutbox     = 'o' // number
+	kindOutbox     = 'o' // number of the first: a chunk
 	kindOutcome    = 'i' // message id: when a queued message's outcome was recorded
 	kindBirth      = 's' // the store's own id
 )
@@ -50,6 +50,10 @@ func (c crash) at(boundary string) error {
 	return c(boundary)
 }
 
+// memtableBytes is how much of what was written last is kept in memory, twice that while it is written to a table: what is written and
+// taken back in the meantime, as an outbox does all the time, never becomes one. It grows to that only where there is so much.
+const memtableBytes = 32 << 20
+
 // openStore opens a component's store on a file system; nil is the machine's. waits is told of waiting for space. Where
 // the disk is full it waits for space too, until ctx is done.
 func openStore(ctx context.Context, fs vfs.FS, dir string, log *slog.Logger, waits func(string)) (*store, error) {
@@ -57,7 +61,7 @@ func openStore(ctx context.Context, fs vfs.FS, dir string, log *slog.Logger, wai
 	err := s.disk.do(ctx, func() error {
 		l := storeLog{log, s.disk}
 		db, err := pebble.Open(filepath.Join(dir, "state"), &pebble.Options{
-			Logger: l, MemTableSize: 16 << 20, L0CompactionThreshold: 4,
+			Logger: l, MemTableSize: memtableBytes, L0CompactionThreshold: 4,
 			FormatMajorVersion: pebble.FormatNewest, FS: s.disk, EventListener: &pebble.EventListener{DataCorruption: l.corrupt, BackgroundError: l.background},
 		})
 		if err != nil {
@@ -235,7 +239,18 @@ type said struct {
 	m      *message.Message
 	record []byte // which m aliases
 	told   []func(error)
+	chunk  *chunk // where it lies in a local store
+	to     string // its destination, known once it is in the outbox
 }
+
+// chunk is entries of an outbox that lie in its store under one key.
+type chunk struct {
+	number uint64 // of the first
+	left   int    // how many have not arrived; of the goroutine that appends
+}
+
+// chunkBytes is how many bytes of entries lie under one key: a key for each would cost more than what it says.
+const chunkBytes = 64 << 10
 
 // tell says what became of it.
 func (s *said) tell(err error) {
@@ -255,15 +270,47 @@ func newSaid(m *message.Message) said {
 
 func outboxKey(n uint64) []byte { return binary.BigEndian.AppendUint64([]byte{kindOutbox}, n) }
 
+// setOutbox puts what was said into the next commit.
+func (s *store) setOutbox(list []said) error {
+	for len(list) > 0 {
+		n, bytes := 0, 0
+		for n < len(list) && (n == 0 || bytes+len(list[n].record) <= chunkBytes) {
+			bytes += len(list[n].record)
+			n++
+		}
+		c := &chunk{list[0].number, n}
+		op := s.batch.SetDeferred(len(outboxKey(0)), bytes)
+		copy(op.Key, outboxKey(c.number))
+		v := op.Value[:0]
+		for i := range n {
+			v, list[i].chunk = append(v, list[i].record...), c
+		}
+		if err := op.Finish(); err != nil {
+			return err
+		}
+		list = list[n:]
+	}
+	return nil
+}
+
 func (s *store) outbox() (list []said, err error) {
 	var bad error
 	err = walk(s.db, []byte{kindOutbox}, []byte{kindOutbox + 1}, false, func(k, v []byte) bool {
-		s := said{m: new(message.Message), record: slices.Clone(v)}
-		if _, bad = message.DecodeRecord(s.record, s.m); bad != nil || len(k) != 9 {
+		if len(k) != len(outboxKey(0)) {
+			bad = errors.New("what is still to be said is damaged in the store")
 			return false
 		}
-		s.number = binary.BigEndian.Uint64(k[1:])
-		list = append(list, s)
+		c := &chunk{number: binary.BigEndian.Uint64(k[1:])}
+		for rest := slices.Clone(v); len(rest) > 0; c.left++ {
+			e := said{number: c.number + uint64(c.left), m: new(message.Message), chunk: c}
+			n, err := message.DecodeRecord(rest, e.m)
+			if err != nil {
+				bad = err
+				return false
+			}
+			e.record, rest = rest[:n:n], rest[n:]
+			list = append(list, e)
+		}
 		return true
 	})
 	return list, errors.Join(err, bad)
