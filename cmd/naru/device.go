@@ -148,7 +148,7 @@ func deviceList(o *options) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&group, "group", "", "only devices of this group")
-	c.Flags().StringVar(&state, "state", "", "only devices in this state: active, disabled, expired, revoked, pending")
+	c.Flags().StringVar(&state, "state", "", "only devices in this state: active, disabled, expired, revoked, pending, untrusted")
 	return c
 }
 
@@ -164,7 +164,7 @@ func (o *options) listDevices(c *cobra.Command, q url.Values) error {
 	return o.show(c.OutOrStdout(), all, func(p *printer) {
 		p.row("DEVICE", "STATE", "CERTIFICATES", "VALID UNTIL", "SINCE", "GROUPS")
 		for _, d := range all {
-			p.row(d.ID, d.State, fmt.Sprint(len(d.Certs)), until(d), d.CreatedAt.Format("2006-01-02"), cut(strings.Join(d.Groups, ","), 40))
+			p.row(d.ID, stateOf(d), fmt.Sprint(len(d.Certs)), until(d), d.CreatedAt.Format("2006-01-02"), cut(strings.Join(d.Groups, ","), 40))
 		}
 	})
 }
@@ -191,6 +191,14 @@ func eachDevice(ctx context.Context, cl *client, q url.Values, f func(x509.Shown
 			return nil
 		}
 	}
+}
+
+// stateOf is a device's state, and of one whose CA is not trusted what became of that.
+func stateOf(d x509.Shown) string {
+	if d.Untrusted != "" {
+		return fmt.Sprintf("%s (CA %s)", d.State, d.Untrusted)
+	}
+	return d.State
 }
 
 // until is when a device's last certificate ends.

@@ -69,7 +69,7 @@ The fleet alone is on standard output; with --out and -o json that is {"exported
 			err = eachDevice(c.Context(), cl, url.Values{}, func(d x509.Shown) error {
 				n++
 				bar.add()
-				return write(d.Device)
+				return write(d)
 			})
 			bar.end()
 			if err = errors.Join(err, flush()); err == nil {
@@ -107,18 +107,18 @@ func exportFile(path string) (w io.Writer, keep func() error, drop func(), err e
 	return f, func() error { return f.Keep(0o600) }, f.Drop, nil
 }
 
-func fleetWriter(w io.Writer, format string) (write func(x509.Device) error, flush func() error, err error) {
+func fleetWriter(w io.Writer, format string) (write func(x509.Shown) error, flush func() error, err error) {
 	switch format {
 	case "jsonl":
 		b := bufio.NewWriter(w)
 		e := json.NewEncoder(b)
-		return func(d x509.Device) error { return e.Encode(d) }, b.Flush, nil
+		return func(d x509.Shown) error { return e.Encode(d.Device) }, b.Flush, nil
 	case "csv":
 		t := csv.NewWriter(w)
 		if err := t.Write(fleetColumns); err != nil {
 			return nil, nil, err
 		}
-		return func(d x509.Device) error {
+		return func(d x509.Shown) error {
 			attributes, err := json.Marshal(d.Attributes)
 			if err != nil {
 				return err
@@ -127,7 +127,7 @@ func fleetWriter(w io.Writer, format string) (write func(x509.Device) error, flu
 			if err != nil {
 				return err
 			}
-			return t.Write([]string{d.ID, d.State(time.Now()), strings.Join(d.Groups, ";"), d.Policy, string(attributes), fmt.Sprint(d.Disabled), string(certs),
+			return t.Write([]string{d.ID, d.State, strings.Join(d.Groups, ";"), d.Policy, string(attributes), fmt.Sprint(d.Disabled), string(certs),
 				d.CA, d.CreatedAt.Format(time.RFC3339Nano)})
 		}, func() error { t.Flush(); return t.Error() }, nil
 	}

@@ -107,7 +107,7 @@ func deviceExpiring(o *options) *cobra.Command {
 					if left < 0 {
 						when = short(left) + " ago"
 					}
-					p.row(d.ID, d.State, until(d), when)
+					p.row(d.ID, stateOf(d), until(d), when)
 				}
 			})
 			if err == nil && len(all) > 0 {

@@ -58,9 +58,9 @@ as it goes back (operator.retention).`,
 
 func showDevice(p *printer, d shownDevice) {
 	p.row("device", d.ID)
-	state := d.State
+	state := stateOf(d.Shown)
 	if d.Untrusted != "" {
-		state += fmt.Sprintf(", but its CA is not trusted (%s): naru why device %s", d.Untrusted, d.ID)
+		state += ": naru why device " + d.ID
 	}
 	p.row("state", state)
 	p.row("since", d.CreatedAt.Format(time.RFC3339))

@@ -105,6 +105,14 @@ func (o *options) whyOne(c *cobra.Command, cl *client, id, address, ca string) e
 		if k := claimNamed(id, claims, found.Attempts, time.Now()); k != nil {
 			b = explainClaim(*k, found.Attempts, cas.Registered, time.Now())
 		}
+	} else if len(found.Attempts) == 0 || found.Attempts[0].Admitted {
+		var shy struct {
+			Attempts []x509.Attempt `json:"attempts"`
+		}
+		if err := cl.get(c.Context(), "/api/v1/admissions", url.Values{"step": {x509.StepServer}, "limit": {"100"}}, &shy); err != nil {
+			return err
+		}
+		b.distrusted(shy.Attempts, time.Now())
 	}
 	if err := o.show(c.OutOrStdout(), b, func(p *printer) { showBecause(p, b) }); err != nil {
 		return err
@@ -246,7 +254,7 @@ func standing(a x509.CAAttempts) string {
 	switch {
 	case !a.Known:
 		return "no"
-	case a.Standing == x509.Disabled || a.Standing == x509.Retired:
+	case a.Standing != "" && a.Standing != x509.Trusted:
 		return string(a.Standing)
 	}
 	return "yes"

@@ -14,7 +14,9 @@ import (
 func explain(id string, d x509.Shown, known bool, attempts []x509.Attempt, cas []x509.RegisteredCA, now time.Time) because {
 	b := because{Device: id, State: "unregistered", Attempts: attempts, of: d, cas: cas}
 	if known {
-		b.State = d.Device.State(now)
+		if b.State = d.Device.State(now); d.Untrusted != "" && b.State == "active" {
+			b.State = "untrusted"
+		}
 		b.Attempts, b.Others = apart(d.Device, attempts)
 		attempts = b.Attempts
 	}
@@ -84,6 +86,33 @@ func explainClaim(k x509.Claim, attempts []x509.Attempt, cas []x509.RegisteredCA
 	}
 	return b
 }
+
+// distrusted adds what clients did that ended their handshake over the server's certificate, and so never said who they are: it
+// may have been the device. attempts are newest first.
+func (b *because) distrusted(attempts []x509.Attempt, now time.Time) {
+	if len(b.Attempts) > 0 {
+		own := &b.Attempts[0]
+		for i := range attempts {
+			if a := &attempts[i]; own.Admitted && a.Address == own.Address && a.Address != "" && a.Last.After(own.Last) {
+				b.Well, b.Reason = false, a.Reason
+				b.Cause = fmt.Sprintf("It last got in %s from %s. Since then a client there ended its handshake %s, the last time %s: %s.",
+					ago(own.Last, now), a.Address, times(a.Count), ago(a.Last, now), a.Detail)
+				b.Remedy = freshCA
+				return
+			}
+		}
+		return
+	}
+	if len(attempts) == 0 || !b.Well {
+		return
+	}
+	a := &attempts[0]
+	b.Cause += fmt.Sprintf(" But somebody who did not say who he is ended a handshake %s, from %s: %s.", ago(a.Last, now), orNowhere(a.Address), a.Detail)
+	b.Remedy = "Is that the device (naru why device --address ADDR lists an address's attempts)? " + freshCA + ". If not: " + b.Remedy
+}
+
+// freshCA is the remedy for a device that does not trust the platform.
+const freshCA = "Put this platform's roots on the device as its ca.crt: GET /api/v1/ca, or what naru device rotate writes"
 
 // trustedNoMore explains a registered certificate whose CA is trusted no more, and any certificate of a CA that is switched
 // off; false where neither is so.
@@ -175,6 +204,9 @@ func (b *because) decide(d x509.Shown, known bool, attempts []x509.Attempt, now 
 		b.say("cert_unknown_ca", "Its CA is not trusted (disabled): it has no certificate in force by another.", b.enableCA())
 	case d.Untrusted == x509.Retired:
 		b.say("cert_unknown_ca", "Its CA is not trusted (retired): it has no certificate in force that is not below a root that was retired.", rotateAll(id))
+	case d.Untrusted == x509.Removed:
+		b.say("cert_unknown_ca", "Its CA is not trusted (removed): it has no certificate in force by another.",
+			"naru ca registration-code, then naru ca register, to trust it again; or naru device rotate "+id)
 	case fought(attempts, now) != nil:
 		b.say("taken_over", "It is connected, and thrown out again: two clients have its certificate and client id. "+capital(fought(attempts, now).Detail)+".",
 			"Is one device's key on two devices, or do two programs on it connect? `naru device rotate "+id+"` gives it a new one")
@@ -224,6 +256,8 @@ func (b *because) explainRefusal(a *x509.Attempt) {
 	switch {
 	case step(a) == "rate_limit":
 		b.say(a.Reason, "It was refused by a rate limit: "+a.Detail+".", "Does it connect in a loop? Its attempts are counted below.")
+	case step(a) == x509.StepServer:
+		b.say(a.Reason, capital(a.Detail)+".", freshCA)
 	case step(a) == "throttle":
 		b.say(a.Reason, "It was refused by a rate limit on certificates: "+a.Detail+".", "Does a production line ask in a loop, or is its claim certificate in wrong hands? `naru ca claim list`")
 	case step(a) == "hook":

@@ -140,15 +140,15 @@ func TestWhySaysThatTheCAIsTrustedNoMore(t *testing.T) {
 	d := x509.Device{ID: "d-1", CA: "ab12", Certs: []x509.Certificate{{Fingerprint: "f", NotAfter: now.Add(time.Hour)}}}
 	cas := []x509.RegisteredCA{{Name: "Lazy CA", Fingerprint: "ab12", Disabled: true}}
 	before := []x509.Attempt{{Admitted: true, Fingerprint: "f", Last: now.Add(-time.Hour)}}
-	for why, remedy := range map[x509.Standing]string{x509.Disabled: "naru ca enable ab12", x509.Retired: "naru device rotate d-1"} {
+	for why, remedy := range map[x509.Standing]string{x509.Disabled: "naru ca enable ab12", x509.Retired: "naru device rotate d-1", x509.Removed: "naru ca registration-code"} {
 		for _, attempts := range [][]x509.Attempt{nil, before} {
 			b := explain("d-1", x509.Shown{Device: d, Untrusted: why}, true, attempts, cas, now)
-			if b.Well || b.Reason != "cert_unknown_ca" || !strings.Contains(b.Cause, "Its CA is not trusted ("+string(why)+")") || !strings.HasPrefix(b.Remedy, remedy) {
+			if b.Well || b.State != "untrusted" || b.Reason != "cert_unknown_ca" || !strings.Contains(b.Cause, "Its CA is not trusted ("+string(why)+")") || !strings.HasPrefix(b.Remedy, remedy) {
 				t.Errorf("%s: %+v", why, b)
 			}
 		}
 	}
-	for want, a := range map[string]x509.CAAttempts{"no": {}, "yes": {Known: true, Standing: x509.Trusted}, "retired": {Known: true, Standing: x509.Retired}, "disabled": {Known: true, Standing: x509.Disabled}} {
+	for want, a := range map[string]x509.CAAttempts{"no": {}, "yes": {Known: true, Standing: x509.Trusted}, "retired": {Known: true, Standing: x509.Retired}, "disabled": {Known: true, Standing: x509.Disabled}, "removed": {Known: true, Standing: x509.Removed}} {
 		if got := standing(a); got != want {
 			t.Errorf("%+v is %q", a, got)
 		}
@@ -234,5 +234,33 @@ func TestFleetIsReadFromCSVAndJSONLines(t *testing.T) {
 		if err := eachLine(strings.NewReader(text), format, func(int, x509.Import, error) error { return nil }); err == nil {
 			t.Errorf("%s is read", format)
 		}
+	}
+}
+
+// A client that does not trust the platform never says who it is; whoever looks for a device hears of it, with the remedy.
+func TestWhyKnowsOfClientsThatDoNotTrustThePlatform(t *testing.T) {
+	now := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
+	d := x509.Device{ID: "d-1", Certs: []x509.Certificate{{Fingerprint: "f", NotAfter: now.Add(time.Hour)}}}
+	shy := x509.Attempt{Address: "192.0.2.7", Reason: "handshake_failed", Detail: "the client refuses this server's certificate", Count: 3, Last: now.Add(-time.Minute), Steps: []x509.Step{{Name: x509.StepServer}}}
+	in := x509.Attempt{Address: "192.0.2.7", Admitted: true, Fingerprint: "f", Last: now.Add(-time.Hour)}
+	elsewhere, later := shy, in
+	elsewhere.Address, later.Last = "192.0.2.8", now
+	for name, c := range map[string]struct {
+		own  []x509.Attempt
+		shy  x509.Attempt
+		well bool
+		says bool
+	}{
+		"it never came": {nil, shy, true, true}, "it came before, from there": {[]x509.Attempt{in}, shy, false, true},
+		"it came before, from elsewhere": {[]x509.Attempt{in}, elsewhere, true, false}, "it has come since": {[]x509.Attempt{later}, shy, true, false},
+	} {
+		b := explain("d-1", x509.Shown{Device: d}, true, c.own, nil, now)
+		b.distrusted([]x509.Attempt{c.shy}, now)
+		if b.Well != c.well || strings.Contains(b.Cause, c.shy.Detail) != c.says || strings.Contains(b.Remedy, "ca.crt") != c.says {
+			t.Errorf("%s: %+v", name, b)
+		}
+	}
+	if b := explain("d-1", x509.Shown{}, false, []x509.Attempt{shy}, nil, now); b.Well || b.Reason != "handshake_failed" || !strings.Contains(b.Remedy, "ca.crt") { // by --address
+		t.Errorf("by its address: %+v", b)
 	}
 }

@@ -82,6 +82,7 @@ func (a *Admission) Recheck(ctx context.Context, c Client) error {
 // Refused records that a client was refused for something that an Admission does not look at: its handshake, client id,
 // a policy, a rate limit. step names it in a word; err is why, a *message.Rejection or what crypto/tls said.
 func (a *Admission) Refused(c Client, step string, err error) {
+	step, err = distrusts(step, err)
 	at := a.attempt(c)
 	if c.Leaf != nil {
 		at.pass("certificate", "of %q", name(c.Leaf))

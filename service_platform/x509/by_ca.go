@@ -118,7 +118,11 @@ const (
 	Trusted  Standing = "trusted"
 	Disabled Standing = "disabled" // a registered one that is switched off
 	Retired  Standing = "retired"  // below a root of the platform's own that was retired
+	Removed  Standing = "removed"  // a registered one that was removed
 )
+
+// stateUntrusted is the state of a device that would be active, were its certificates' CA trusted.
+const stateUntrusted = "untrusted"
 
 // standings are those of the CAs that are known here, by key identifier: the platform's own, and those registered.
 func (o *opened) standings(ctx context.Context) (map[string]Standing, error) {
@@ -130,6 +134,13 @@ func (o *opened) standings(ctx context.Context) (map[string]Standing, error) {
 	registered, err := o.cas.List(ctx)
 	if err != nil {
 		return nil, err
+	}
+	removed, err := o.cas.removed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range removed {
+		of[r.Key] = Removed
 	}
 	for _, id := range all.RetiredKeys {
 		of[id] = Retired
@@ -150,18 +161,28 @@ func (o *opened) standings(ctx context.Context) (map[string]Standing, error) {
 	return of, nil
 }
 
-// untrusted says why none of a device's certificates that are in force will be taken, where it is for their CA: Disabled or
-// Retired. It is empty where one will be, where a certificate's CA is not known, and where none is in force.
+// untrusted says why none of a device's certificates that are in force will be taken, where it is for their CA: Disabled,
+// Retired or Removed. It is empty where one will be, where a certificate's CA is not known, and where none is in force.
 func (d *Device) untrusted(of map[string]Standing, now time.Time) (why Standing) {
 	for _, c := range d.Certs {
 		if !c.InForce(now) {
 			continue
 		}
-		if why = of[c.Issuer]; why != Disabled && why != Retired {
+		if why = of[c.Issuer]; why == "" || why == Trusted {
 			return ""
 		}
 	}
 	return why
+}
+
+// stateOf is the device's state as it is felt at the door: State, or stateUntrusted with what became of the CA.
+func (d *Device) stateOf(of map[string]Standing, now time.Time) (state string, why Standing) {
+	if state = d.State(now); state == "active" {
+		if why = d.untrusted(of, now); why != "" {
+			state = stateUntrusted
+		}
+	}
+	return state, why
 }
 
 // keyIDOf names a CA by its key: the key identifier in its certificate, else the beginning of the key's hash.

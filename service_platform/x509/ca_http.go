@@ -173,10 +173,11 @@ func (s *service) disableCA(off bool) func(*opened, http.ResponseWriter, *http.R
 }
 
 func (s *service) removeCA(o *opened, w http.ResponseWriter, r *http.Request) error {
-	if err := o.cas.Remove(r.Context(), r.PathValue("fingerprint")); err != nil {
+	ca, err := o.cas.Remove(r.Context(), r.PathValue("fingerprint"))
+	if err != nil {
 		return err
 	}
-	s.env.Log.Info("a registered CA was removed", "fingerprint", r.PathValue("fingerprint"))
+	s.env.Log.Info("a registered CA was removed", "ca", ca.Name, "fingerprint", ca.Fingerprint)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }

@@ -3,6 +3,7 @@ package x509
 import (
 	stdx509 "crypto/x509"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -80,6 +81,34 @@ func TestACATrustedNoMoreKeepsItsStanding(t *testing.T) {
 			t.Errorf("%s: %q, want %q", id, got, want)
 		}
 	}
+	// The list says so, and the metric, and what became of the CA; and of one that is removed as well.
+	listed := func(q string) (states map[string]string) {
+		t.Helper()
+		var page struct{ Devices []Shown }
+		a.must(a.do("GET", "/api/v1/devices"+q, nil, &page), 200)
+		states = map[string]string{}
+		for _, d := range page.Devices {
+			states[d.ID] = d.State + " " + string(d.Untrusted)
+		}
+		return states
+	}
+	if got, want := listed(""), map[string]string{"d-1": "untrusted retired", "d-2": "active ", "meter-7": "untrusted disabled"}; !maps.Equal(got, want) {
+		t.Errorf("listed %v", got)
+	}
+	if got := listed("?state=active"); len(got) != 1 || got["d-2"] == "" {
+		t.Errorf("active are %v", got)
+	}
+	gauges := a.gauges()
+	for state, want := range map[string]float64{"active": 1, "untrusted": 2} {
+		if got := gauges[state]; got != want {
+			t.Errorf("%g devices are counted as %s, want %g", got, state, want)
+		}
+	}
+	a.must(a.do("DELETE", "/api/v1/ca/registered/"+a.factoryID, nil, nil), 204)
+	a.settle()
+	if got := listed("?state=untrusted"); got["meter-7"] != "untrusted removed" {
+		t.Errorf("once its CA is removed: %v", got)
+	}
 	for _, c := range []*stdx509.Certificate{meter, certOf(t, a.device)} {
 		if _, err := a.gate.AdmitClient(t.Context(), Client{Leaf: c}); err == nil {
 			t.Fatal("it got in")
@@ -94,7 +123,7 @@ func TestACATrustedNoMoreKeepsItsStanding(t *testing.T) {
 			got[c.Standing] += c.Refused
 		}
 	}
-	if got[Retired] != 1 || got[Disabled] != 1 {
+	if got[Retired] != 1 || got[Removed] != 1 {
 		t.Errorf("refused by standing %v: %+v", got, by.CAs)
 	}
 }

@@ -181,7 +181,7 @@ func (s *service) patch(o *opened, w http.ResponseWriter, r *http.Request) error
 		return err
 	}
 	s.tell(r, o, d.ID)
-	shown := s.shown(d)
+	shown := s.changed(r, o, d)
 	shown.Warning = warning
 	return answer(w, http.StatusOK, shown)
 }

@@ -214,14 +214,18 @@ func (s *service) list(o *opened, w http.ResponseWriter, r *http.Request) error 
 	if err := sel.check(); err != nil {
 		return bad(err)
 	}
-	devices, more := o.index.page(q.Get("after"), limit, sel.keeps(s.env.Now()))
+	of, err := o.standings(r.Context())
+	if err != nil {
+		return err
+	}
+	devices, more := o.index.page(q.Get("after"), limit, sel.keeps(of, s.env.Now()))
 	page := struct {
 		Devices []Shown `json:"devices"`
 		Next    string  `json:"next,omitempty"`
 		Total   int     `json:"total"` // registered devices, selected or not
 	}{Devices: make([]Shown, 0, len(devices)), Total: o.index.size()}
 	for _, d := range devices {
-		page.Devices = append(page.Devices, s.shown(d))
+		page.Devices = append(page.Devices, s.shown(d, of))
 	}
 	if more {
 		page.Next = devices[len(devices)-1].ID
@@ -232,16 +236,22 @@ func (s *service) list(o *opened, w http.ResponseWriter, r *http.Request) error 
 // Shown is a device as answers show it: with its state in a word, and without what is the registry's own affair.
 type Shown struct {
 	Device
-	State string `json:"state"` // as Device.State
-	// Untrusted is Disabled or Retired where the device does not get in since its certificates' CA has that standing. Only GET
-	// /api/v1/devices/{id} says it.
+	State string `json:"state"` // as Device.State; untrusted where it would be active, were its certificates' CA trusted
+	// Untrusted is what became of that CA: Disabled, Retired or Removed.
 	Untrusted Standing `json:"untrusted,omitempty"`
 	Warning   string   `json:"warning,omitempty"` // as Enrolled.Warning, of what was just changed
 }
 
-func (s *service) shown(d Device) Shown {
+func (s *service) shown(d Device, of map[string]Standing) Shown {
 	d.Unsaid, d.Gone = nil, false
-	return Shown{Device: d, State: d.State(s.env.Now())}
+	state, why := d.stateOf(of, s.env.Now())
+	return Shown{Device: d, State: state, Untrusted: why}
+}
+
+// changed is a device that was just changed. That is done, whether or not its CA's standing can be read.
+func (s *service) changed(r *http.Request, o *opened, d Device) Shown {
+	of, _ := o.standings(r.Context())
+	return s.shown(d, of)
 }
 
 func (s *service) show(o *opened, w http.ResponseWriter, r *http.Request) error {
@@ -253,9 +263,7 @@ func (s *service) show(o *opened, w http.ResponseWriter, r *http.Request) error 
 	if err != nil {
 		return err
 	}
-	shown := s.shown(d)
-	shown.Untrusted = d.untrusted(of, s.env.Now())
-	return answer(w, http.StatusOK, shown)
+	return answer(w, http.StatusOK, s.shown(d, of))
 }
 
 func (s *service) remove(o *opened, w http.ResponseWriter, r *http.Request) error {
@@ -302,7 +310,7 @@ func (s *service) revoke(o *opened, w http.ResponseWriter, r *http.Request) erro
 	}
 	s.metrics.revoked.Add(float64(len(revoked)))
 	s.tell(r, o, d.ID)
-	return answer(w, http.StatusOK, s.shown(d))
+	return answer(w, http.StatusOK, s.changed(r, o, d))
 }
 
 func (s *service) disable(off bool) func(*opened, http.ResponseWriter, *http.Request) error {
@@ -316,7 +324,7 @@ func (s *service) disable(off bool) func(*opened, http.ResponseWriter, *http.Req
 			return err
 		}
 		s.tell(r, o, d.ID)
-		return answer(w, http.StatusOK, s.shown(d))
+		return answer(w, http.StatusOK, s.changed(r, o, d))
 	}
 }
 
@@ -331,8 +339,8 @@ func (s *service) ca(o *opened, w http.ResponseWriter, r *http.Request) error {
 	return err
 }
 
-// admissions gives the recorded attempts to get in, newest first: `device`, `address`, `ca` (key identifier or name) and
-// `refused=true` select.
+// admissions gives the recorded attempts to get in, newest first: `device`, `address`, `ca` (key identifier or name),
+// `step` (where it ended) and `refused=true` select.
 func (s *service) admissions(o *opened, w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	limit := 100
@@ -343,7 +351,7 @@ func (s *service) admissions(o *opened, w http.ResponseWriter, r *http.Request) 
 		}
 		limit = n
 	}
-	list, err := attempts(r.Context(), s.env.Bus, attemptFilter{device: q.Get("device"), address: q.Get("address"), ca: q.Get("ca"), refused: q.Get("refused") == "true"}, limit)
+	list, err := attempts(r.Context(), s.env.Bus, attemptFilter{device: q.Get("device"), address: q.Get("address"), ca: q.Get("ca"), step: q.Get("step"), refused: q.Get("refused") == "true"}, limit)
 	if err != nil {
 		return err
 	}

@@ -187,7 +187,7 @@ func (d *Device) Until() (last time.Time) {
 	return last
 }
 
-// State is the device in a word: active, disabled, expired, revoked, or pending where it never had a certificate.
+// State is the device itself in a word: active, disabled, expired, revoked, or pending where it never had a certificate.
 func (d *Device) State(now time.Time) string {
 	until := d.Until()
 	switch {
@@ -203,6 +203,9 @@ func (d *Device) State(now time.Time) string {
 	return "active"
 }
 
+// states are what a list can be asked for, and what is counted.
+var states = []string{"active", "disabled", "expired", "revoked", "pending", stateUntrusted}
+
 // selection is which devices a list is asked for.
 type selection struct {
 	group, state string
@@ -211,13 +214,13 @@ type selection struct {
 }
 
 func (s selection) check() error {
-	if s.state != "" && !slices.Contains([]string{"active", "disabled", "expired", "revoked", "pending"}, s.state) {
-		return fmt.Errorf("state %q: there are active, disabled, expired, revoked and pending", short(s.state))
+	if s.state != "" && !slices.Contains(states, s.state) {
+		return fmt.Errorf("state %q: there are %s", short(s.state), strings.Join(states, ", "))
 	}
 	return nil
 }
 
-func (s selection) keeps(now time.Time) func(*Device) bool {
+func (s selection) keeps(of map[string]Standing, now time.Time) func(*Device) bool {
 	if s == (selection{}) {
 		return nil
 	}
@@ -225,7 +228,7 @@ func (s selection) keeps(now time.Time) func(*Device) bool {
 		if s.group != "" && !slices.ContainsFunc(d.Groups, func(g string) bool { return strings.EqualFold(g, s.group) }) {
 			return false
 		}
-		if s.state != "" && d.State(now) != s.state {
+		if state, _ := d.stateOf(of, now); s.state != "" && state != s.state {
 			return false
 		}
 		if !s.expiring {

@@ -102,7 +102,7 @@ func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
 	if created {
 		status = http.StatusCreated
 	}
-	shown := s.shown(d)
+	shown := s.changed(r, o, d)
 	shown.Warning = warning
 	return answer(w, status, shown)
 }

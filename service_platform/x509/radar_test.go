@@ -57,17 +57,13 @@ func TestAlertsAskForMetricsThatThereAre(t *testing.T) {
 	}
 }
 
-func TestRadarCountsWhatEndsSoon(t *testing.T) {
-	a := startAPI(t)
-	for id, validity := range map[string]int{"a": 5, "b": 20, "c": 300, "d": 1} {
-		a.do("POST", "/api/v1/devices", Enrolment{ID: id, Validity: Duration(validity) * Duration(day)}, nil)
-	}
-	a.do("POST", "/api/v1/devices/b/disable", nil, nil) // is off on purpose, and no concern
-	a.clock.move(2 * day)
-	a.s.look(t.Context(), a.s.open.Load())
+// gauges are the radar's, by their label.
+func (a *api) gauges() map[string]float64 {
+	a.Helper()
+	a.s.look(a.Context(), a.s.open.Load())
 	have, err := a.s.env.Metrics.(*prometheus.Registry).Gather()
 	if err != nil {
-		t.Fatal(err)
+		a.Fatal(err)
 	}
 	got := map[string]float64{}
 	for _, f := range have {
@@ -77,6 +73,17 @@ func TestRadarCountsWhatEndsSoon(t *testing.T) {
 			}
 		}
 	}
+	return got
+}
+
+func TestRadarCountsWhatEndsSoon(t *testing.T) {
+	a := startAPI(t)
+	for id, validity := range map[string]int{"a": 5, "b": 20, "c": 300, "d": 1} {
+		a.do("POST", "/api/v1/devices", Enrolment{ID: id, Validity: Duration(validity) * Duration(day)}, nil)
+	}
+	a.do("POST", "/api/v1/devices/b/disable", nil, nil) // is off on purpose, and no concern
+	a.clock.move(2 * day)
+	got := a.gauges()
 	for label, want := range map[string]float64{"1d": 0, "7d": 1, "30d": 1, "active": 2, "expired": 1, "disabled": 1} {
 		if got[label] != want {
 			t.Errorf("%s: %g, want %g", label, got[label], want)

@@ -63,7 +63,7 @@ type Attempt struct {
 
 // Step is one thing that was looked at.
 type Step struct {
-	Name   string `json:"name"` // handshake, certificate, signature, usage, time, registration, token, claim, throttle, csr, template, hook, client_id, policy, rate_limit, …
+	Name   string `json:"name"` // handshake, server_certificate, certificate, signature, usage, time, registration, token, claim, throttle, csr, template, hook, client_id, policy, rate_limit, …
 	OK     bool   `json:"ok"`
 	Detail string `json:"detail,omitempty"`
 }
@@ -325,16 +325,16 @@ func (r *recorder) run(ctx context.Context, b bus.Bus, warn func(error, int)) {
 
 // attemptFilter selects attempts; what is empty selects all.
 type attemptFilter struct {
-	device, address, ca, fingerprint string
-	refused, admitted                bool
+	device, address, ca, step string // step is the one that it ended at
+	refused                   bool
 }
 
 func (f attemptFilter) keeps(a *Attempt) bool {
 	return (f.device == "" || a.Device == f.device || a.Becomes == f.device || a.ClientID == f.device || a.Device == hiddenUser(f.device)) &&
 		(f.address == "" || a.Address == f.address) &&
 		(f.ca == "" || a.CA == f.ca || a.Issuer == f.ca) &&
-		(f.fingerprint == "" || a.Fingerprint == f.fingerprint) &&
-		!(f.refused && a.Admitted) && !(f.admitted && !a.Admitted)
+		(f.step == "" || len(a.Steps) > 0 && a.Steps[len(a.Steps)-1].Name == f.step) &&
+		!(f.refused && a.Admitted)
 }
 
 // attempts reads what every node recorded, newest first, at most limit of them.

@@ -3,9 +3,11 @@ package x509
 import (
 	"context"
 	"crypto/elliptic"
+	"crypto/tls"
 	stdx509 "crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -379,5 +381,48 @@ func TestTemplateDecidesHowLongCertificatesAreValid(t *testing.T) {
 	}
 	if err := (Template{Name: "x", Validity: Duration(time.Second)}).check("t"); err == nil {
 		t.Error("a validity of a second is taken")
+	}
+}
+
+// A device whose ca.crt is too old ends the handshake itself; that is told from other faults of a handshake, with what to do.
+func TestClientThatDoesNotTrustTheServerIsToldApart(t *testing.T) {
+	a := newArena(t)
+	conf, err := a.gate.ServerTLS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := foreignCA(t, a.clock, nil)
+	roots := stdx509.NewCertPool()
+	roots.AddCert(other.cert)
+	for address, client := range map[string]*tls.Config{
+		"192.0.2.1": {RootCAs: roots, ServerName: "localhost"},
+		"192.0.2.2": {RootCAs: roots, ServerName: "localhost", MaxVersion: tls.VersionTLS12},
+		"192.0.2.3": {InsecureSkipVerify: true, CipherSuites: []uint16{tls.TLS_RSA_WITH_AES_128_CBC_SHA}, MaxVersion: tls.VersionTLS12},
+	} {
+		near, far := net.Pipe()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = tls.Client(near, client).HandshakeContext(t.Context()) // it is to fail
+			_ = near.Close()
+		}()
+		err := tls.Server(far, conf).HandshakeContext(t.Context())
+		_ = far.Close()
+		<-done
+		if err == nil {
+			t.Fatalf("%s is in", address)
+		}
+		a.gate.RefusePeer(address, "", tls.ConnectionState{}, "handshake", err)
+		got := a.attempts(attemptFilter{address: address})[0]
+		want := StepServer
+		if address == "192.0.2.3" {
+			want = "handshake"
+		}
+		if got.Steps[0].Name != want || got.Reason != "handshake_failed" || (want == StepServer) != strings.Contains(got.Detail, "ca.crt") {
+			t.Errorf("%s: recorded %+v (%v)", address, got, err)
+		}
+	}
+	if got := a.attempts(attemptFilter{step: StepServer}); len(got) != 2 {
+		t.Errorf("%d by the step", len(got))
 	}
 }

@@ -199,13 +199,67 @@ func (c *CAs) Disable(ctx context.Context, fingerprint string, off bool) (r Regi
 	}
 }
 
-// Remove ends the trust in a CA; its devices' certificates admit nobody any more.
-func (c *CAs) Remove(ctx context.Context, fingerprint string) error {
+// Remove ends the trust in a CA; its devices' certificates admit nobody any more. It gives what was removed.
+func (c *CAs) Remove(ctx context.Context, fingerprint string) (r RegisteredCA, err error) {
 	e, err := c.get(ctx, fingerprint)
 	if err != nil {
-		return err
+		return r, err
 	}
-	return c.table.Delete(ctx, e.Key, 0)
+	if err := json.Unmarshal(e.Value, &r); err != nil {
+		return r, fmt.Errorf("read the registered CA %s: %w", fingerprint, err)
+	}
+	if err := c.remember(ctx, removedCA{r.KeyID(), c.now().UTC()}); err != nil { // before it is gone; while it is there, that counts
+		return r, err
+	}
+	return r, c.table.Delete(ctx, e.Key, 0)
+}
+
+const (
+	removedKey = "removed.cas"
+	// removedMax is how many removed CAs are remembered, the latest: of those before, their devices' states say what they did.
+	removedMax = 256
+)
+
+// removedCA is a CA that was registered here and removed: whose devices are shut out for that.
+type removedCA struct {
+	Key string    `json:"key"` // as RegisteredCA.KeyID
+	At  time.Time `json:"at"`
+}
+
+func (c *CAs) removed(ctx context.Context) (list []removedCA, err error) {
+	list, _, err = c.removedAt(ctx)
+	return list, err
+}
+
+func (c *CAs) removedAt(ctx context.Context) (list []removedCA, revision uint64, err error) {
+	e, err := c.table.Get(ctx, removedKey)
+	if errors.Is(err, bus.ErrNotFound) {
+		return nil, 0, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(e.Value, &list)
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("read which CAs were removed: %w", err)
+	}
+	return list, e.Revision, nil
+}
+
+func (c *CAs) remember(ctx context.Context, r removedCA) error {
+	for {
+		list, revision, err := c.removedAt(ctx)
+		if err != nil {
+			return err
+		}
+		list = append(slices.DeleteFunc(list, func(o removedCA) bool { return o.Key == r.Key }), r)
+		raw, err := json.Marshal(list[max(0, len(list)-removedMax):])
+		if err != nil {
+			return err
+		}
+		if _, err = c.table.Update(ctx, removedKey, raw, revision); !errors.Is(err, bus.ErrConflict) {
+			return err
+		}
+	}
 }
 
 func (c *CAs) get(ctx context.Context, fingerprint string) (e bus.Entry, err error) {

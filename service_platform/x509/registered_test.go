@@ -64,7 +64,7 @@ func TestRegisteredCAAdmitsRegisteredDevices(t *testing.T) {
 		t.Errorf("told of %q", d)
 	}
 	h.refused(c, message.CertUnknownCA)
-	if err := h.cas().Remove(t.Context(), r.Fingerprint); err != nil {
+	if _, err := h.cas().Remove(t.Context(), r.Fingerprint); err != nil {
 		t.Fatal(err)
 	}
 	h.door = h.openDoor()

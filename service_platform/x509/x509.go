@@ -259,12 +259,17 @@ func (s *service) load(ctx context.Context, all *sync.WaitGroup, o *opened) bool
 // look counts what ends soon, ends the overlaps that have passed, and says what is wrong with the templates' policies.
 func (s *service) look(ctx context.Context, o *opened) {
 	s.lookAtTemplates(ctx, o)
+	of, err := o.standings(ctx)
+	if err != nil && ctx.Err() == nil {
+		s.env.Log.Warn("which CAs are trusted cannot be read; devices count as if all were", "error", err)
+	}
 	now := s.env.Now()
 	counts := map[string]int{}
 	within := make([]int, len(radar))
 	var over []string
 	o.index.each(func(d *Device) {
-		counts[d.State(now)]++
+		state, _ := d.stateOf(of, now)
+		counts[state]++
 		until := d.Until()
 		for i, r := range radar {
 			if !d.Disabled && !until.IsZero() && now.Before(until) && until.Before(now.Add(r.within)) {
@@ -278,7 +283,7 @@ func (s *service) look(ctx context.Context, o *opened) {
 			}
 		}
 	})
-	for _, state := range []string{"active", "disabled", "expired", "revoked", "pending"} {
+	for _, state := range states {
 		s.metrics.devices.WithLabelValues(state).Set(float64(counts[state]))
 	}
 	for i, r := range radar {
