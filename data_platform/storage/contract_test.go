@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -339,6 +340,88 @@ func TestAMessageThatComesAgainIsOneRow(t *testing.T) {
 		}
 		want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(1)}})
 	})
+}
+
+// The model lets no such row through; should one come all the same, it must not hold its dataset up for ever.
+func TestARowThatTheEngineDoesNotHoldDiesAlone(t *testing.T) {
+	for what, key := range map[string][]string{"plain": nil, "with a key": {"device", "seq"}} {
+		t.Run(what, func(t *testing.T) {
+			each(t, func(t *testing.T, open func() Store) {
+				s := open()
+				defer s.Close()
+				table := readings()
+				table.Key = key
+				table.Rollups = []Rollup{{Name: "telemetry_1m", Every: time.Minute, Values: []RollupValue{{"seq", []string{"sum"}}}}}
+				ensureTable(t, s, table)
+				far := time.Date(300000, 1, 1, 0, 0, 0, 0, time.UTC)
+				late, broken, first := row("d-1", 2), row("d-1", 4), row("d-1", 5)
+				late.Values[4], broken.Values[5], first.Time = far, json.RawMessage(`{"a":"\xff"}`), far
+				twin := row("d-1", 6) // of the message that late is of
+				twin.Message, twin.Position = late.Message, late.Position
+				done := load(t, s, 0, 9, row("d-1", 1), late, row("d-1", 3), broken, first, twin, row("d-1", 7), row("d-1", 3))
+				var refused []int
+				for _, r := range done.Refused {
+					refused = append(refused, r.Row)
+				}
+				want(t, "refused", refused, []int{1, 3, 4})
+				rows, duplicates := 4, []int(nil)
+				if key != nil {
+					rows, duplicates = 3, []int{7}
+				}
+				want(t, "rows", done.Rows, rows)
+				want(t, "duplicates", done.Duplicates, duplicates)
+				want(t, "rows there", all(t, s, "SELECT count(*), count(DISTINCT seq) FROM telemetry WHERE seq IN (1, 3, 7) AND celsius IS NOT NULL"), [][]any{{int64(rows), int64(3)}})
+				want(t, "roll-up", all(t, s, "SELECT rows FROM telemetry_1m"), [][]any{{int64(rows)}})
+				m, err := s.Mark(t.Context(), source)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for r, column := range map[*Row]string{&late: "at", &broken: "rest", &first: "time"} {
+					if f, ok := m.Fate(r.Position); !ok || f.Reason != message.SchemaMismatch || !strings.HasPrefix(f.Detail, column) || !strings.Contains(f.Detail, "does not hold: ") {
+						t.Errorf("the fate that is kept for %s: %+v", column, f)
+					}
+				}
+				load(t, s, 9, 10, row("d-1", 8))
+			})
+		})
+	}
+}
+
+// What a database of DuckDB says by itself while naru loads holds the batch back; the mark stands still, and what comes then is loaded.
+func TestFaultsOfDuckDBHoldABatchBackAndLoseNothing(t *testing.T) {
+	s := engines["duckdb"](t)()
+	defer s.Close()
+	table := readings()
+	table.Key = []string{"device", "seq"}
+	ensureTable(t, s, table)
+	load(t, s, 0, 1, row("d-1", 1))
+	admin := func(statement string) {
+		t.Helper()
+		if err := s.(*duck).use(t.Context(), func(db *sql.DB) error { _, err := db.ExecContext(t.Context(), statement); return err }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, c := range []struct{ do, undo, want string }{
+		{"ALTER TABLE telemetry RENAME TO away", "ALTER TABLE away RENAME TO telemetry", "Table with name telemetry does not exist"},
+		{"ALTER TABLE telemetry ADD COLUMN more INTEGER DEFAULT 1; ALTER TABLE telemetry ALTER COLUMN more SET NOT NULL", "ALTER TABLE telemetry DROP COLUMN more", "NOT NULL constraint failed: telemetry.more"},
+		{"ALTER TABLE naru.marks RENAME TO away", "ALTER TABLE naru.away RENAME TO marks", "marks does not exist"},
+	} {
+		at := uint64(1 + i)
+		admin(c.do)
+		if i == 1 {
+			admin("ALTER TABLE telemetry ALTER COLUMN more DROP DEFAULT")
+		}
+		_, err := s.Load(t.Context(), &Batch{Table: "telemetry", Rows: []Row{row("d-1", int(at)+1)}, Source: source, From: Mark{Sequence: at}, Upto: Mark{Sequence: at + 1}})
+		if err == nil || !strings.Contains(err.Error(), "load into telemetry") || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v; want %s", c.do, err, c.want)
+		}
+		admin(c.undo)
+		if m, err := s.Mark(t.Context(), source); err != nil || m.Sequence != at {
+			t.Fatalf("%s: the mark is %v, %v; want %d", c.do, m, err, at)
+		}
+		load(t, s, at, at+1, row("d-1", int(at)+1))
+	}
+	want(t, "rows", all(t, s, "SELECT count(*), max(seq) FROM telemetry"), [][]any{{int64(4), int64(4)}})
 }
 
 // A field may be called as anything of ours that its values come by.

@@ -63,7 +63,7 @@ func (p *postgres) Export(ctx context.Context, table string, from, to time.Time,
 	var piece []Row
 	flush := func() error {
 		n += int64(len(piece))
-		err := appendRows(c, "", staged, t, piece, false)
+		err := appendRows(c, "", staged, t, piece, nil, false)
 		piece = piece[:0]
 		return err
 	}

@@ -213,7 +213,7 @@ func (b *bench) lay(ctx context.Context, rows []Row) error {
 		b.s.mu.Unlock()
 	}
 	b.out.Columns = b.plan.columns
-	return appendRows(b.c, "temp", "naru_input", t, rows, true)
+	return appendRows(b.c, "temp", "naru_input", t, rows, nil, true)
 }
 
 // prepare makes one statement of the steps, and has it done with no row: what fails so is the steps' own.
