@@ -399,7 +399,7 @@ func appendRow(a *duckdb.Appender, t *Table, r *Row, values []driver.Value) ([]d
 	if err == nil {
 		return values, nil
 	}
-	if m := inCol.FindStringSubmatch(err.Error()); m != nil {
+	if m := inCol.FindStringSubmatch(err.Error()); m != nil && !strings.Contains(err.Error(), "cast error") { // another type is our mistake, and nobody's row
 		if i, _ := strconv.Atoi(m[1]); i >= before && i < len(values) {
 			err = &valueError{t.all()[i-before], values[i], err}
 		}
