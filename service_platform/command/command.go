@@ -60,7 +60,8 @@ type Commands struct {
 	metrics             *metrics
 	hub                 *hub
 	wake                chan struct{} // something may be released
-	ahead               time.Time     // when the history was swept last; of Run's goroutine
+	began               time.Time     // when it started; of Run's goroutine, as what follows
+	ahead               time.Time     // when the history was swept last
 }
 
 // New builds the component.
@@ -112,6 +113,7 @@ func (c *Commands) run(ctx context.Context, ready func()) error {
 		return err
 	}
 	ready()
+	c.began = c.env.Now()
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
 	for {

@@ -18,9 +18,11 @@ func (c *Commands) work(ctx context.Context) (more bool, err error) {
 	now := c.env.Now()
 	released, rerr := c.release(ctx)
 	expired, eerr := c.each(ctx, kindExpiry, now, c.expire)
-	again, aerr := c.each(ctx, kindAgain, now, c.once)
-	forgotten := 0
-	var ferr error
+	again, forgotten := 0, 0
+	var aerr, ferr error
+	if now.Sub(c.began) >= c.again { // what was said while the process was away is heard first
+		again, aerr = c.each(ctx, kindAgain, now, c.once)
+	}
 	if now.Sub(c.ahead) >= houseEvery {
 		if forgotten, ferr = c.each(ctx, kindEnded, now.Add(-c.age), c.sweep); forgotten < atOnce {
 			c.ahead = now
