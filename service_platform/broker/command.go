@@ -70,30 +70,43 @@ func (c *conn) carries(m *message.Message, mark uint64) bool {
 	return false
 }
 
-// took tells that the device has acknowledged a command, or will not have it. c.mu is held, and the store's mutex is free.
-func (c *conn) took(k *carried, code packet.ReasonCode) *carried {
+// took tells that the device has acknowledged a command, or will not have it: of a session that is kept in the commit that notes
+// the acknowledgement, so that neither is known without the other. c.mu is held, and the store's mutex is free.
+func (c *conn) took(f *flight, code packet.ReasonCode) {
+	k := f.command
 	if k == nil {
-		return nil
+		return
 	}
+	f.command = nil
 	r := session.Receipt(k.m, serviceplatform.ReceiptDelivered)
 	if code.Failed() {
 		r.Result, r.Reason, r.Detail = serviceplatform.ReceiptRefused, message.Unsupported, "the device has refused it: "+code.String()
 	}
-	c.commanded = k.mark
-	c.tells(&r, k.m)
-	return nil
+	if f.number == 0 {
+		c.commanded = k.mark
+		c.tells(&r, k.m)
+	} else if out := c.receipt(&r, k.m); out != nil {
+		c.command, c.proofs = k.mark, append(c.proofs, out)
+	}
 }
 
 // tells has a receipt told, soon. c.mu is held.
 func (c *conn) tells(r *serviceplatform.Receipt, m *message.Message) {
+	if out := c.receipt(r, m); out != nil {
+		c.b.env.Mint(out)
+		c.receipts = append(c.receipts, out)
+		c.settleSoon()
+	}
+}
+
+// receipt is the message that tells it; nil where there is none.
+func (c *conn) receipt(r *serviceplatform.Receipt, m *message.Message) *message.Message {
 	r.Client, r.Node, r.Version = c.clientID, c.b.env.Node, c.b.store.Version()
 	out, err := session.ReceiptMessage(r, m)
 	if err != nil {
-		return // plain values
+		return nil // plain values
 	}
-	c.b.env.Mint(out)
-	c.receipts = append(c.receipts, out)
-	c.settleSoon()
+	return out
 }
 
 // listens tells that the device has subscribed to something, where its commands wait for that.

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -224,7 +225,36 @@ func TestCommandWithQoS2IsDeliveredWithItsPUBREC(t *testing.T) {
 		t.Errorf("the receipt is %+v", x)
 	}
 	d.answer(packet.PUBREL, got.ID)
+	restart := func() {
+		t.Helper()
+		d.Close()
+		r.firstOffline("d-1")
+		r.stop()
+		r.start(r.host.Catalog)
+		d = r.raw()
+		if a := d.connect(keeping("d-1", false, 3600)); !a.SessionPresent {
+			t.Fatal("the session is gone")
+		}
+	}
+	again := func() { // once the handshake is over: before that it is known to be owed, and nothing is told
+		t.Helper()
+		r.eventually(func() string {
+			if x := r.session("d-1"); x.Waiting > 0 {
+				return fmt.Sprintf("%d messages wait for it", x.Waiting)
+			}
+			return ""
+		})
+		m := r.release("d-1", "c1", "now", func(m *message.Message) { m.QoS = 2 })
+		r.awaited(message.ServicePlatform, "its receipt", func(x *message.Message) bool {
+			return x.Subject == serviceplatform.ReceiptSubject("d-1") && x.Cause == m.ID
+		})
+	}
+	restart() // in the middle of the handshake, which goes on
+	d.answer(packet.PUBREL, got.ID)
 	d.write((&packet.Ack{Type: packet.PUBCOMP, ID: got.ID}).Append(nil, packet.V5))
+	again()
+	restart() // and behind it
+	again()
 	d.quiet(r)
 }
 

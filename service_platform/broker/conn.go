@@ -124,7 +124,9 @@ type outbound struct {
 	releases     []uint16
 	receipts     []*message.Message // to be told of commands
 	carried      []*carried         // the last ones; see follow
-	commanded    uint64             // the one that was acknowledged last
+	proofs       []*message.Message // that commands of the session's queue were acknowledged, to be told with that
+	command      uint64             // the mark of the last of them
+	commanded    uint64             // of the one that was acknowledged last, of a session that keeps none
 	halted       bool               // the broker stops: nothing more is read, and what was taken is acknowledged
 	held         *[]func()          // keeps deliveries back, while SUBACK is on its way
 }

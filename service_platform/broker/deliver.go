@@ -312,7 +312,7 @@ func (c *conn) acknowledged(a *packet.Ack) error {
 		began := f.released
 		if !began {
 			f.released = true
-			f.command = c.took(f.command, a.Code)
+			c.took(&f, a.Code)
 			c.inflight[a.ID] = f
 		}
 		if began && f.number > 0 && !f.told {
@@ -325,7 +325,7 @@ func (c *conn) acknowledged(a *packet.Ack) error {
 			b = (&packet.Ack{Type: packet.PUBREL, ID: a.ID}).Append(nil, c.version)
 		}
 	default:
-		c.took(f.command, a.Code)
+		c.took(&f, a.Code)
 		delete(c.inflight, a.ID)
 		if f.number > 0 {
 			c.done = append(c.done, f.number)
@@ -384,27 +384,24 @@ func (c *conn) tell(recs []uint64) {
 func (c *conn) settle() {
 	for {
 		c.mu.Lock()
-		done, recs, releases, sent, receipts := c.done, c.recs, c.releases, c.pumped, c.receipts
-		c.done, c.recs, c.releases, c.receipts = nil, nil, nil, nil
-		if len(done)+len(recs)+len(releases)+len(receipts) == 0 {
+		now := session.Settled{Sent: c.pumped, Released: c.recs, Done: c.done, Command: c.command, Say: c.proofs}
+		releases, receipts := c.releases, c.receipts
+		c.done, c.recs, c.releases, c.receipts, c.command, c.proofs = nil, nil, nil, nil, 0, nil
+		if len(now.Done)+len(now.Released)+len(releases)+len(receipts) == 0 {
 			c.settling = false
 			c.mu.Unlock()
 			return
 		}
-		commanded := c.commanded
 		c.mu.Unlock()
-		if commanded != 0 {
-			c.kept.Commanded(commanded)
-		}
 		for _, m := range receipts {
 			c.append(m)
 		}
 		var b []byte
 		var err error
-		if len(done)+len(recs) > 0 {
-			if err = c.kept.Settle(context.Background(), sent, recs, done); err == nil {
-				c.tell(recs)
-				for _, n := range recs {
+		if len(now.Done)+len(now.Released) > 0 {
+			if err = c.kept.Settle(context.Background(), now); err == nil {
+				c.tell(now.Released)
+				for _, n := range now.Released {
 					b = (&packet.Ack{Type: packet.PUBREL, ID: session.PacketOf(n)}).Append(b, c.version)
 				}
 			}

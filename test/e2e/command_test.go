@@ -158,13 +158,21 @@ func TestRuleCommandAndAnswerAreOneTrace(t *testing.T) {
 	p.stop()
 }
 
-// wisher is a device of MQTT 3.1.1 with a session that is kept.
+// wisher is a device of MQTT 3.1.1 with a session that is kept. With QoS 2 it counts what it has begun once, as it should.
 type wisher struct {
 	t    *testing.T
 	addr string
+	id   string
+	qos  byte
 	conn net.Conn
 	r    *bufio.Reader
 	seen []string // command ids, as they came
+	done []string // topics of commands whose handshake of QoS 2 is over
+	open map[uint16]string
+}
+
+func newWisher(t *testing.T, id string, qos byte, addr string) *wisher {
+	return &wisher{t: t, id: id, qos: qos, addr: addr, open: map[uint16]string{}}
 }
 
 // connect tries until it is let in, and subscribes where it has no session yet.
@@ -181,7 +189,7 @@ func (w *wisher) connect() {
 			continue
 		}
 		w.conn, w.r = c, bufio.NewReader(c)
-		hello := packet.Connect{Version: packet.V311, ClientID: "d-1", KeepAlive: 60}
+		hello := packet.Connect{Version: packet.V311, ClientID: w.id, KeepAlive: 60}
 		if _, err := c.Write(hello.Append(nil)); err != nil {
 			continue
 		}
@@ -191,7 +199,7 @@ func (w *wisher) connect() {
 			continue
 		}
 		if body[0]&1 == 0 {
-			sub := packet.Subscribe{ID: 1, Subscriptions: []packet.Subscription{{Filter: "device/d-1/command/+/+", QoS: 1}}}
+			sub := packet.Subscribe{ID: 1, Subscriptions: []packet.Subscription{{Filter: "device/" + w.id + "/command/+/+", QoS: w.qos}}}
 			if _, err := c.Write(sub.Append(nil, packet.V311)); err != nil {
 				continue
 			}
@@ -234,19 +242,98 @@ func (w *wisher) hear() packet.Publish {
 		if err := m.Decode(h, body, packet.V311); err != nil {
 			w.t.Fatal(err)
 		}
-		w.seen = append(w.seen, m.Topic[strings.LastIndexByte(m.Topic, '/')+1:])
 		m.Topic = strings.Clone(m.Topic)
+		w.seen = append(w.seen, m.Topic[strings.LastIndexByte(m.Topic, '/')+1:])
 		return m
 	}
+}
+
+// goes goes on with commands of QoS 2 until a packet of that type has come, or where the device says it has gone out.
+func (w *wisher) goes(until packet.Type) {
+	w.t.Helper()
+	say := func(kind packet.Type, id uint16) bool {
+		_, _ = w.conn.Write((&packet.Ack{Type: kind, ID: id}).Append(nil, packet.V311)) // a connection that is gone ends the next read
+		return kind == until
+	}
+	for {
+		h, body, err := w.next()
+		if err != nil {
+			w.t.Fatalf("the device hears nothing more behind %v: %v", w.seen, err)
+		}
+		switch h.Type {
+		case packet.PUBLISH:
+			var m packet.Publish
+			if err := m.Decode(h, body, packet.V311); err != nil || m.QoS != 2 {
+				w.t.Fatalf("%+v (%v)", m, err)
+			}
+			if w.open[m.ID] == "" {
+				w.open[m.ID] = strings.Clone(m.Topic)
+				w.seen = append(w.seen, w.open[m.ID][strings.LastIndexByte(m.Topic, '/')+1:])
+			}
+			if until == packet.PUBLISH || say(packet.PUBREC, m.ID) {
+				return
+			}
+		case packet.PUBREL:
+			if until == packet.PUBREL {
+				return
+			}
+			id := uint16(body[0])<<8 | uint16(body[1])
+			if topic := w.open[id]; topic != "" {
+				w.done = append(w.done, topic)
+				delete(w.open, id)
+			}
+			if say(packet.PUBCOMP, id) {
+				return
+			}
+		}
+	}
+}
+
+// alone says that the device has nothing more than what it has heard: the broker has answered it since.
+func (w *wisher) alone() {
+	w.t.Helper()
+	if _, err := w.conn.Write(packet.AppendPingreq(nil)); err != nil {
+		w.t.Fatal(err)
+	}
+	for {
+		h, body, err := w.next()
+		switch {
+		case err != nil:
+			w.t.Fatal(err)
+		case h.Type == packet.PINGRESP:
+			return
+		case h.Type == packet.PUBLISH:
+			w.t.Fatalf("%s has a command in hand and is given another one: %q", w.id, body)
+		}
+	}
+}
+
+// answers answers a command by its topic.
+func (w *wisher) answers(topic string) {
+	w.t.Helper()
+	reply := packet.Publish{QoS: 0, Topic: topic + "/reply", Payload: []byte(`{"ok":true}`)}
+	if _, err := w.conn.Write(reply.Append(nil, packet.V311)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// came are the ids of the commands in the order in which they came first.
+func (w *wisher) came() (first []string) {
+	for _, id := range w.seen {
+		if !slices.Contains(first, id) {
+			first = append(first, id)
+		}
+	}
+	return first
 }
 
 // do acknowledges a command and answers it.
 func (w *wisher) do(m packet.Publish) {
 	w.t.Helper()
-	reply := packet.Publish{QoS: 0, Topic: m.Topic + "/reply", Payload: []byte(`{"ok":true}`)}
-	if _, err := w.conn.Write(reply.Append(packet.AppendPuback(nil, m.ID), packet.V311)); err != nil {
+	if _, err := w.conn.Write(packet.AppendPuback(nil, m.ID)); err != nil {
 		w.t.Fatal(err)
 	}
+	w.answers(m.Topic)
 }
 
 // TestCommandsSurviveSIGKILLBeforeTheirAcknowledgement kills the platform twenty times while a device has a command in hand that it has
@@ -255,7 +342,7 @@ func TestCommandsSurviveSIGKILLBeforeTheirAcknowledgement(t *testing.T) {
 	const rounds = 20
 	p := newPlatform(t)
 	p.start()
-	w := &wisher{t: t, addr: p.plain}
+	w := newWisher(t, "d-1", 1, p.plain)
 	w.connect()
 	var want []string
 	for round := range rounds {
@@ -280,13 +367,7 @@ func TestCommandsSurviveSIGKILLBeforeTheirAcknowledgement(t *testing.T) {
 		p.awaitedCommand("d-1", want[2*round+1], "replied") // and so is the one before it
 		t.Logf("round %d: it came %d times", round, len(w.seen))
 	}
-	var first []string
-	for _, id := range w.seen {
-		if !slices.Contains(first, id) {
-			first = append(first, id)
-		}
-	}
-	if !slices.Equal(first, want) {
+	if first := w.came(); !slices.Equal(first, want) {
 		t.Errorf("the device got %v; want %v", first, want)
 	}
 	for _, id := range want {
@@ -299,4 +380,152 @@ func TestCommandsSurviveSIGKILLBeforeTheirAcknowledgement(t *testing.T) {
 		}
 	}
 	p.stop()
+}
+
+// TestCommandsOfQoS2AreDeliveredOnceThroughSIGKILL kills the platform in each part of the handshake by turns. A device that keeps QoS 2 gets each
+// command once, and each is told to be delivered, whatever the acknowledgement's fate was.
+func TestCommandsOfQoS2AreDeliveredOnceThroughSIGKILL(t *testing.T) {
+	parts := []packet.Type{packet.PUBLISH, packet.PUBREC, packet.PUBREL, packet.PUBCOMP}
+	p := newPlatform(t)
+	p.start()
+	w := newWisher(t, "d-1", 2, p.plain)
+	w.connect()
+	var want []string
+	for round := range 4 * len(parts) {
+		ids := []string{fmt.Sprintf("%02d-a", round), fmt.Sprintf("%02d-b", round)}
+		for _, id := range ids {
+			p.send("d-1", id, "--qos", "2")
+		}
+		want = append(want, ids...)
+		w.goes(parts[round%len(parts)])
+		p.kill()
+		w.conn.Close()
+		p.start()
+		w.connect()
+		for len(w.done) < len(want) {
+			w.goes(packet.PUBCOMP)
+		}
+		for _, id := range ids {
+			until(t, id+" is told to be delivered", func() bool {
+				var s command.Shown
+				p.json(&s, "command", "show", "d-1", id)
+				if !s.Times.Sent.IsZero() {
+					t.Fatalf("%s is told to be unconfirmed: %+v", id, s)
+				}
+				return s.State == "delivered"
+			})
+		}
+		w.alone()
+		for _, topic := range w.done[2*round:] {
+			w.answers(topic)
+		}
+		for _, id := range ids {
+			p.awaitedCommand("d-1", id, "replied")
+		}
+	}
+	if !slices.Equal(w.seen, want) {
+		t.Errorf("the device got %v; want %v", w.seen, want)
+	}
+	for _, l := range p.settled(0) {
+		if l.Accepted != l.Handled+l.Waiting+l.Dead || l.Dead != 0 {
+			t.Errorf("ledger: %+v", l)
+		}
+	}
+	p.stop()
+}
+
+// TestCommandsGoAlongWithTheirDeviceFromNodeToNode has a device with QoS 1 and one with QoS 2 at one of two nodes, and what they are to do said at
+// the other. The node is killed while they have a command in hand, and more of theirs wait; they go on at the other one.
+func TestCommandsGoAlongWithTheirDeviceFromNodeToNode(t *testing.T) {
+	bus := &node{Name: "bus", Dir: t.TempDir(), Port: port(t)}
+	bus.start(t)
+	t.Cleanup(bus.kill)
+	const conf = "bus:\n  replicas: 1\n"
+	keeps := configured(t, bus.url(), conf, "service_platform.command", "service_platform.x509", "operator.journal", "operator.ledger")
+	keeps.start()
+	var nodes []*platform
+	for range 2 {
+		server := filepath.Join(keeps.data, "service_platform.x509", "server")
+		p := configured(t, bus.url(), fmt.Sprintf("%sserver_cert: %s.crt\nserver_key: %s.key\nservice_platform.broker:\n  cluster: auto\n  policies:\n    apps: {for: {listeners: [plain]}, publish: {allow: ['device/+/command/#']}}\n",
+			conf, server, server), "service_platform.broker")
+		p.start()
+		nodes = append(nodes, p)
+	}
+	defer func() {
+		if t.Failed() {
+			t.Logf("first:\n%s\nsecond:\n%s\ncommands:\n%s", nodes[0].out, nodes[1].out, keeps.out)
+		}
+	}()
+	one, two := newWisher(t, "d-1", 1, nodes[0].plain), newWisher(t, "d-2", 2, nodes[0].plain)
+	both := []*wisher{one, two}
+	for _, w := range both {
+		w.connect()
+	}
+	state := func(w *wisher, id string, wait ...string) (s command.Shown) {
+		t.Helper()
+		keeps.json(&s, append([]string{"command", "show", w.id, id}, wait...)...)
+		return s
+	}
+	var want []string
+	for round := range 4 {
+		here, there := nodes[round%2], nodes[1-round%2]
+		ids := []string{fmt.Sprintf("%d-a", round), fmt.Sprintf("%d-b", round), fmt.Sprintf("%d-c", round)}
+		want = append(want, ids...)
+		for _, id := range ids {
+			for _, w := range both {
+				host, port, _ := strings.Cut(there.plain, ":")
+				say := []string{"-h", host, "-p", port, "-V", "mqttv311", "-i", "app", "-q", fmt.Sprint(w.qos), "-t", "device/" + w.id + "/command/open/" + id, "-m", `{"n":1}`}
+				if out, err := exec.Command("mosquitto_pub", say...).CombinedOutput(); err != nil {
+					t.Fatalf("mosquitto_pub: %v\n%s", err, out)
+				}
+			}
+		}
+		one.hear()
+		two.goes([]packet.Type{packet.PUBLISH, packet.PUBREL}[round/2])
+		for _, w := range both {
+			w.alone()
+		}
+		here.kill()
+		for _, w := range both {
+			w.conn.Close()
+			w.addr = there.plain
+			late := fmt.Sprintf("late-%d", round) // nobody is there while it lives
+			var s command.Shown
+			keeps.json(&s, "command", "send", w.id, "open", "--id", late, "--ttl", "1s")
+			until(t, late+" expires", func() bool { return state(w, late, "--wait", "5s").State == "expired" })
+			w.connect()
+		}
+		for _, id := range ids {
+			for {
+				m := one.hear()
+				one.alone()
+				one.do(m)
+				if strings.HasSuffix(m.Topic, "/"+id) {
+					break
+				}
+			}
+		}
+		for len(two.done) < len(want) {
+			two.goes(packet.PUBCOMP)
+			two.answers(two.done[len(two.done)-1])
+		}
+		for _, w := range both {
+			for _, id := range ids {
+				until(t, id+" of "+w.id+" is answered", func() bool { return state(w, id, "--wait", "5s").State == "replied" })
+			}
+		}
+		here.start()
+		t.Logf("round %d: the commands came %d and %d times", round, len(one.seen), len(two.seen))
+	}
+	if first := one.came(); !slices.Equal(first, want) {
+		t.Errorf("the device with QoS 1 got %v; want %v", first, want)
+	}
+	if !slices.Equal(two.seen, want) {
+		t.Errorf("the device with QoS 2 got %v; want %v", two.seen, want)
+	}
+	for _, l := range keeps.settled(0) {
+		if l.Accepted != l.Handled+l.Waiting+l.Dead || l.Dead != 0 {
+			t.Errorf("ledger: %+v", l)
+		}
+	}
 }

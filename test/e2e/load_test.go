@@ -157,7 +157,7 @@ func hurtUnderLoad(p *platform, times int, senders []*sender, hurt func(i int)) 
 	group.Wait()
 }
 
-// eachStored gives all messages of a log, in order. They must not be kept.
+// eachStored gives all messages of a log, those of each partition in order. They must not be kept.
 func eachStored(t *testing.T, b bus.Bus, log string, f func(m *message.Message)) {
 	t.Helper()
 	l, err := b.Log(t.Context(), log, bus.LogOptions{})
@@ -168,24 +168,28 @@ func eachStored(t *testing.T, b bus.Bus, log string, f func(m *message.Message))
 	if err != nil {
 		t.Fatal(err)
 	}
-	reader, err := l.Reader(t.Context(), bus.Position{Generation: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer reader.Close()
-	for seq, last := uint64(0), info.Generations[0].Partitions[0].Last; seq < last; {
-		s, err := reader.Next(t.Context())
-		if err != nil || s.Err != nil {
-			t.Fatal(err, s.Err)
-		}
-		seq = s.Position.Sequence
-		var m message.Message
-		c := s.Batch.Cursor()
-		for c.Next(&m) {
-			f(&m)
-		}
-		if c.Err() != nil {
-			t.Fatal(c.Err())
+	for _, g := range info.Generations {
+		for _, part := range g.Partitions {
+			reader, err := l.Reader(t.Context(), bus.Position{Generation: g.Number, Partition: part.Number})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer reader.Close()
+			for seq := uint64(0); seq < part.Last; {
+				s, err := reader.Next(t.Context())
+				if err != nil || s.Err != nil {
+					t.Fatal(err, s.Err)
+				}
+				seq = s.Position.Sequence
+				var m message.Message
+				c := s.Batch.Cursor()
+				for c.Next(&m) {
+					f(&m)
+				}
+				if c.Err() != nil {
+					t.Fatal(c.Err())
+				}
+			}
 		}
 	}
 }

@@ -36,18 +36,11 @@ func commandOf(topic message.Subject) uint64 {
 	return max(h.Sum64(), 1)
 }
 
-// owes says whether the session still has a command for its client, or has had it acknowledged just now. Released once more it
+// owes says whether the session still has a command for its client, or has had it acknowledged last. Released once more it
 // need not be delivered once more. The store's mutex is held.
 func (x *Session) owes(command uint64) (owed, done bool) {
 	_, owed = x.commands[command]
 	return owed, !owed && x.commanded == command
-}
-
-// Commanded notes that the client has acknowledged a command.
-func (x *Session) Commanded(command uint64) {
-	x.store.mu.Lock()
-	defer x.store.mu.Unlock()
-	x.commanded = command
 }
 
 // device says whether the session is that device's own.

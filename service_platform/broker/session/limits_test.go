@@ -21,7 +21,7 @@ func TestAHandshakeThatHasBegunOutlivesTheLimitWhileItsClientIsThere(t *testing.
 	r.subscribe(x, &Subscription{Filter: "device/d/#", QoS: 2})
 	r.publish("device/d/t", "1", 2)
 	r.publish("device/d/t", "2", 2)
-	if err := x.Settle(t.Context(), 2, []uint64{1}, nil); err != nil { // both sent, and PUBREC came for the first
+	if err := x.Settle(t.Context(), Settled{Sent: 2, Released: []uint64{1}}); err != nil { // both sent, and PUBREC came for the first
 		t.Fatal(err)
 	}
 	r.publish("device/d/t", "3", 2)
@@ -138,7 +138,7 @@ func TestIdentifiersThatAreOwedAreNotGivenAgain(t *testing.T) {
 	r.store.mu.Unlock()
 	r.publish("device/d/t", "waits", 1)
 	want(t, "owed", r.owed(x, 0), "2 first q1 again false")
-	if err := x.Settle(t.Context(), 1, nil, []uint64{1}); err != nil {
+	if err := x.Settle(t.Context(), Settled{Sent: 1, Done: []uint64{1}}); err != nil {
 		t.Fatal(err)
 	}
 	want(t, "owed once the first is settled", r.owed(x, 1), "2 waits q1 again false")
@@ -195,7 +195,7 @@ func TestAnExpiredMessageThatWasBegunGoesOn(t *testing.T) {
 		r.subscribe(x, &Subscription{Filter: "device/#", QoS: 2})
 		soon := func(m *message.Message) { m.Expires = time.Now().Add(time.Second) }
 		r.publish("device/d/t", "begun", 2, soon)
-		if err := x.Settle(t.Context(), 1, nil, nil); err != nil {
+		if err := x.Settle(t.Context(), Settled{Sent: 1}); err != nil {
 			t.Fatal(err)
 		}
 		r.publish("device/d/t", "late", 2, soon)

@@ -262,7 +262,7 @@ func (x *Session) Behind(ctx context.Context, n uint64, most int) (list []Owed, 
 		upto = f.n
 	}
 	if len(gone) > 0 {
-		err = errors.Join(err, x.Settle(ctx, upto, nil, gone))
+		err = errors.Join(err, x.Settle(ctx, Settled{Sent: upto, Done: gone}))
 	}
 	return list, upto, err
 }
@@ -308,17 +308,33 @@ func (s *Store) batch(ctx context.Context, name string, at bus.Position) (bus.St
 	return b, err
 }
 
-// Settle strikes off what was acknowledged, and notes that all up to a number may have been sent, and of which the first
-// part of a QoS 2 handshake is over. It returns when that is on disk.
-func (x *Session) Settle(ctx context.Context, sent uint64, released, done []uint64) error {
+// Settled is what a client has acknowledged, or cannot have.
+type Settled struct {
+	Sent     uint64   // all up to this number may have been sent
+	Released []uint64 // the first part of their QoS 2 handshake is over
+	Done     []uint64 // are struck off
+	// Command is the mark of the last command among them that the client has acknowledged; zero for none. It is remembered,
+	// so that it is not delivered once more when it is released once more.
+	Command uint64
+	// Say is what is told of that, in the same commit.
+	Say []*message.Message
+}
+
+// Settle notes what was acknowledged. It returns when that is on disk.
+func (x *Session) Settle(ctx context.Context, now Settled) error {
 	s := x.store
 	return s.change(ctx, func(tx component.Tx) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		for _, m := range now.Say {
+			if err := tx.Say(m); err != nil {
+				return err
+			}
+		}
 		if x.ended {
 			return nil
 		}
-		for _, n := range released {
+		for _, n := range now.Released {
 			k := queueKey(x.rec.ID, n)
 			v, err := tx.Get(k)
 			if err != nil {
@@ -330,7 +346,7 @@ func (x *Session) Settle(ctx context.Context, sent uint64, released, done []uint
 			x.bytes -= int64(itemSize(v))
 			tx.Set(k, (&item{kind: itemReleased, o: Options{QoS: 2, Command: itemCommand(v)}}).encode())
 		}
-		for _, n := range done {
+		for _, n := range now.Done {
 			k := queueKey(x.rec.ID, n)
 			v, err := tx.Get(k)
 			if err != nil {
@@ -354,7 +370,11 @@ func (x *Session) Settle(ctx context.Context, sent uint64, released, done []uint
 			}
 			x.head++
 		}
-		x.sent = max(x.sent, sent)
+		x.sent = max(x.sent, now.Sent)
+		if now.Command != 0 {
+			x.commanded = now.Command
+			x.writeSent(tx)
+		}
 		x.keepSent(tx)
 		return nil
 	})
@@ -373,9 +393,17 @@ func (x *Session) Sent(epoch, n uint64) {
 // keepSent writes it down. The store's mutex is held.
 func (x *Session) keepSent(tx component.Tx) {
 	if x.sent > x.noted {
-		x.noted = x.sent
-		tx.Set(key(kindSent, x.rec.ID), binary.BigEndian.AppendUint64(nil, x.sent))
+		x.writeSent(tx)
 	}
+}
+
+func (x *Session) writeSent(tx component.Tx) {
+	x.noted = x.sent
+	v := binary.BigEndian.AppendUint64(nil, x.sent)
+	if x.commanded != 0 {
+		v = binary.BigEndian.AppendUint64(v, x.commanded)
+	}
+	tx.Set(key(kindSent, x.rec.ID), v)
 }
 
 // cache holds batches that sessions are about to read.

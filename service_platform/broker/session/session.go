@@ -150,7 +150,7 @@ type Session struct {
 	moved    bool              // it goes on at another node; set with ended
 	shipped  uint64            // up to which number the neighbours have its queue, where there are any
 	commands map[uint64]uint64 // those in the queue, by their marks
-	// commanded is the command that was acknowledged last, as long as the process runs.
+	// commanded is the mark of the command that was acknowledged last.
 	commanded uint64
 	settled   chan struct{} // closed when nothing is pending; nil where nobody waits
 }
@@ -205,7 +205,7 @@ func (s *Store) takenFrom(c Client, key string) (told bool) {
 const (
 	kindSession  = 's' // session id
 	kindQueue    = 'q' // session id, number
-	kindSent     = 'n' // session id
+	kindSent     = 'n' // session id: sent, and where there is one, commanded
 	kindReceived = 'r' // session id, packet id
 	kindReleased = 'd' // session id, packet id
 	kindRetained = 'R' // subject

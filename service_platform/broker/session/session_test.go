@@ -161,7 +161,7 @@ func TestWhatASessionIsOwedOutlivesConnectionAndProcess(t *testing.T) {
 		t.Fatal("the session is gone")
 	}
 	want(t, "owed", r.owed(x, 0), "2 1 q1 again false", "3 2 q2 again false")
-	if err := x.Settle(t.Context(), 2, []uint64{2}, nil); err != nil {
+	if err := x.Settle(t.Context(), Settled{Sent: 2, Released: []uint64{2}}); err != nil {
 		t.Fatal(err)
 	}
 	r.publish("device/d/x", "3", 1)
@@ -170,7 +170,7 @@ func TestWhatASessionIsOwedOutlivesConnectionAndProcess(t *testing.T) {
 	r = r.again(wide)
 	x, _, _, _ = r.connect("a", false, 60)
 	want(t, "owed after PUBREC", r.owed(x, 0), "2 1 q1 again true", "3 released", "4 3 q1 again true") // all may have been sent
-	if err := x.Settle(t.Context(), 3, nil, []uint64{1, 2, 3}); err != nil {
+	if err := x.Settle(t.Context(), Settled{Sent: 3, Done: []uint64{1, 2, 3}}); err != nil {
 		t.Fatal(err)
 	}
 	r = r.again(wide)

@@ -66,9 +66,12 @@ func (x *Session) readQueue(k, v []byte) {
 }
 
 func (x *Session) readSent(v []byte) {
-	if len(v) == 8 {
+	if len(v) >= 8 {
 		x.sent = binary.BigEndian.Uint64(v)
 		x.noted = x.sent
+	}
+	if len(v) == 16 {
+		x.commanded = binary.BigEndian.Uint64(v[8:])
 	}
 }
 
