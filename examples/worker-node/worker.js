@@ -5,7 +5,7 @@ const http = require('http');
 
 const [host, port] = (process.env.LISTEN || '127.0.0.1:9002').split(':');
 
-http.createServer(async (q, a) => {
+const server = http.createServer(async (q, a) => {
   const parts = [];
   for await (const part of q) parts.push(part);
   let celsius;
@@ -22,3 +22,5 @@ http.createServer(async (q, a) => {
     'ce-subject': `device.${q.headers['ce-narudevice']}.command.blink.${id}`, 'content-type': 'application/json',
   }).end(JSON.stringify({ times: 3 }));
 }).listen(Number(port), host);
+
+process.on('SIGTERM', () => server.close()); // as a container's first process it would not end by itself

@@ -4,6 +4,8 @@
 """
 import json
 import os
+import signal
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -39,5 +41,6 @@ class Worker(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as a container's first process it would not end by itself
     host, port = os.environ.get("LISTEN", "127.0.0.1:9001").rsplit(":", 1)
     ThreadingHTTPServer((host, int(port)), Worker).serve_forever()
