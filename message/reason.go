@@ -26,6 +26,7 @@ const (
 	TokenInvalid     Reason = 112
 	ConnectionLimit  Reason = 113
 	KeyRevoked       Reason = 114
+	CSRInvalid       Reason = 115
 
 	// At the door: what may be said.
 	ACLDenied        Reason = 201
@@ -179,6 +180,7 @@ var reasons = []ReasonInfo{
 	{TokenInvalid, "", "token_invalid", "The token of a request is missing or wrong.", "The token file in the platform's data directory, or NARU_TOKEN."},
 	{ConnectionLimit, "", "connection_limit", "More clients came than the broker takes, or takes at once.", "The limit named in the refusal. If all of a fleet comes at once, what it lost before: network, power, this platform. Clients try again by themselves."},
 	{KeyRevoked, "", "key_revoked", "A certificate was asked for, for a key whose certificate was revoked.", "The particulars name that certificate. Whoever has the key of a revoked certificate may be anybody: have the device make a new one."},
+	{CSRInvalid, "", "csr_invalid", "A certificate was asked for with a request that is not one that is signed here.", "The particulars: its form (PKCS #10, in base64 of DER for EST), its signature, the name in it, the kind and length of its key."},
 
 	{ACLDenied, "", "acl_denied", "Policy does not let this client publish or subscribe there.", "Subject and device in the refusal. A device speaks on device.<its own id>.> and hears device.<its own id>.>."},
 	{TopicInvalid, "", "topic_invalid", "The topic is not a legal MQTT topic name or filter.", "The client's code: wildcards in a topic name, NUL, malformed UTF-8."},

@@ -17,7 +17,9 @@ import (
 )
 
 func caCommand(o *options) *cobra.Command {
-	c := &cobra.Command{Use: "ca", Short: "The certificate authority: its root, and the CAs of others that it trusts"}
+	c := &cobra.Command{Use: "ca", Short: "The certificate authority: its root, and the CAs of others that it trusts",
+		Long: `The certificate authority: its root, and the CAs of others that it trusts. Where a FINGERPRINT is wanted, its first 8 digits
+or more are enough, where no other begins so.`}
 	c.AddCommand(caStatus(o), caExportRoot(o), caRemoveRoot(o), caRestoreRoot(o), caRollover(o), caRetire(o), caCode(o), caRegister(o),
 		caSwitch(o, "disable", "Have a registered CA's certificates admit nobody"), caSwitch(o, "enable", "Have a registered CA's certificates count again"),
 		caRemove(o), caClaim(o))
@@ -126,9 +128,9 @@ nothing to put back: then it is removed only once that is confirmed, by the word
 				return err
 			}
 			in := x509.RootKey{Fingerprint: args[0]}
-			if st.RootKey && !st.Exported && st.Root.Fingerprint == args[0] { // another is refused anyhow
+			if st.RootKey && !st.Exported && x509.Means(args[0], st.Root.Fingerprint) { // another is refused anyhow
 				if !yes {
-					o.hint(c, "the key of root %s was never exported: once removed it cannot be put back, and no rollover is possible\n  before: naru ca export-root", cut(args[0], 17))
+					o.hint(c, "the key of root %s was never exported: once removed it cannot be put back, and no rollover is possible\n  before: naru ca export-root", cut(st.Root.Fingerprint, 17))
 					if err := o.confirm(c, "remove", "the root's key is nowhere else; naru ca export-root keeps it, --yes removes it all the same"); err != nil {
 						return err
 					}

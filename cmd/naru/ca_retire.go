@@ -36,7 +36,7 @@ There is no way back but new certificates for those devices. Without --yes nothi
 				Ended x509.Dependents `json:"ended"`
 			}
 			done.Ended = d
-			if err := cl.post(c.Context(), "/api/v1/ca/retire", map[string]string{"fingerprint": args[0]}, &done.CAStatus); err != nil {
+			if err := cl.post(c.Context(), "/api/v1/ca/retire", map[string]string{"fingerprint": d.Fingerprint}, &done.CAStatus); err != nil {
 				return err
 			}
 			return o.show(c.OutOrStdout(), done, func(p *printer) { showCA(p, done.CAStatus) })
@@ -62,10 +62,10 @@ the same and can be taken back.`,
 			if err != nil {
 				return err
 			}
-			if err := cl.do(c.Context(), "DELETE", "/api/v1/ca/registered/"+url.PathEscape(args[0]), nil, nil, nil); err != nil {
+			if err := cl.do(c.Context(), "DELETE", "/api/v1/ca/registered/"+url.PathEscape(d.Fingerprint), nil, nil, nil); err != nil {
 				return err
 			}
-			return o.show(c.OutOrStdout(), map[string]any{"removed": args[0], "ended": d}, func(p *printer) { p.line("%s is trusted no more", args[0]) })
+			return o.show(c.OutOrStdout(), map[string]any{"removed": d.Fingerprint, "ended": d}, func(p *printer) { p.line("%s, %s, is trusted no more", d.Name, d.Fingerprint) })
 		},
 	}
 	c.Flags().BoolVar(&yes, "yes", false, "do it without asking")

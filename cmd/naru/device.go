@@ -231,7 +231,7 @@ func deviceAct(o *options, verb, what string) *cobra.Command {
 	}
 	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
 	if verb == "revoke" {
-		c.Flags().StringVar(&fingerprint, "fingerprint", "", "only the certificate with this `fingerprint`, in full, as device show -o json has it (default: all of the device's)")
+		c.Flags().StringVar(&fingerprint, "fingerprint", "", "only the certificate with this `fingerprint`, or its first 8 digits or more (default: all of the device's)")
 	}
 	return c
 }

@@ -145,6 +145,11 @@ run again. With --issue each device also gets a certificate and key, in a direct
 those that have a certificate already are left alone, and told of where it is not in that directory: --another gives
 them one as well, such as those that come from a platform with another CA.
 
+A CSV's first line names its columns; groups are joined by semicolons, attributes are JSON:
+
+  id,groups,policy,attributes
+  d-17,pumps;hall-2,pump,"{""site"":""busan""}"
+
 A line that is refused is told with its number, the others go on, and the command ends with 1. A field that is not known
 is refused, not passed over. How far it is stands on standard error: a bar in a terminal, else a line now and then; of all
 lines where FILE is a file. With -o json standard output has a line {"line": N, "id": …, "error": …} for each that was

@@ -90,7 +90,7 @@ func showDevice(p *printer, d shownDevice) {
 		p.row("certificate "+cut(k.Fingerprint, 17), what)
 	}
 	for _, h := range d.History {
-		p.row(h.At.Local().Format("2006-01-02 15:04:05"), h.words())
+		p.row(h.At.UTC().Format(time.RFC3339), h.words())
 	}
 }
 

@@ -337,15 +337,15 @@ func TestRootKeyThatIsNowhereElseIsRemovedOnlyWhereThatIsConfirmed(t *testing.T)
 		removes  bool
 	}{{false, "", false}, {false, " -o json", false}, {false, " --yes", true}, {true, "", true}} {
 		var in x509.RootKey
-		st := x509.CAStatus{Root: x509.CACert{Fingerprint: "aa"}, RootKey: true, Exported: c.exported}
+		st := x509.CAStatus{Root: x509.CACert{Fingerprint: strings.Repeat("ab", 32)}, RootKey: true, Exported: c.exported}
 		_, _, err := asked(t, map[string]http.HandlerFunc{
 			"GET /api/v1/ca/status": says(200, st),
 			"POST /api/v1/ca/root/remove": func(w http.ResponseWriter, r *http.Request) {
 				_ = json.NewDecoder(r.Body).Decode(&in)
 				says(200, st)(w, r)
 			},
-		}, strings.Fields("ca remove-root-key aa"+c.args)...)
-		if (err == nil) != c.removes || (in.Fingerprint == "aa") != c.removes || in.ForGood != (c.removes && !c.exported) {
+		}, strings.Fields("ca remove-root-key abababab"+c.args)...)
+		if (err == nil) != c.removes || (in.Fingerprint == "abababab") != c.removes || in.ForGood != (c.removes && !c.exported) {
 			t.Errorf("exported %v, %q: %v, asked %+v", c.exported, c.args, err, in)
 		}
 		if err != nil && !strings.Contains(err.Error(), "export-root") {

@@ -49,7 +49,7 @@ count too, for a device that never got to say its name. It exits with 2 when som
 the name of a registered device with a certificate that is not registered for it is shown apart, as someone else. The name
 of a claim certificate is explained too.
 
-Without an ID, --address and --ca list who came from there, or with that CA's certificate (its name or key identifier);
+Without an ID, --address and --ca list who came from there, or with that CA's certificate (its name, key identifier or fingerprint);
 --by-ca sums all attempts up by the CA, and exits with 2 when one that is known here has refused devices.`,
 		Example: "  naru why device d-17\n  naru why device d-17 --address 192.0.2.7\n  naru why device --by-ca\n  naru why device --ca 'Factory CA'",
 		RunE: func(c *cobra.Command, args []string) error {
@@ -71,7 +71,7 @@ Without an ID, --address and --ca list who came from there, or with that CA's ce
 		},
 	}
 	c.Flags().StringVar(&address, "address", "", "where the device connects from")
-	c.Flags().StringVar(&ca, "ca", "", "only attempts with a certificate of this CA: its name or key identifier")
+	c.Flags().StringVar(&ca, "ca", "", "only attempts with a certificate of this CA: its name, key identifier or fingerprint; of these the first 8 digits or more")
 	c.Flags().BoolVar(&byCA, "by-ca", false, "sum all attempts up by the CA of the certificate that was shown")
 	return c
 }

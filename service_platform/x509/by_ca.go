@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	stdx509 "crypto/x509"
 	"encoding/hex"
+	"fmt"
 	"maps"
 	"net/http"
 	"slices"
@@ -108,6 +109,56 @@ func (s *service) admissionsByCA(o *opened, w http.ResponseWriter, r *http.Reque
 		return err
 	}
 	return answer(w, http.StatusOK, map[string]any{"cas": list})
+}
+
+// caNamed gives which attempts somebody means who names a CA: by its name, its key identifier, its certificate's fingerprint, or
+// the first digits of one of these. It refuses what names neither a CA that is known here nor one whose certificate was shown.
+func (s *service) caNamed(ctx context.Context, o *opened, given string) (func(*Attempt) bool, error) {
+	keys, err := o.keysOf(ctx, given)
+	if err != nil {
+		return nil, err
+	}
+	is := func(a *Attempt) bool { return a.Issuer == given || keys[a.CA] || a.CA != "" && Means(given, a.CA) }
+	shown := map[string]bool{} // a CA that begins so
+	err = eachAttempt(ctx, s.env.Bus, func(a *Attempt) {
+		if is(a) {
+			shown[a.CA] = true
+		}
+	})
+	if err == nil && len(shown)+len(keys) == 0 {
+		err = fmt.Errorf("%w, and nobody came with a certificate of one within a day: %q is neither the name nor the beginning of a key identifier or a fingerprint; `naru why device --by-ca` lists whose certificates were shown", ErrUnknownCA, short(given))
+	}
+	return is, err
+}
+
+// keysOf gives the key identifiers of the CAs known here that somebody means; of a root, those of the CAs below it.
+func (o *opened) keysOf(ctx context.Context, given string) (map[string]bool, error) {
+	keys := map[string]bool{}
+	all, err := o.trusted(ctx)
+	if err != nil {
+		return nil, err
+	}
+	registered, err := o.cas.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	note := func(key, called, fingerprint string) {
+		if called == given || Means(given, fingerprint) || Means(given, key) {
+			keys[key] = true
+		}
+	}
+	for _, c := range all.Issuing {
+		note(keyIDOf(c), name(c), Fingerprint(c.Raw))
+		for _, root := range all.Roots {
+			if (name(root) == given || Means(given, Fingerprint(root.Raw))) && c.CheckSignatureFrom(root) == nil {
+				keys[keyIDOf(c)] = true
+			}
+		}
+	}
+	for _, r := range registered {
+		note(r.KeyID(), r.Name, r.Fingerprint)
+	}
+	return keys, nil
 }
 
 // Standing is whether a CA that is known here may let anybody in; empty for one that is not known.

@@ -68,6 +68,9 @@ func (s *service) removeRoot(o *opened, w http.ResponseWriter, r *http.Request) 
 	if err := read(w, r, &in); err != nil {
 		return err
 	}
+	if root := Fingerprint(o.authority.Bundle().Roots[0].Raw); Means(in.Fingerprint, root) {
+		in.Fingerprint = root
+	}
 	if err := o.authority.RemoveRoot(in.Fingerprint, in.ForGood); err != nil {
 		return err
 	}
@@ -106,6 +109,13 @@ func (s *service) rollover(o *opened, w http.ResponseWriter, r *http.Request) er
 func (s *service) retireRoot(o *opened, w http.ResponseWriter, r *http.Request) error {
 	var in RootKey
 	if err := read(w, r, &in); err != nil {
+		return err
+	}
+	all, err := o.trusted(r.Context())
+	if err != nil {
+		return err
+	}
+	if in.Fingerprint, err = complete(in.Fingerprint, append(fingerprints(all.Roots), all.Retired...), ErrUnknownCA); err != nil {
 		return err
 	}
 	if err := o.retire(context.WithoutCancel(r.Context()), in.Fingerprint); err != nil {
@@ -163,7 +173,11 @@ func (s *service) registeredCAs(o *opened, w http.ResponseWriter, r *http.Reques
 
 func (s *service) disableCA(off bool) func(*opened, http.ResponseWriter, *http.Request) error {
 	return func(o *opened, w http.ResponseWriter, r *http.Request) error {
-		ca, err := o.cas.Disable(r.Context(), r.PathValue("fingerprint"), off)
+		fingerprint, err := o.cas.meant(r.Context(), r.PathValue("fingerprint"))
+		if err != nil {
+			return err
+		}
+		ca, err := o.cas.Disable(r.Context(), fingerprint, off)
 		if err != nil {
 			return err
 		}
@@ -173,7 +187,11 @@ func (s *service) disableCA(off bool) func(*opened, http.ResponseWriter, *http.R
 }
 
 func (s *service) removeCA(o *opened, w http.ResponseWriter, r *http.Request) error {
-	ca, err := o.cas.Remove(r.Context(), r.PathValue("fingerprint"))
+	fingerprint, err := o.cas.meant(r.Context(), r.PathValue("fingerprint"))
+	if err != nil {
+		return err
+	}
+	ca, err := o.cas.Remove(r.Context(), fingerprint)
 	if err != nil {
 		return err
 	}

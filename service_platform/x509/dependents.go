@@ -80,18 +80,29 @@ func (s *service) dependents(o *opened, w http.ResponseWriter, r *http.Request) 
 	return answer(w, http.StatusOK, d)
 }
 
-// dependentsOf finds a CA by its fingerprint, and gives the key identifiers of those that sign below it.
-func (o *opened) dependentsOf(ctx context.Context, fingerprint string) (d Dependents, ids map[string]bool, err error) {
-	d.Fingerprint, ids = fingerprint, map[string]bool{}
+// dependentsOf finds a CA by its fingerprint, or the beginning of it, and gives the key identifiers of those that sign below it.
+func (o *opened) dependentsOf(ctx context.Context, given string) (d Dependents, ids map[string]bool, err error) {
 	all, err := o.trusted(ctx)
 	if err != nil {
 		return d, nil, err
 	}
+	registered, err := o.cas.List(ctx)
+	if err != nil {
+		return d, nil, err
+	}
+	known := fingerprints(all.Roots)
+	for _, r := range registered {
+		known = append(known, r.Fingerprint)
+	}
+	if d.Fingerprint, err = complete(given, known, ErrUnknownCA); err != nil {
+		return d, nil, err
+	}
+	ids = map[string]bool{}
 	for _, root := range all.Roots {
-		if Fingerprint(root.Raw) != fingerprint {
+		if Fingerprint(root.Raw) != d.Fingerprint {
 			continue
 		}
-		if err := o.authority.MayRetire(fingerprint); err != nil {
+		if err := o.authority.MayRetire(d.Fingerprint); err != nil {
 			return d, nil, err
 		}
 		d.Name = name(root)
@@ -102,17 +113,12 @@ func (o *opened) dependentsOf(ctx context.Context, fingerprint string) (d Depend
 		}
 		return d, ids, nil
 	}
-	registered, err := o.cas.List(ctx)
-	if err != nil {
-		return d, nil, err
-	}
 	for _, r := range registered {
-		if r.Fingerprint != fingerprint {
-			continue
+		if r.Fingerprint == d.Fingerprint {
+			d.Name = r.Name
+			ids[r.KeyID()] = true
+			return d, ids, nil
 		}
-		d.Name = r.Name
-		ids[r.KeyID()] = true
-		return d, ids, nil
 	}
-	return d, nil, fmt.Errorf("%w, and no root of the platform has the fingerprint %q; `naru ca status` lists them", ErrUnknownCA, short(fingerprint))
+	return d, nil, fmt.Errorf("%w, and no root of the platform has the fingerprint %s; `naru ca status` lists them", ErrUnknownCA, d.Fingerprint)
 }

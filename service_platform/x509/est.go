@@ -192,6 +192,12 @@ func (e *est) enrol(w http.ResponseWriter, r *http.Request, again bool) {
 		e.s.env.Log.Warn("a device was not enrolled, since the bus is away", "device", at.Device, "address", at.Address, "error", err)
 	case !errors.As(err, &refusal):
 		e.s.env.Log.Error("a device was not enrolled", "device", at.Device, "address", at.Address, "error", err)
+	case refusal.status == http.StatusRequestEntityTooLarge:
+		otherwise = message.MessageTooLarge
+	case refusal.status == http.StatusUnsupportedMediaType:
+		otherwise = message.Unsupported
+	case refusal.status == http.StatusBadRequest && refusal.step == "csr":
+		otherwise = message.CSRInvalid
 	case refusal.status == http.StatusBadRequest || refusal.status == http.StatusForbidden:
 		otherwise = message.ACLDenied
 	default:

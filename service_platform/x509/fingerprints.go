@@ -2,6 +2,7 @@ package x509
 
 import (
 	"crypto/sha256"
+	stdx509 "crypto/x509"
 	"fmt"
 	"slices"
 	"strings"
@@ -23,7 +24,7 @@ func complete(given string, all []string, unknown error) (string, error) {
 	}
 	var found []string
 	for _, f := range all {
-		if strings.HasPrefix(f, text) && !slices.Contains(found, f) {
+		if Means(text, f) && !slices.Contains(found, f) {
 			found = append(found, f)
 		}
 	}
@@ -37,9 +38,22 @@ func complete(given string, all []string, unknown error) (string, error) {
 	return "", fmt.Errorf("%w: %d fingerprints begin with %s: %s; write more of it", ErrRefused, len(found), text, strings.Join(found, ", "))
 }
 
+// Means says whether somebody who writes given means this fingerprint: all of it, or its first digits.
+func Means(given, fingerprint string) bool {
+	text, ok := fingerprintText(given)
+	return ok && strings.HasPrefix(fingerprint, text)
+}
+
 // fingerprintText is a fingerprint, or its beginning, without what stands between and behind its digits; false where it is
 // none.
 func fingerprintText(given string) (text string, ok bool) {
 	text = strings.ToLower(strings.ReplaceAll(strings.TrimSuffix(given, "…"), ":", ""))
 	return text, len(text) >= prefixMin && len(text) <= 2*sha256.Size && strings.Trim(text, "0123456789abcdef") == ""
+}
+
+func fingerprints(certs []*stdx509.Certificate) (all []string) {
+	for _, c := range certs {
+		all = append(all, Fingerprint(c.Raw))
+	}
+	return all
 }

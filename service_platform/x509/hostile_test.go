@@ -221,10 +221,10 @@ func hostiles(t *testing.T) []hostile {
 		{"EST with a path as user", message.TokenInvalid, calls(func(*arena) estCall {
 			return estCall{path: estEnroll, user: "../d-1", token: "x", body: csrText(t, p256, "d-1")}
 		})},
-		{"EST, csr for another device", message.ACLDenied, enrolWith("d-2", good("d-1"))},
-		{"EST, weak RSA key", message.ACLDenied, enrolWith("d-2", func(*arena) string { return csrText(t, weakRSA, "d-2") })},
-		{"EST, weak curve", message.ACLDenied, enrolWith("d-2", func(*arena) string { return csrText(t, p224, "d-2") })},
-		{"EST, csr whose signature was changed", message.ACLDenied, enrolWith("d-2", func(*arena) string {
+		{"EST, csr for another device", message.CSRInvalid, enrolWith("d-2", good("d-1"))},
+		{"EST, weak RSA key", message.CSRInvalid, enrolWith("d-2", func(*arena) string { return csrText(t, weakRSA, "d-2") })},
+		{"EST, weak curve", message.CSRInvalid, enrolWith("d-2", func(*arena) string { return csrText(t, p224, "d-2") })},
+		{"EST, csr whose signature was changed", message.CSRInvalid, enrolWith("d-2", func(*arena) string {
 			raw, err := base64.StdEncoding.DecodeString(csrText(t, p256, "d-2"))
 			if err != nil {
 				t.Fatal(err)
@@ -232,12 +232,12 @@ func hostiles(t *testing.T) []hostile {
 			raw[len(raw)-3] ^= 1
 			return base64.StdEncoding.EncodeToString(raw)
 		})},
-		{"EST, not base64", message.ACLDenied, enrolWith("d-2", func(*arena) string { return "-----BEGIN CERTIFICATE REQUEST-----" })},
-		{"EST, oversized csr", message.TokenInvalid, enrolWith("d-2", func(*arena) string { return strings.Repeat("QUFB", estBodyMax) })},
-		{"EST, wrong media type", message.TokenInvalid, calls(func(a *arena) estCall {
+		{"EST, not base64", message.CSRInvalid, enrolWith("d-2", func(*arena) string { return "-----BEGIN CERTIFICATE REQUEST-----" })},
+		{"EST, oversized csr", message.MessageTooLarge, enrolWith("d-2", func(*arena) string { return strings.Repeat("QUFB", estBodyMax) })},
+		{"EST, wrong media type", message.Unsupported, calls(func(a *arena) estCall {
 			return estCall{path: estEnroll, user: "d-2", token: a.token("d-2"), body: csrText(t, p256, "d-2"), header: map[string]string{"Content-Type": "application/json"}}
 		})},
-		{"EST, transfer encoding trick", message.ACLDenied, calls(func(a *arena) estCall {
+		{"EST, transfer encoding trick", message.CSRInvalid, calls(func(a *arena) estCall {
 			return estCall{path: estEnroll, user: "d-2", token: a.token("d-2"), body: csrText(t, p256, "d-2"), header: map[string]string{"Content-Transfer-Encoding": "binary"}}
 		})},
 		{"EST, a certificate by header", message.TokenInvalid, calls(func(a *arena) estCall {
@@ -246,10 +246,10 @@ func hostiles(t *testing.T) []hostile {
 		{"EST, renewal with a token", message.CertMissing, calls(func(a *arena) estCall {
 			return estCall{path: estReenroll, user: "d-2", token: a.token("d-2"), body: csrText(t, p256, "d-2")}
 		})},
-		{"EST, renewal for another device", message.ACLDenied, calls(func(a *arena) estCall {
+		{"EST, renewal for another device", message.CSRInvalid, calls(func(a *arena) estCall {
 			return estCall{path: estReenroll, cert: pairOf(t, a.device), body: csrText(t, p256, "d-2")}
 		})},
-		{"EST, renewal without a subject", message.ACLDenied, calls(func(a *arena) estCall {
+		{"EST, renewal without a subject", message.CSRInvalid, calls(func(a *arena) estCall {
 			return estCall{path: estReenroll, cert: pairOf(t, a.device), body: csrText(t, p256, "")}
 		})},
 		{"EST, renewal with a claim certificate", message.CertUnregistered, calls(func(a *arena) estCall {
@@ -413,16 +413,16 @@ func hostiles(t *testing.T) []hostile {
 		})},
 		{"claim, two JSON documents", message.ACLDenied, asks(func(a *arena) (Client, string, any) { return a.claimClient(), topicCreate, `{}{}` })},
 		{"claim, not JSON", message.ACLDenied, asks(func(a *arena) (Client, string, any) { return a.claimClient(), lotTopic, "\xa1\x61\x61\x01" })},
-		{"claim, an oversized payload", message.ACLDenied, asks(func(a *arena) (Client, string, any) {
+		{"claim, an oversized payload", message.MessageTooLarge, asks(func(a *arena) (Client, string, any) {
 			return a.claimClient(), topicCSR, strings.Repeat(" ", payloadMax+1)
 		})},
-		{"claim, a weak key by csr", message.ACLDenied, asks(func(a *arena) (Client, string, any) {
+		{"claim, a weak key by csr", message.CSRInvalid, asks(func(a *arena) (Client, string, any) {
 			return a.claimClient(), topicCSR, map[string]string{"certificateSigningRequest": string(csr(t, weakRSA, "x"))}
 		})},
-		{"claim, a private key as csr", message.ACLDenied, asks(func(a *arena) (Client, string, any) {
+		{"claim, a private key as csr", message.CSRInvalid, asks(func(a *arena) (Client, string, any) {
 			return a.claimClient(), topicCSR, map[string]string{"certificateSigningRequest": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte{1}}))}
 		})},
-		{"claim, an oversized csr", message.ACLDenied, asks(func(a *arena) (Client, string, any) {
+		{"claim, an oversized csr", message.CSRInvalid, asks(func(a *arena) (Client, string, any) {
 			return a.claimClient(), topicCSR, map[string]string{"certificateSigningRequest": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: make([]byte, csrMax+1)}))}
 		})},
 		{"claim, the hook says no", message.ACLDenied, asks(func(a *arena) (Client, string, any) {

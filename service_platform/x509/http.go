@@ -281,7 +281,7 @@ func (s *service) remove(o *opened, w http.ResponseWriter, r *http.Request) erro
 
 // Change is the request of revoke, disable and enable; all of it may be left out.
 type Change struct {
-	Fingerprint string `json:"fingerprint,omitempty"` // revoke: this certificate; all of the device's where missing
+	Fingerprint string `json:"fingerprint,omitempty"` // revoke: this certificate, or the first digits of it; all of the device's where missing
 	Reason      string `json:"reason,omitempty"`
 	By          string `json:"by,omitempty"`
 }
@@ -339,7 +339,7 @@ func (s *service) ca(o *opened, w http.ResponseWriter, r *http.Request) error {
 	return err
 }
 
-// admissions gives the recorded attempts to get in, newest first: `device`, `address`, `ca` (key identifier or name),
+// admissions gives the recorded attempts to get in, newest first: `device`, `address`, `ca` (key identifier, fingerprint, the first digits of either, or name),
 // `step` (where it ended) and `refused=true` select.
 func (s *service) admissions(o *opened, w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
@@ -351,7 +351,14 @@ func (s *service) admissions(o *opened, w http.ResponseWriter, r *http.Request) 
 		}
 		limit = n
 	}
-	list, err := attempts(r.Context(), s.env.Bus, attemptFilter{device: q.Get("device"), address: q.Get("address"), ca: q.Get("ca"), step: q.Get("step"), refused: q.Get("refused") == "true"}, limit)
+	f := attemptFilter{device: q.Get("device"), address: q.Get("address"), step: q.Get("step"), refused: q.Get("refused") == "true"}
+	if given := q.Get("ca"); given != "" {
+		var err error
+		if f.ca, err = s.caNamed(r.Context(), o, given); err != nil {
+			return err
+		}
+	}
+	list, err := attempts(r.Context(), s.env.Bus, f, limit)
 	if err != nil {
 		return err
 	}
@@ -443,7 +450,7 @@ func (s *service) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.As(err, new(badRequest)):
 		problem(w, http.StatusBadRequest, err.Error())
-	case errors.Is(err, ErrUnknownDevice), errors.Is(err, ErrUnknownCA), errors.Is(err, ErrUnknownClaim):
+	case errors.Is(err, ErrUnknownDevice), errors.Is(err, ErrUnknownCA), errors.Is(err, ErrUnknownClaim), errors.Is(err, errUnknownCert):
 		problem(w, http.StatusNotFound, err.Error())
 	case errors.Is(err, errAway):
 		s.env.Log.Warn("request about a device not done", "method", r.Method, "path", r.URL.Path, "error", err)

@@ -66,8 +66,10 @@ func uri(kind, id string) *url.URL {
 	return &url.URL{Scheme: "naru", Opaque: kind + ":" + url.PathEscape(id)}
 }
 
-// certKey is where the device of a certificate is found whose common name is not the device's id.
-func certKey(fingerprint string) string { return "c." + fingerprint }
+const certPrefix = "c."
+
+// certKey is where it stands whose a certificate is.
+func certKey(fingerprint string) string { return certPrefix + fingerprint }
 
 // Fingerprint names a certificate: SHA-256 over its DER, in lower-case hexadecimal digits.
 func Fingerprint(der []byte) string {

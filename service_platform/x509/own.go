@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/naru-platform/naru/bus"
@@ -70,14 +71,27 @@ func (o *owning) take(ctx context.Context, fingerprint string, der []byte) error
 		if err := json.Unmarshal(e.Value, &of); err != nil {
 			return fmt.Errorf("read whose the certificate %s is: %w", fingerprint, err)
 		}
-		if of.Device == o.device {
-			return nil // registered, or left by a request that was cut off
-		}
 		has, err := o.r.has(ctx, of.Device, fingerprint)
 		if err != nil {
 			return err
 		}
-		if has {
+		switch {
+		case has && of.Device == o.device:
+			return nil
+		case of.Device == o.device: // left by a request that was cut off; taken anew, so that nobody sweeps it away meanwhile
+			if len(der) == 0 && len(of.Certificate) > 0 {
+				if raw, err = json.Marshal(certOwner{o.device, o.at, of.Certificate}); err != nil {
+					return err
+				}
+			}
+			if revision, err = o.r.table.Update(ctx, key, raw, e.Revision); err == nil {
+				o.fresh[fingerprint] = revision
+				return nil
+			} else if !errors.Is(err, bus.ErrConflict) {
+				return fmt.Errorf("take the certificate %s for device %s: %w", fingerprint, o.device, err)
+			}
+			continue
+		case has:
 			return fmt.Errorf("%w: the certificate %s is registered for device %s", ErrRefused, fingerprint, of.Device)
 		}
 		if until := of.At.Add(ownerPatience); o.at.Before(until) {
@@ -146,6 +160,54 @@ func (r *Registry) disown(ctx context.Context, certs []Certificate) (err error) 
 	}
 	return err
 }
+
+// orphanPatience is how long whose a certificate is stands without the certificate: a request that was cut off is given again
+// soon or never.
+const orphanPatience = time.Hour
+
+// sweepOwners forgets whose certificates are that no device has: of requests that were cut off, and of deletions.
+func (s *service) sweepOwners(ctx context.Context, o *opened) error {
+	now := s.env.Now()
+	if now.Before(o.ownersSwept.Add(ownersSweptEvery)) {
+		return nil
+	}
+	type orphan struct {
+		device   string
+		revision uint64
+	}
+	orphans := map[string]orphan{} // by key; those that are in order are as many as there are certificates, and not held
+	watch, cancel := context.WithCancel(ctx)
+	defer cancel()
+	read := false
+	err := o.registry.table.Watch(watch, certPrefix, func(e bus.Entry) {
+		delete(orphans, e.Key)
+		var of certOwner
+		if e.Deleted || json.Unmarshal(e.Value, &of) != nil || now.Sub(of.At) < orphanPatience {
+			return
+		}
+		if o.index.owner(strings.TrimPrefix(e.Key, certPrefix)) != of.Device {
+			orphans[e.Key] = orphan{of.Device, e.Revision}
+		}
+	}, func() { read = true; cancel() })
+	if !read {
+		return fmt.Errorf("look whose certificates are no device's: %w", errors.Join(err, context.Cause(ctx)))
+	}
+	for key, left := range orphans {
+		if has, err := o.registry.has(ctx, left.device, strings.TrimPrefix(key, certPrefix)); err != nil {
+			return err
+		} else if has { // this process has not heard of it yet
+			continue
+		}
+		if err := o.registry.table.Delete(ctx, key, left.revision); err != nil && !errors.Is(err, bus.ErrConflict) && !errors.Is(err, bus.ErrNotFound) {
+			return fmt.Errorf("forget whose a certificate was: %w", err)
+		}
+	}
+	o.ownersSwept = now
+	return nil
+}
+
+// ownersSweptEvery is rare: there are as many entries as certificates.
+const ownersSweptEvery = 24 * time.Hour
 
 func unlessNotFound(err error) error {
 	if errors.Is(err, bus.ErrNotFound) {

@@ -206,6 +206,10 @@ func (p *provisioning) Provision(ctx context.Context, c Client, topic string, pa
 			reason = message.RateLimited
 		case step == stepToken:
 			reason = message.TokenInvalid
+		case step == "csr" && r.status == http.StatusBadRequest:
+			reason = message.CSRInvalid
+		case r.status == http.StatusRequestEntityTooLarge:
+			reason = message.MessageTooLarge
 		}
 		_ = at.fail(step, message.Reject(reason, err)) // the same error
 		p.door.recorder.record(*at)

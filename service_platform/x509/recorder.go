@@ -325,14 +325,15 @@ func (r *recorder) run(ctx context.Context, b bus.Bus, warn func(error, int)) {
 
 // attemptFilter selects attempts; what is empty selects all.
 type attemptFilter struct {
-	device, address, ca, step string // step is the one that it ended at
-	refused                   bool
+	device, address, step string // step is the one that it ended at
+	ca                    func(*Attempt) bool
+	refused               bool
 }
 
 func (f attemptFilter) keeps(a *Attempt) bool {
 	return (f.device == "" || a.Device == f.device || a.Becomes == f.device || a.ClientID == f.device || a.Device == hiddenUser(f.device)) &&
 		(f.address == "" || a.Address == f.address) &&
-		(f.ca == "" || a.CA == f.ca || a.Issuer == f.ca) &&
+		(f.ca == nil || f.ca(a)) &&
 		(f.step == "" || len(a.Steps) > 0 && a.Steps[len(a.Steps)-1].Name == f.step) &&
 		!(f.refused && a.Admitted)
 }

@@ -175,6 +175,19 @@ func (c *CAs) List(ctx context.Context) ([]RegisteredCA, error) {
 	return list, nil
 }
 
+// meant gives the fingerprint of the registered CA that somebody means by the beginning of one.
+func (c *CAs) meant(ctx context.Context, given string) (string, error) {
+	list, err := c.List(ctx)
+	if err != nil {
+		return "", err
+	}
+	var all []string
+	for _, r := range list {
+		all = append(all, r.Fingerprint)
+	}
+	return complete(given, all, ErrUnknownCA)
+}
+
 // ErrUnknownCA says that no such CA is registered.
 var ErrUnknownCA = errors.New("no such CA is registered")
 

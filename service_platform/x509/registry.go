@@ -107,6 +107,9 @@ func (c Certificate) Revoked() bool { return !c.RevokedAt.IsZero() }
 // ErrUnknownDevice says that no device of that id is registered.
 var ErrUnknownDevice = errors.New("no such device")
 
+// errUnknownCert says that a device has no such certificate.
+var errUnknownCert = errors.New("no such certificate")
+
 // ErrRefused says that the device's state does not allow what was asked.
 var ErrRefused = errors.New("refused")
 
@@ -372,13 +375,22 @@ func (d *Device) note(now time.Time, f serviceplatform.DeviceChanged) {
 	d.Unsaid = append(d.Unsaid, Fact{message.NewID(now), now, f})
 }
 
-// Revoke withdraws the certificate with the fingerprint, or all where it is empty. Withdrawing twice changes nothing:
+// Revoke withdraws the certificate with the fingerprint, or the beginning of one, or all where it is empty. Withdrawing twice changes nothing:
 // the first time and reason stay. It gives the certificates that it withdrew. Their keys are certified no more, and every
 // enrolment token of the device that there is by now is void.
 func (r *Registry) Revoke(ctx context.Context, id, fingerprint, by, reason string) (d Device, revoked []Certificate, err error) {
 	d, err = r.changeWithin(ctx, stopping, id, false, func(d *Device) error {
 		revoked = nil
 		known := fingerprint == ""
+		if !known {
+			var all []string
+			for _, c := range d.Certs {
+				all = append(all, c.Fingerprint)
+			}
+			if fingerprint, err = complete(fingerprint, all, fmt.Errorf("%w of device %s", errUnknownCert, id)); err != nil {
+				return err
+			}
+		}
 		d.TokensVoid = r.now().UTC()
 		for i := range d.Certs {
 			c := &d.Certs[i]
@@ -397,7 +409,7 @@ func (r *Registry) Revoke(ctx context.Context, id, fingerprint, by, reason strin
 			}
 		}
 		if !known {
-			return fmt.Errorf("%w: device %s has no certificate %s", ErrUnknownDevice, id, fingerprint)
+			return fmt.Errorf("%w of device %s: %s", errUnknownCert, id, fingerprint)
 		}
 		return nil
 	})

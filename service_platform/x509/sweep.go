@@ -11,7 +11,7 @@ import (
 	"github.com/naru-platform/naru/bus"
 )
 
-// sweep forgets what has ended by itself: withdrawn certificates, registration codes and tokens.
+// sweep forgets what has ended by itself: withdrawn certificates, registration codes and tokens, and what was left behind.
 func (s *service) sweep(ctx context.Context, o *opened) error {
 	now := s.env.Now()
 	for _, key := range o.withdrawn.ended(now) {
@@ -47,6 +47,9 @@ func (s *service) sweep(ctx context.Context, o *opened) error {
 		}
 	}
 	if err := s.sweepKeys(ctx, o); err != nil {
+		return err
+	}
+	if err := s.sweepOwners(ctx, o); err != nil {
 		return err
 	}
 	return s.sweepWaiting(ctx, o)

@@ -273,7 +273,15 @@ func publishTemplates(ctx context.Context, t bus.Table, templates map[string]Tem
 // checkTemplate says whether a template of that name is configured; the empty name is none.
 func (o *opened) checkTemplate(name string) error {
 	if _, ok := o.templates[name]; !ok && name != "" {
-		return fmt.Errorf("%w: no template %q is configured; there are %q", ErrRefused, name, slices.Sorted(maps.Keys(o.templates)))
+		return fmt.Errorf("%w: no template %q is configured; %s", ErrRefused, short(name), o.templateNames())
 	}
 	return nil
+}
+
+// templateNames says which templates there are.
+func (o *opened) templateNames() string {
+	if len(o.templates) == 0 {
+		return "there are none; components.service_platform.x509.templates has them"
+	}
+	return "there are " + strings.Join(slices.Sorted(maps.Keys(o.templates)), ", ")
 }

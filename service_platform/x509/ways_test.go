@@ -201,7 +201,7 @@ func TestTheRecorderTellsEachStep(t *testing.T) {
 	if i < 0 || !strings.Contains(list[i].Detail, "stolen") || list[i].Steps[len(list[i].Steps)-1].OK || list[i].Steps[0].Name != "certificate" {
 		t.Errorf("revoked: %+v", list)
 	}
-	if got := a.attempts(attemptFilter{ca: ok.CA, refused: true}); len(got) != 2 {
+	if got := a.attempts(attemptFilter{ca: func(a *Attempt) bool { return a.CA == ok.CA }, refused: true}); len(got) != 2 {
 		t.Errorf("%d refused attempts by the CA", len(got))
 	}
 	var answer struct{ Attempts []Attempt }

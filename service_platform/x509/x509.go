@@ -108,21 +108,21 @@ type service struct {
 type opened struct {
 	authority *Authority
 	// publishing is held from reading what the authority has until that is published, and over all of a retirement.
-	publishing sync.Mutex
-	registry   *Registry
-	trust      store
-	keysSwept  time.Time // by sweep alone
-	cas        *CAs
-	templates  map[string]Template
-	policies   *names.Known
-	asking     asking
-	index      *index
-	withdrawn  withdrawals
-	waiting    waiting
-	teller     *teller
-	crls       crlCache
-	estAddr    string // where EST listens, if it does
-	estDoor    *Admission
+	publishing             sync.Mutex
+	registry               *Registry
+	trust                  store
+	keysSwept, ownersSwept time.Time // by sweep alone
+	cas                    *CAs
+	templates              map[string]Template
+	policies               *names.Known
+	asking                 asking
+	index                  *index
+	withdrawn              withdrawals
+	waiting                waiting
+	teller                 *teller
+	crls                   crlCache
+	estAddr                string // where EST listens, if it does
+	estDoor                *Admission
 	// wrongTemplates are those that were logged for their policy, by look alone.
 	wrongTemplates map[string]bool
 }
