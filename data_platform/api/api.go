@@ -5,9 +5,11 @@
 package api
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"time"
@@ -16,6 +18,8 @@ import (
 	"github.com/naru-platform/naru/data_platform/model"
 	"github.com/naru-platform/naru/data_platform/storage"
 	"github.com/naru-platform/naru/internal/answer"
+	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/message/catalog"
 )
 
 // Name is the component's name.
@@ -76,6 +80,7 @@ func build(env component.Env, c Config, hub *storage.Hub) (*component.Part, erro
 		{Pattern: "GET /api/v1/data/models", Handler: answer.Func(a.list)},
 		{Pattern: "GET /api/v1/data/models/{kind}/{name}", Handler: answer.Func(a.show)},
 		{Pattern: "GET /api/v1/data/models/dataset/{name}/schema", Handler: answer.Func(a.schema)},
+		{Pattern: "GET /api/v1/data/models/asyncapi.json", Handler: answer.Func(a.asyncAPI)},
 		{Pattern: "PUT /api/v1/data/models", Handler: answer.Func(a.put)},
 		{Pattern: "DELETE /api/v1/data/models/{kind}/{name}", Handler: answer.Func(a.remove)},
 	}
@@ -126,6 +131,24 @@ func (a *api) schema(_ http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, answer.Unavailable("dataset %s is not in force here", r.PathValue("name"))
 	}
 	return d.JSONSchema(), nil
+}
+
+// asyncAPI is what is said for the datasets in force, as an AsyncAPI document.
+func (a *api) asyncAPI(http.ResponseWriter, *http.Request) (any, error) {
+	if err := a.synced(); err != nil {
+		return nil, err
+	}
+	var contracts []message.Contract
+	set := a.book.Set()
+	for _, name := range slices.Sorted(maps.Keys(set.Datasets)) {
+		contracts = append(contracts, set.Datasets[name].Contract())
+	}
+	c, err := message.NewCatalog(contracts...)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := catalog.AsyncAPI(c, "1")
+	return json.RawMessage(raw), err
 }
 
 const bodyMax = 1 << 20

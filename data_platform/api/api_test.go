@@ -32,6 +32,7 @@ func TestModelsAreShownAppliedAndRemoved(t *testing.T) {
 		{"PUT", "?dry=1", strings.Replace(doors, "bool", "int", 1), 409, "make it 2"},
 		{"PUT", "", strings.Replace(doors, "bool", "int", 1), 409, "not each value that is there fits"},
 		{"GET", "/dataset/doors", "", 200, `"version":1`},
+		{"GET", "/asyncapi.json", "", 200, `data_platform.doors.v1`},
 		{"DELETE", "/dataset/doors", "", 200, `"deleted":true`},
 		{"DELETE", "/dataset/doors", "", 404, "no dataset doors"},
 		{"GET", "/rule/doors", "", 404, "no rule doors"},

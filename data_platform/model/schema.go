@@ -3,6 +3,9 @@ package model
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/naru-platform/naru/message"
@@ -38,29 +41,47 @@ func (d *Dataset) JSONSchema() json.RawMessage {
 	return raw
 }
 
-// object makes a schema one of an object with a member.
+// elementsMost is up to which number a token of a pointer is told to be an array's element, too.
+const elementsMost = 1000
+
+// object makes a schema one of an object with a member, or where it is named by a number, of an array with that element. What is
+// no such thing has no such member: only where that is required must it be one.
 func object(at map[string]any, member string, required bool) {
 	if at["properties"] == nil {
 		at["properties"] = map[string]any{}
 	}
-	if required {
-		at["type"] = "object"
-	} else if at["type"] == nil {
-		at["type"] = []string{"object", "null"}
-	}
-	if of := at["properties"].(map[string]any); of[member] == nil {
+	of := at["properties"].(map[string]any)
+	if of[member] == nil {
 		of[member] = map[string]any{}
 	}
-	if required {
-		list, _ := at["required"].([]string)
-		for _, name := range list {
-			if name == member {
-				return
-			}
+	n, err := strconv.Atoi(member)
+	element := err == nil && 0 <= n && n < elementsMost && strconv.Itoa(n) == member
+	if element {
+		list, _ := at["prefixItems"].([]any)
+		for len(list) <= n {
+			list = append(list, true)
 		}
+		list[n] = of[member]
+		at["prefixItems"] = list
+	}
+	if !required {
+		return
+	}
+	if at["type"] = "object"; element {
+		at["type"] = []string{"object", "array"}
+		least, _ := at["minItems"].(int)
+		at["minItems"] = max(least, n+1)
+	}
+	if list, _ := at["required"].([]string); !slices.Contains(list, member) {
 		at["required"] = append(list, member)
 	}
 }
+
+// base64Form is what bytes are written as.
+const base64Form = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+
+// re2Only finds what RE2 knows in a pattern, and ECMA-262 does not, or differently.
+var re2Only = regexp.MustCompile(`\(\?[^:]|\\[AzQEpPCaG]|\[\[:`)
 
 func (f *Field) schema(at map[string]any) {
 	names := map[Type]string{Bool: "boolean", Int: "integer", Double: "number", Text: "string", Bytes: "string"}
@@ -77,7 +98,10 @@ func (f *Field) schema(at map[string]any) {
 			at["anyOf"] = at["anyOf"].([]any)[:2]
 		}
 	case Bytes:
-		at["contentEncoding"] = "base64"
+		at["contentEncoding"], at["pattern"] = "base64", base64Form
+		if f.MaxLength > 0 { // up to two bytes more have as many letters
+			at["maxLength"] = (f.MaxLength + 2) / 3 * 4
+		}
 	case JSON:
 		if f.Required {
 			at["not"] = map[string]any{"type": "null"}
@@ -99,7 +123,11 @@ func (f *Field) schema(at map[string]any) {
 		}
 		at["enum"] = values
 	}
-	if f.Pattern != "" {
+	switch {
+	case f.Pattern == "":
+	case re2Only.MatchString(f.Pattern):
+		at["x-pattern-re2"] = f.Pattern // not everybody's validator could read it
+	default:
 		at["pattern"] = f.Pattern
 	}
 	if f.MaxLength > 0 && f.Type == Text {
