@@ -106,7 +106,7 @@ func With(a Admission) component.Spec {
 	return component.Define(component.Spec{
 		Name: "service_platform.broker",
 		Doc:  "the door for devices and other clients: MQTT 3.1.1 and 5, acknowledged when on disk",
-		Says: []message.Pattern{"device.>", "3rd_party.>", "operator.refused.*.*", "operator.dead.service_platform.broker", "service_platform.broker.session.*", "service_platform.broker.receipt.*"},
+		Says: []message.Pattern{"device.>", "3rd_party.>", "$aws.rules.>", "operator.refused.*.*", "operator.dead.service_platform.broker", "service_platform.broker.session.*", "service_platform.broker.receipt.*"},
 		// What clients can subscribe to. Each node hears all of it for the sessions that are its own.
 		Hears: []message.Pattern{"device.>", "service_platform.>", "data_platform.>", "3rd_party.>"},
 		State: component.Local, PerNode: true, Lazy: true,

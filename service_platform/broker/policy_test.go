@@ -196,7 +196,7 @@ func (p *peer) asked(filter string) (packet.ReasonCode, string) {
 // answer.
 func TestADeviceForgesNothing(t *testing.T) {
 	r := newRig(t, policies(t, `
-gateways: {for: {groups: [gateways]}, publish: {allow: [device.>]}, subscribe: {allow: [device.>]}}
+gateways: {for: {groups: [gateways]}, publish: {allow: [device.>, "$aws/rules/hot/#"]}, subscribe: {allow: [device.>]}}
 `))
 	r.register("g-1", registered{groups: []string{"gateways"}})
 	d, g := r.device("d-1", keeping("d-1", true, 0)), r.device("g-1", keeping("g-1", true, 0))
@@ -213,6 +213,9 @@ gateways: {for: {groups: [gateways]}, publish: {allow: [device.>]}, subscribe: {
 		{d, "$aws/things/d-1/shadow/update/accepted", "device.*.twin.update.>"},
 		{d, "$aws/things/d-2/shadow/update", "allowed by none"},
 		{d, "$aws/things/d-1/jobs/get", "allowed by none"},
+		{d, "$aws/rules/hot/reading", "allowed by none"},
+		{g, "$aws/rules/hot/reading", ""},
+		{g, "$aws/rules/cold/reading", "allowed by none"},
 		{d, "$SYS/broker/uptime", "allowed by none"},
 		{g, "device/d-2/telemetry", ""},
 		{g, "device/d-2/presence", "device.*.presence"},
