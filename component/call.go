@@ -28,7 +28,7 @@ const (
 type Try struct {
 	N     int       // counts from 1
 	Last  bool      // fails it, the message is dead
-	First time.Time // when the first one began
+	First time.Time // when the first one began, whether it counted or not
 }
 
 // RetryAfter is a failure that says when to try again: not before After has passed, nor before the usual back-off.
@@ -178,7 +178,7 @@ func (c *caller) dispatch(ctx context.Context) {
 	}
 	for len(c.due.list) > 0 && c.running < min(c.most, int(c.gate.n.Load())) && ctx.Err() == nil {
 		x := heap.Pop(&c.due).(*parked)
-		if x.calling = now; x.attempts == 0 {
+		if x.calling = now; x.attempts == 0 && x.reason == 0 {
 			x.first = now
 		}
 		try := Try{N: x.attempts + 1, Last: x.attempts+1 >= c.w.retry.Attempts, First: x.first}

@@ -238,7 +238,9 @@ func TestCallIsTriedAgainWhenTheOtherSideWishes(t *testing.T) {
 		defer r.Close()
 		var at []time.Time
 		r.Start(calling(func(_ context.Context, _ *message.Message, try component.Try) ([]*message.Message, error) {
-			at = append(at, time.Now())
+			if at = append(at, time.Now()); !try.First.Equal(at[0]) {
+				t.Errorf("it is told to have been tried first at %s; want %s", try.First, at[0])
+			}
 			switch len(at) {
 			case 1:
 				return nil, &component.RetryAfter{Err: errors.New("busy"), After: 40 * time.Second}
@@ -258,6 +260,31 @@ func TestCallIsTriedAgainWhenTheOtherSideWishes(t *testing.T) {
 		rep := r.Settled(worker, "device")
 		if len(at) != 6 || at[1].Sub(at[0]) < 40*time.Second || at[1].Sub(at[0]) > 41*time.Second || rep.Outcomes[component.Handled].Count != 1 {
 			t.Errorf("it was called for at %v; outcomes are %v", at, outcomes(rep))
+		}
+	})
+}
+
+// What nobody was there for has been tried all the same, since the first time.
+func TestTriesThatDoNotCountHaveAFirstOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := componenttest.New(t)
+		defer r.Close()
+		var first time.Time
+		r.Start(calling(func(_ context.Context, _ *message.Message, try component.Try) ([]*message.Message, error) {
+			if first.IsZero() {
+				first = try.First
+			}
+			if !try.First.Equal(first) || try.N != 1 {
+				t.Errorf("it is told to be try %d, the first at %s; want 1 and %s", try.N, try.First, first)
+			}
+			if time.Since(first) > 10*time.Second {
+				return nil, nil
+			}
+			return nil, &component.RetryAfter{Err: errors.New("nobody is there"), Uncounted: true}
+		}))
+		r.Say(reading("a", "1"))
+		if rep := r.Settled(worker, "device"); rep.Outcomes[component.Handled].Count != 1 {
+			t.Errorf("outcomes are %v", outcomes(rep))
 		}
 	})
 }

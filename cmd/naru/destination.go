@@ -152,6 +152,7 @@ changed to what is said here. Secrets are never given here: --header-file names 
 	f.StringVar(&s.Timeout, "timeout", "", "for one call (default 10s)")
 	f.IntVar(&s.Calls, "calls", 0, "how many are made at once (default 8)")
 	f.IntVar(&s.Attempts, "attempts", 0, "after how many a message is dead (default 12)")
+	f.StringVar(&s.GiveUpAfter, "give-up-after", "", "for how long a message is tried that cannot be sent at all, which counts as no attempt (default 1h)")
 	f.StringArrayVar(&plain, "header", nil, "'Name: value', sent with each request; may be repeated")
 	f.StringArrayVar(&files, "header-file", nil, "'Name: [prefix ]file', its value from a file")
 	f.StringArrayVar(&envs, "header-env", nil, "'Name: [prefix ]NARU_SECRET_…', its value from the environment")

@@ -29,6 +29,8 @@ type Settings struct {
 	Calls int `json:"calls,omitempty"`
 	// Attempts is after how many a message is dead; 12 where it is missing, with growing pauses about an hour.
 	Attempts int `json:"attempts,omitempty"`
+	// GiveUpAfter is for how long a message is tried that cannot be sent at all, which counts as no attempt; 1h where it is missing.
+	GiveUpAfter string `json:"give_up_after,omitempty"`
 }
 
 // Header is a request's. Exactly one of Value, File and Env says what it has, behind Prefix.
@@ -69,6 +71,8 @@ const (
 	callsMost       = 64
 	attemptsDefault = 12
 	attemptsMost    = 100
+	giveUpDefault   = time.Hour
+	giveUpMost      = 720 * time.Hour
 	headersMost     = 32
 	changesMost     = 50
 )
@@ -89,15 +93,19 @@ func (d *Destination) calls() int {
 	return d.Calls
 }
 
-func (s *Settings) timeout() time.Duration {
-	if s.Timeout == "" {
-		return timeoutDefault
+func (s *Settings) timeout() time.Duration { return duration(s.Timeout, timeoutDefault) }
+
+func (s *Settings) giveUp() time.Duration { return duration(s.GiveUpAfter, giveUpDefault) }
+
+func duration(text string, missing time.Duration) time.Duration {
+	if text == "" {
+		return missing
 	}
-	t, err := time.ParseDuration(s.Timeout)
+	d, err := time.ParseDuration(text)
 	if err != nil {
 		return 0 // Valid has seen it
 	}
-	return t
+	return d
 }
 
 // owes says whether a message was said when the destination was there already.
@@ -157,9 +165,15 @@ func (s *Settings) Valid() error {
 	case s.Attempts < 0 || s.Attempts > attemptsMost:
 		return fmt.Errorf("attempts %d; want 1 to %d", s.Attempts, attemptsMost)
 	}
-	if s.Timeout != "" {
-		if d, err := time.ParseDuration(s.Timeout); err != nil || d <= 0 || d > timeoutMost {
-			return fmt.Errorf("timeout %q: want a duration up to %s, such as 10s", s.Timeout, timeoutMost)
+	for _, x := range []struct {
+		name, text string
+		most       time.Duration
+	}{{"timeout", s.Timeout, timeoutMost}, {"give_up_after", s.GiveUpAfter, giveUpMost}} {
+		if x.text == "" {
+			continue
+		}
+		if d, err := time.ParseDuration(x.text); err != nil || d <= 0 || d > x.most {
+			return fmt.Errorf("%s %q: want a duration up to %s, such as 10s", x.name, x.text, x.most)
 		}
 	}
 	return nil

@@ -121,7 +121,7 @@ func (w *Webhook) servePut(rw http.ResponseWriter, r *http.Request) (any, error)
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&s); err != nil {
-		return nil, answer.Bad(fmt.Errorf("the destination: %w; it has description, url, headers, mode, timeout, calls and attempts", err))
+		return nil, answer.Bad(fmt.Errorf("the destination: %w; it has description, url, headers, mode, timeout, calls, attempts and give_up_after", err))
 	}
 	if err := s.Valid(); err != nil {
 		return nil, answer.Bad(err)

@@ -70,7 +70,7 @@ func (s *sender) call(ctx context.Context, m *message.Message, try component.Try
 	t, err := s.target(m)
 	if err != nil {
 		s.ended(err)
-		return nil, &component.RetryAfter{Err: err, After: secretWait, Uncounted: true}
+		return s.unsent(m, try, &component.RetryAfter{Err: err, After: secretWait, Uncounted: true})
 	}
 	a := outbound.Attempt{N: try.N, Deadline: s.w.env.Now().Add(t.Timeout)}
 	r := outbound.Binary(m, a)
@@ -95,12 +95,24 @@ func (s *sender) call(ctx context.Context, m *message.Message, try component.Try
 			return say, again
 		}
 		s.w.calls.WithLabelValues(s.d.Name, "later").Inc()
+		if later.Uncounted {
+			return s.unsent(m, try, again)
+		}
 		return nil, again
 	case errors.As(err, &no):
 		s.ended(err)
 		return s.dead(m, try, no.Reason, err)
 	}
 	return nil, err
+}
+
+// unsent is of a message that could not be sent, which is no attempt: it waits, but not for ever.
+func (s *sender) unsent(m *message.Message, try component.Try, again *component.RetryAfter) ([]*message.Message, error) {
+	most := s.d.giveUp()
+	if s.w.env.Now().Sub(try.First) < most {
+		return nil, again
+	}
+	return s.dead(m, try, message.RetriesExhausted, message.Rejectf(message.RetriesExhausted, "%s could not be given it for %s: %w", s.d.Name, most, again.Err))
 }
 
 func (s *sender) dead(m *message.Message, try component.Try, reason message.Reason, err error) ([]*message.Message, error) {

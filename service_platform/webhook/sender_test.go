@@ -69,7 +69,7 @@ func TestAnswerIsTheMessagesFate(t *testing.T) {
 			if c.allow == nil {
 				c.allow = []string{"127.0.0.1"}
 			}
-			say, err := called(t, Config{Allow: c.allow}, Settings{URL: c.url}, send("pager", "d-1", "hot@3", "x"), component.Try{N: 3, Last: c.last}, now)
+			say, err := called(t, Config{Allow: c.allow}, Settings{URL: c.url}, send("pager", "d-1", "hot@3", "x"), component.Try{N: 3, Last: c.last, First: now}, now)
 			var again *component.RetryAfter
 			switch {
 			case c.text == "":
@@ -107,10 +107,37 @@ func TestMessageThatNobodyWantsAnyMoreIsNotSent(t *testing.T) {
 func TestSecretThatIsNotThereKeepsMessagesWaiting(t *testing.T) {
 	e := newElsewhere(t, nil)
 	s := Settings{URL: e.URL, Headers: []Header{{Name: "Authorization", Env: "NARU_SECRET_NOT_SET"}}}
-	_, err := called(t, Config{Allow: []string{"127.0.0.1"}}, s, send("pager", "d-1", "hot@3", "x"), component.Try{N: 1}, time.Now())
+	now := time.Now()
+	_, err := called(t, Config{Allow: []string{"127.0.0.1"}}, s, send("pager", "d-1", "hot@3", "x"), component.Try{N: 1, First: now}, now)
 	var again *component.RetryAfter
 	if !errors.As(err, &again) || !again.Uncounted || !strings.Contains(err.Error(), "NARU_SECRET_NOT_SET") || len(e.requests()) != 0 {
 		t.Errorf("it gives %v", err)
+	}
+}
+
+// What cannot be sent is no attempt, and yet does not wait for ever: an hour, or as long as is said, from the first try.
+func TestWhatCannotBeSentIsGivenUpAfterAWhile(t *testing.T) {
+	gone := newElsewhere(t, nil)
+	gone.Close()
+	there := newElsewhere(t, nil)
+	for name, s := range map[string]Settings{
+		"nobody listens": {URL: gone.URL},
+		"no secret":      {URL: there.URL, Headers: []Header{{Name: "Authorization", Env: "NARU_SECRET_NOT_SET"}}},
+	} {
+		for after, most := range map[string]time.Duration{"": time.Hour, "5m": 5 * time.Minute} {
+			s.GiveUpAfter = after
+			began := time.Now()
+			for waited, dies := range map[time.Duration]bool{0: false, most - time.Second: false, most: true} {
+				say, err := called(t, Config{Allow: []string{"127.0.0.1"}}, s, send("pager", "d-1", "hot@3", "x"), component.Try{N: 1, First: began}, began.Add(waited))
+				var again *component.RetryAfter
+				if dead := message.ReasonOf(err, 0) == message.RetriesExhausted && len(say) == 1; dead != dies || !dies && (!errors.As(err, &again) || !again.Uncounted || len(say) != 0) {
+					t.Errorf("%s, give up after %q: tried for %s it gives %v, and tells %d messages", name, after, waited, err, len(say))
+				}
+			}
+		}
+	}
+	if err := (&Settings{URL: "https://x", GiveUpAfter: "for ever"}).Valid(); err == nil || !strings.Contains(err.Error(), "give_up_after") {
+		t.Errorf("it is valid: %v", err)
 	}
 }
 
@@ -124,7 +151,7 @@ func TestBreakerHoldsCallsBackWhileTheyFail(t *testing.T) {
 	x := newSender(w, &Destination{Name: "pager", Settings: Settings{URL: e.URL}})
 	held := 0
 	for n := range 40 {
-		_, err := x.call(t.Context(), send("pager", fmt.Sprint(n), "a@1", "x"), component.Try{N: 1})
+		_, err := x.call(t.Context(), send("pager", fmt.Sprint(n), "a@1", "x"), component.Try{N: 1, First: time.Now()})
 		var again *component.RetryAfter
 		if !errors.As(err, &again) {
 			t.Fatalf("call %d gives %v", n, err)

@@ -28,45 +28,33 @@ import (
 // payload is what each message holds.
 const payload = `{"celsius":31}`
 
-// worked measures b.N messages of 200 devices from the log to their committed fate at a worker, on the real engine.
-func worked(b *testing.B, rec worker.Record, begin func(url string)) {
+// stage is a process with workers on the real engine, and a door to the log of devices.
+type stage struct {
+	b    *testing.B
+	url  string
+	host *component.Host
+	door bus.Appender
+}
+
+func newStage(b *testing.B) *stage {
 	bu, err := nats.Open(b.Context(), nats.Options{Dir: b.TempDir()})
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer bu.Close()
+	b.Cleanup(func() { bu.Close() })
 	host := &component.Host{Bus: bu, Catalog: catalog.Default(), Dir: b.TempDir(), Node: "n1", Specs: []component.Spec{worker.Spec}, Log: slog.New(slog.DiscardHandler),
 		Config: map[string]json.RawMessage{worker.Name: json.RawMessage(`{"allow":["127.0.0.0/8"]}`)}}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- host.Run(ctx) }()
-	defer func() {
+	b.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
 			b.Error(err)
 		}
-	}()
-	s := httptest.NewServer(host.Handler(func(*http.Request) bool { return true }))
-	defer s.Close()
-	raw, err := json.Marshal(rec)
-	if err != nil {
-		b.Fatal(err)
-	}
-	wait(b, func() bool {
-		q, err := http.NewRequest("PUT", s.URL+"/api/v1/workers/"+rec.Name, strings.NewReader(string(raw)))
-		if err != nil {
-			b.Fatal(err)
-		}
-		res, err := http.DefaultClient.Do(q)
-		if err != nil {
-			return false
-		}
-		defer res.Body.Close()
-		return res.StatusCode == http.StatusOK
 	})
-	if begin != nil {
-		begin(s.URL)
-	}
+	s := httptest.NewServer(host.Handler(func(*http.Request) bool { return true }))
+	b.Cleanup(s.Close)
 	log, err := bu.Log(b.Context(), message.Device, bus.LogOptions{})
 	if err != nil {
 		b.Fatal(err)
@@ -75,8 +63,53 @@ func worked(b *testing.B, rec worker.Record, begin func(url string)) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	b.Cleanup(func() {
+		if err := door.Close(context.Background()); err != nil {
+			b.Error(err)
+		}
+	})
+	return &stage{b, s.URL, host, door}
+}
+
+// ask asks the platform, until it answers well.
+func (s *stage) ask(method, path string, in any) {
+	raw, err := json.Marshal(in)
+	if err != nil {
+		s.b.Fatal(err)
+	}
+	wait(s.b, func() bool {
+		q, err := http.NewRequest(method, s.url+path, strings.NewReader(string(raw)))
+		if err != nil {
+			s.b.Fatal(err)
+		}
+		res, err := http.DefaultClient.Do(q)
+		if err != nil {
+			return false
+		}
+		defer res.Body.Close()
+		return res.StatusCode == http.StatusOK
+	})
+}
+
+// add adds a worker. It hears what is said from now on.
+func (s *stage) add(rec worker.Record) { s.ask("PUT", "/api/v1/workers/"+rec.Name, rec) }
+
+// says appends a message of the device of that number.
+func (s *stage) says(device int, data string) {
+	if err := s.door.Append(s.b.Context(), telemetry(fmt.Sprint("d-", device), data), nil, 0); err != nil {
+		s.b.Fatal(err)
+	}
+}
+
+// worked measures b.N messages of 200 devices from the log to their committed fate at a worker.
+func worked(b *testing.B, rec worker.Record, begin func(url string)) {
+	s := newStage(b)
+	s.add(rec)
+	if begin != nil {
+		begin(s.url)
+	}
 	handled := func() (n uint64) {
-		for _, r := range host.Peers().Reports() {
+		for _, r := range s.host.Peers().Reports() {
 			if r.Consumer == worker.Name+"/"+rec.Name && r.Log == message.Device {
 				n = r.Outcomes[component.Handled].Count
 			}
@@ -85,16 +118,11 @@ func worked(b *testing.B, rec worker.Record, begin func(url string)) {
 	}
 	b.ResetTimer()
 	for i := range b.N {
-		if err := door.Append(b.Context(), telemetry(fmt.Sprint("d-", i%200), payload), nil, 0); err != nil {
-			b.Fatal(err)
-		}
+		s.says(i%200, payload)
 	}
 	wait(b, func() bool { return handled() == uint64(b.N) })
 	b.StopTimer()
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msg/s")
-	if err := door.Close(b.Context()); err != nil {
-		b.Fatal(err)
-	}
 }
 
 func wait(b *testing.B, happened func() bool) {
