@@ -41,6 +41,7 @@ type Retention struct {
 	maxBytes uint64
 	every    time.Duration
 	trimmed  *prometheus.CounterVec
+	since    map[string]time.Time // marks whose consumers are away, and since when that is known here
 	told     map[string]time.Time // consumers that are away, and when that was said
 	done     map[string]uint64    // how far each partition was trimmed; its rows' last batches stay, and are not counted again
 }
@@ -55,7 +56,8 @@ func New(env component.Env, c Config) (*component.Part, error) {
 	if err != nil || every < time.Second {
 		return nil, fmt.Errorf("every %q: want a duration of at least 1s", c.Every)
 	}
-	r := &Retention{env: env, maxAge: age, maxBytes: c.MaxBytes, every: every, told: map[string]time.Time{}, done: map[string]uint64{},
+	r := &Retention{env: env, maxAge: age, maxBytes: c.MaxBytes, every: every,
+		since: map[string]time.Time{}, told: map[string]time.Time{}, done: map[string]uint64{},
 		trimmed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "naru_trimmed_batches_total", Help: "Batches that were trimmed from a log after everybody had finished them.",
 		}, []string{"log"})}
@@ -67,6 +69,10 @@ func New(env component.Env, c Config) (*component.Part, error) {
 
 // tellEvery is how often it is said that messages are kept for a consumer that is away.
 const tellEvery = time.Hour
+
+// tellAfter is how long a consumer is not heard of before it is said to be away: when all of a platform has started again,
+// nobody was heard of yet, and none of them is to be forgotten. `naru ledger forget` wants a silence of as long.
+const tellAfter = 45 * time.Second
 
 func (r *Retention) run(ctx context.Context, ready func()) error {
 	marks, err := r.env.Bus.Table(ctx, component.RequiredTable, bus.TableOptions{})
@@ -178,8 +184,12 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at 
 		}
 		known = true
 		floor = min(floor, p.Sequence)
-		if consumer := strings.TrimPrefix(e.Key, prefix); !reported[consumer] {
-			away = append(away, consumer)
+		if mark := strings.TrimPrefix(e.Key, prefix); reported[mark] {
+			delete(r.since, e.Key)
+		} else if _, known := r.since[e.Key]; !known {
+			r.since[e.Key] = r.env.Now()
+		} else if r.env.Now().Sub(r.since[e.Key]) >= tellAfter {
+			away = append(away, component.MarkOf(mark))
 		}
 	}, cancel)
 	if err != nil && !errors.Is(err, context.Canceled) {
@@ -188,14 +198,14 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at 
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
 	}
-	for _, mark := range away {
-		consumer := component.MarkOf(mark)
+	for _, consumer := range away {
 		if r.env.Now().Sub(r.told[consumer]) >= tellEvery {
 			r.told[consumer] = r.env.Now()
 			r.env.Log.Warn("messages are kept for a required consumer that is not heard of; if it went for good: naru ledger forget "+consumer, "consumer", consumer, "log", name)
 		}
 	}
 	for _, key := range gone { // nothing is kept for it any more
+		delete(r.since, key)
 		if err := marks.Delete(ctx, key, 0); err != nil {
 			return 0, err
 		}
