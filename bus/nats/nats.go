@@ -71,18 +71,19 @@ type Bus struct {
 	js   jetstream.JetStream
 	meta jetstream.KeyValue // of logs
 
-	request   func(context.Context, *natsgo.Msg) (*natsgo.Msg, error) // the connection's; tests lose answers
-	connected atomic.Pointer[context.Context]                         // done when the connection is lost
-	cut       context.CancelFunc                                      // of connected; the connection's callbacks own it
-	broken    atomic.Pointer[chan struct{}]                           // closed when the connection is back: watches begin anew
-	embedded  atomic.Pointer[server.Server]
-	measure   func() (bus.Space, error)
-	askAgain  time.Time // when an external server is asked for its limits; watch's
-	space     atomic.Pointer[bus.Space]
-	latency   atomic.Int64
-	restarts  atomic.Int64
-	sick      atomic.Bool  // an embedded server has given up its store
-	failing   atomic.Int64 // rows whose batch the engine does not confirm
+	request    func(context.Context, *natsgo.Msg) (*natsgo.Msg, error) // the connection's; tests lose answers
+	connected  atomic.Pointer[context.Context]                         // done when the connection is lost
+	cut        context.CancelFunc                                      // of connected; the connection's callbacks own it
+	broken     atomic.Pointer[chan struct{}]                           // closed when the connection is back: watches begin anew
+	unanswered atomic.Pointer[error]                                   // why the last attempt to connect failed
+	embedded   atomic.Pointer[server.Server]
+	measure    func() (bus.Space, error)
+	askAgain   time.Time // when an external server is asked for its limits; watch's
+	space      atomic.Pointer[bus.Space]
+	latency    atomic.Int64
+	restarts   atomic.Int64
+	sick       atomic.Bool  // an embedded server has given up its store
+	failing    atomic.Int64 // rows whose batch the engine does not confirm
 
 	mu      sync.Mutex
 	logs    map[string]*Log
@@ -142,6 +143,9 @@ func (b *Bus) open(ctx context.Context) error {
 		return fmt.Errorf("bus: %w", err)
 	}
 	b.watchSpace()
+	if !nc.IsConnected() {
+		b.log.Warn("nobody answers at " + redacted(b.o.URL) + " yet; it is tried again for " + openPatience.String())
+	}
 	// A cluster that is starting elects its leaders for some seconds.
 	err = b.patiently(ctx, openPatience, func(ctx context.Context) error {
 		b.meta, err = b.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
@@ -149,6 +153,12 @@ func (b *Bus) open(ctx context.Context) error {
 		})
 		return err
 	})
+	if err != nil && !nc.IsConnected() && !errors.Is(ctx.Err(), context.Canceled) {
+		if last := b.unanswered.Load(); last != nil {
+			err = *last
+		}
+		return fmt.Errorf("bus: nobody answers at %s: %w; is NATS there, and is this its address?", redacted(b.o.URL), err)
+	}
 	if err != nil {
 		return fmt.Errorf("bus: open the list of logs on %s: %w", b.name(), err)
 	}
@@ -168,6 +178,7 @@ func (b *Bus) connectOptions() []natsgo.Option {
 				b.down(fmt.Sprintf("not connected: %v", err))
 			}
 		}),
+		natsgo.ReconnectErrHandler(func(_ *natsgo.Conn, err error) { b.unanswered.Store(&err) }),
 		natsgo.ReconnectHandler(func(*natsgo.Conn) { b.breakConnection() }),
 		natsgo.ErrorHandler(func(_ *natsgo.Conn, _ *natsgo.Subscription, err error) { b.log.Warn("bus", "error", err) }),
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -226,5 +228,20 @@ func TestALogIsCreatedWithTheConfiguredPartitions(t *testing.T) {
 		if err := b.Close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// A wrong address is told as one: what the connection met, not what became of the first request.
+func TestOpenSaysThatNobodyAnswersAndWhy(t *testing.T) {
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err = Open(ctx, Options{URL: "nats://naru:secret@" + nobody.Addr().String()})
+	if err == nil || !strings.Contains(err.Error(), "nobody answers at nats://naru:xxxxx@"+nobody.Addr().String()) || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("it says %v", err)
 	}
 }
