@@ -18,7 +18,8 @@ import (
 	"github.com/naru-platform/naru/message"
 )
 
-// Bus is one engine. All methods may be called by any number of goroutines.
+// Bus is one engine. All methods may be called by any number of goroutines. Until Close it comes back by itself from whatever breaks
+// its connection, and what waits goes on.
 type Bus interface {
 	// Log opens a log, and creates it with one generation of partitions where there is none of that name.
 	Log(ctx context.Context, name string, o LogOptions) (Log, error)

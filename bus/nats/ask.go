@@ -31,7 +31,7 @@ func (b *Bus) Answer(ctx context.Context, name string, f func(ctx context.Contex
 	var group sync.WaitGroup
 	defer group.Wait()
 	room := make(chan struct{}, answersMax)
-	s, err := b.nc.QueueSubscribe(ask.Subject(name), "naru", func(m *natsgo.Msg) {
+	take := func(m *natsgo.Msg) {
 		select {
 		case room <- struct{}{}:
 		case <-ctx.Done():
@@ -43,31 +43,57 @@ func (b *Bus) Answer(ctx context.Context, name string, f func(ctx context.Contex
 				b.log.Warn("answer a question", "name", name, "error", err)
 			}
 		})
-	})
-	if err != nil {
-		return fmt.Errorf("answer on %s: %w", name, b.closed(err))
 	}
-	ended := make(chan struct{})
-	s.SetClosedHandler(func(string) { close(ended) })
-	for ctx.Err() == nil {
-		try, done := context.WithTimeout(ctx, requestWait)
-		err := b.nc.FlushWithContext(try)
-		done()
-		if err == nil { // the server knows of it
+	for first := true; ctx.Err() == nil; first = false { // once for each connection
+		l := b.link.Load()
+		s, err := l.nc.QueueSubscribe(ask.Subject(name), "naru", take)
+		if err != nil && first && !l.nc.IsClosed() {
+			return fmt.Errorf("answer on %s: %w", name, b.closed(err))
+		}
+		if err != nil {
+			pause(ctx, answerAgain) // until there is another
+			continue
+		}
+		ended := make(chan struct{})
+		s.SetClosedHandler(func(string) { close(ended) })
+		if b.heard(ctx, l) && ready != nil {
 			ready()
-			break
+			ready = nil
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(jitter(100 * time.Millisecond)): // it is away; the connection subscribes again by itself
+			if s.Unsubscribe() == nil {
+				<-ended // so that no more is begun
+			}
+		case <-l.over:
 		}
-	}
-	<-ctx.Done()
-	if s.Unsubscribe() == nil {
-		<-ended // so that no more is begun
 	}
 	if b.ctx.Err() != nil {
 		return bus.ErrClosed
 	}
 	return nil
+}
+
+// heard waits until the server knows what was subscribed to; false where ctx or the connection ends before. A connection that
+// breaks subscribes again by itself.
+func (b *Bus) heard(ctx context.Context, l *link) bool {
+	for ctx.Err() == nil && !l.nc.IsClosed() {
+		try, done := context.WithTimeout(ctx, requestWait)
+		err := l.nc.FlushWithContext(try)
+		done()
+		if err == nil {
+			return true
+		}
+		pause(ctx, answerAgain)
+	}
+	return false
+}
+
+const answerAgain = 100 * time.Millisecond
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(jitter(d)):
+	}
 }

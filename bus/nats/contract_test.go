@@ -48,7 +48,7 @@ func (s *stand) setDown(down bool) {
 func loseAcks(b *Bus, n int) {
 	var left atomic.Int64
 	left.Store(int64(n))
-	real := b.nc.RequestMsgWithContext
+	real := b.nc().RequestMsgWithContext
 	b.request = func(ctx context.Context, m *natsgo.Msg) (*natsgo.Msg, error) {
 		answer, err := real(ctx, m)
 		if err == nil && strings.HasPrefix(m.Subject, "naru.log.") && left.Add(-1) >= 0 {

@@ -122,13 +122,13 @@ func (b *Bus) measureDisk() (bus.Space, error) {
 // measureAccount is what the account's limit leaves, where there is one. Asked only now and then: it is a request.
 func (b *Bus) measureAccount() (bus.Space, error) {
 	was := *b.space.Load()
-	if b.js == nil || b.now().Before(b.askAgain) {
+	if b.link.Load() == nil || b.now().Before(b.askAgain) {
 		return was, nil
 	}
 	b.askAgain = b.now().Add(accountEvery)
 	ctx, cancel := context.WithTimeout(b.ctx, probeWait)
 	defer cancel()
-	info, err := b.js.AccountInfo(ctx)
+	info, err := b.js().AccountInfo(ctx)
 	if err != nil {
 		return was, nil // away; Status says so
 	}

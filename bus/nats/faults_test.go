@@ -141,7 +141,7 @@ func TestDoorOpensBehindARowWhoseLastBatchIsGarbage(t *testing.T) {
 	if err := a.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.nc.Request(rowSubject("device", 1, 0, "door"), []byte("garbage"), 5*time.Second); err != nil {
+	if _, err := b.nc().Request(rowSubject("device", 1, 0, "door"), []byte("garbage"), 5*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	p := appendOne(t, openAppender(t, l, "door"), 1)
@@ -167,12 +167,12 @@ func TestARowsAccountIsFoundHoweverBusyItsNeighboursAre(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 1500 {
-		if err := b.nc.Publish(rowSubject("device", 1, 0, "neighbour"), []byte("x")); err != nil {
+		if err := b.nc().Publish(rowSubject("device", 1, 0, "neighbour"), []byte("x")); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for range 2 {
-		if _, err := b.nc.Request(rowSubject("device", 1, 0, "door"), []byte("garbage"), 10*time.Second); err != nil {
+		if _, err := b.nc().Request(rowSubject("device", 1, 0, "door"), []byte("garbage"), 10*time.Second); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -196,7 +196,7 @@ func TestWhatADroppedGenerationLeftIsDeletedAtTheNextOpening(t *testing.T) {
 	if err := l.openOrCreate(t.Context(), 1); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.js.Stream(t.Context(), streamName("device", 1, 0)); !errors.Is(err, jetstream.ErrStreamNotFound) {
+	if _, err := b.js().Stream(t.Context(), streamName("device", 1, 0)); !errors.Is(err, jetstream.ErrStreamNotFound) {
 		t.Errorf("the stream of the dropped generation: %v", err)
 	}
 }
@@ -206,7 +206,7 @@ func TestLostConfirmationOffersTheSameBytes(t *testing.T) {
 	b := open(t, t.TempDir())
 	l := openLog(t, b)
 	a := openAppender(t, l, "door")
-	real := b.nc.RequestMsgWithContext
+	real := b.nc().RequestMsgWithContext
 	var offers []string
 	b.request = func(ctx context.Context, m *natsgo.Msg) (*natsgo.Msg, error) {
 		if m.Subject != rowSubject("device", 1, 0, "door") {

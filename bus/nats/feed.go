@@ -22,6 +22,7 @@ type feed struct {
 	woken chan struct{}
 	ends  bool // the partition is sealed: nobody will tell of more
 	sub   *natsgo.Subscription
+	tail  string // what sub listens to
 }
 
 func (l *Log) feed(gen, part uint32) *feed {
@@ -152,7 +153,23 @@ func (f *feed) listen(nc *natsgo.Conn, subject string) error {
 	if f.sub != nil {
 		return nil
 	}
-	sub, err := nc.Subscribe(subject, func(m *natsgo.Msg) {
+	f.tail = subject
+	return f.subscribe(nc)
+}
+
+// listenAgain does so over another connection, where it listened.
+func (f *feed) listenAgain(nc *natsgo.Conn) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.tail == "" {
+		return nil
+	}
+	return f.subscribe(nc)
+}
+
+// subscribe is done with f.mu held.
+func (f *feed) subscribe(nc *natsgo.Conn) error {
+	sub, err := nc.Subscribe(f.tail, func(m *natsgo.Msg) {
 		if seq, err := strconv.ParseUint(m.Header.Get("Nats-Sequence"), 10, 64); err == nil {
 			f.heard(seq)
 		}

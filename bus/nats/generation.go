@@ -30,7 +30,7 @@ func (l *Log) trim(ctx context.Context, gen, part uint32, seq uint64) error {
 	case g.Gone:
 		return nil
 	}
-	s, err := l.b.js.Stream(ctx, streamName(l.name, gen, part))
+	s, err := l.b.js().Stream(ctx, streamName(l.name, gen, part))
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func (l *Log) dropFinished(ctx context.Context, gen uint32) error {
 		return err
 	}
 	for part := range g.Trimmed {
-		if err := l.b.js.DeleteStream(ctx, streamName(l.name, gen, uint32(part))); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+		if err := l.b.js().DeleteStream(ctx, streamName(l.name, gen, uint32(part))); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 			return err
 		}
 		l.feed(gen, uint32(part)).forget(g.Trimmed[part])
@@ -117,7 +117,7 @@ func markKey(log, row string) string { return log + ".mark." + row }
 
 // keepMarks keeps the last marks of a partition's derived rows.
 func (l *Log) keepMarks(ctx context.Context, gen, part uint32) error {
-	s, err := l.b.js.Stream(ctx, streamName(l.name, gen, part))
+	s, err := l.b.js().Stream(ctx, streamName(l.name, gen, part))
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return nil // another process was faster
 	}
@@ -141,7 +141,7 @@ func (l *Log) keepMarks(ctx context.Context, gen, part uint32) error {
 		var kept message.Builder
 		kept.Reset(b.Header, 0)
 		data := kept.Seal(b.Number, b.Running+uint64(b.Count), b.RunningSum+b.IDSum, b.Owner)
-		if _, err := l.b.meta.Put(ctx, markKey(l.name, lastToken(subject)), data); err != nil {
+		if _, err := l.b.meta().Put(ctx, markKey(l.name, lastToken(subject)), data); err != nil {
 			return err
 		}
 	}
@@ -150,7 +150,7 @@ func (l *Log) keepMarks(ctx context.Context, gen, part uint32) error {
 
 // keptMark gives a row's last mark from a generation that has disappeared.
 func (l *Log) keptMark(ctx context.Context, row string) (message.Header, bool, error) {
-	e, err := l.b.meta.Get(ctx, markKey(l.name, row))
+	e, err := l.b.meta().Get(ctx, markKey(l.name, row))
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return message.Header{}, false, nil
 	}
@@ -230,7 +230,7 @@ func (l *Log) finishNext(ctx context.Context) error {
 }
 
 func (l *Log) seal(ctx context.Context, gen, part uint32) error {
-	s, err := l.b.js.Stream(ctx, streamName(l.name, gen, part))
+	s, err := l.b.js().Stream(ctx, streamName(l.name, gen, part))
 	if err != nil {
 		return err
 	}
@@ -239,9 +239,9 @@ func (l *Log) seal(ctx context.Context, gen, part uint32) error {
 		return nil
 	}
 	c.Sealed = true
-	_, err = l.b.js.UpdateStream(ctx, c)
+	_, err = l.b.js().UpdateStream(ctx, c)
 	if err != nil { // another process may have been faster, and what is sealed takes no change
-		if s, again := l.b.js.Stream(ctx, streamName(l.name, gen, part)); again == nil && s.CachedInfo().Config.Sealed {
+		if s, again := l.b.js().Stream(ctx, streamName(l.name, gen, part)); again == nil && s.CachedInfo().Config.Sealed {
 			return nil
 		}
 	}

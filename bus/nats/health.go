@@ -55,18 +55,20 @@ func (b *Bus) isUp() {
 }
 
 // watch measures what is left on the disk, starts an embedded server again that has given up its store, as it does when
-// the disk is full, and finds out when an engine that was away is back.
+// the disk is full, opens a connection anew that has ended for good, and finds out when an engine that was away is back.
 func (b *Bus) watch() {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	var broken doctor
 	var doubt second
+	var again reopener
 	for n := 0; ; n++ {
 		select {
 		case <-b.ctx.Done():
 			return
 		case <-tick.C:
 		}
+		again.look(b)
 		b.watchSpace()
 		if s := b.embedded.Load(); s != nil && n%healthEvery == 0 {
 			fault := doubt.opinion(storeFault(s))
@@ -78,7 +80,7 @@ func (b *Bus) watch() {
 				b.restart(s)
 			}
 		}
-		if !b.isUpNow() && !b.sick.Load() && b.failing.Load() == 0 && b.nc.IsConnected() {
+		if !b.isUpNow() && !b.sick.Load() && b.failing.Load() == 0 && b.nc().IsConnected() {
 			b.probe()
 		}
 	}
@@ -142,7 +144,7 @@ func (b *Bus) isUpNow() bool {
 func (b *Bus) probe() {
 	ctx, cancel := context.WithTimeout(b.ctx, probeWait)
 	defer cancel()
-	if _, err := b.meta.Put(ctx, probeKey, nil); err == nil && b.failing.Load() == 0 {
+	if _, err := b.meta().Put(ctx, probeKey, nil); err == nil && b.failing.Load() == 0 {
 		b.isUp()
 	}
 }

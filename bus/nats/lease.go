@@ -55,7 +55,7 @@ func (b *Bus) Lease(ctx context.Context, name, owner string, ttl time.Duration) 
 
 // leasesReady makes the stream where there is none; a server in memory forgets it when it stops.
 func (b *Bus) leasesReady(ctx context.Context) error {
-	_, err := b.js.CreateStream(ctx, jetstream.StreamConfig{
+	_, err := b.js().CreateStream(ctx, jetstream.StreamConfig{
 		Name: leaseStream, Subjects: []string{"naru.lease.*"}, Storage: jetstream.MemoryStorage, Replicas: b.o.Replicas,
 		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, DiscardNewPerSubject: false,
 		AllowMsgTTL: true, Duplicates: 100 * time.Millisecond, MaxMsgs: -1, MaxBytes: -1, MaxMsgSize: -1,

@@ -103,7 +103,7 @@ func (l *Log) openOrCreate(ctx context.Context, partitions int) error {
 		if err != nil {
 			return err
 		}
-		if _, err := l.b.meta.Create(ctx, l.name, data); err != nil && !errors.Is(err, jetstream.ErrKeyExists) {
+		if _, err := l.b.meta().Create(ctx, l.name, data); err != nil && !errors.Is(err, jetstream.ErrKeyExists) {
 			return err
 		}
 		if err := l.reload(ctx); err != nil {
@@ -119,7 +119,7 @@ func (l *Log) openOrCreate(ctx context.Context, partitions int) error {
 			continue
 		}
 		for part := range g.Trimmed { // whoever found that it is finished may have died before this
-			if err := l.b.js.DeleteStream(ctx, streamName(l.name, g.Number, uint32(part))); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+			if err := l.b.js().DeleteStream(ctx, streamName(l.name, g.Number, uint32(part))); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 				return err
 			}
 		}
@@ -137,7 +137,7 @@ func (l *Log) openOrCreate(ctx context.Context, partitions int) error {
 }
 
 func (l *Log) createStream(ctx context.Context, gen, part uint32) error {
-	_, err := l.b.js.CreateStream(ctx, jetstream.StreamConfig{
+	_, err := l.b.js().CreateStream(ctx, jetstream.StreamConfig{
 		Name: streamName(l.name, gen, part), Subjects: []string{rowSubject(l.name, gen, part, "*")},
 		Storage: jetstream.FileStorage, Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew,
 		Replicas: l.b.o.Replicas, AllowDirect: true, Duplicates: 100 * time.Millisecond,
@@ -154,7 +154,7 @@ func (l *Log) createStream(ctx context.Context, gen, part uint32) error {
 
 // reload reads the list of generations.
 func (l *Log) reload(ctx context.Context) error {
-	e, err := l.b.meta.Get(ctx, l.name)
+	e, err := l.b.meta().Get(ctx, l.name)
 	if err != nil {
 		return err
 	}
@@ -207,7 +207,7 @@ func (l *Log) change(ctx context.Context, f func(*logMeta) bool) error {
 		if err != nil {
 			return err
 		}
-		rev, err = l.b.meta.Update(ctx, l.name, data, rev)
+		rev, err = l.b.meta().Update(ctx, l.name, data, rev)
 		if err == nil {
 			l.keep(m, rev)
 			return nil
@@ -263,7 +263,7 @@ func (l *Log) Info(ctx context.Context) (bus.LogInfo, error) {
 }
 
 func (l *Log) streamInfo(ctx context.Context, gen, part uint32) (*jetstream.StreamInfo, error) {
-	s, err := l.b.js.Stream(ctx, streamName(l.name, gen, part))
+	s, err := l.b.js().Stream(ctx, streamName(l.name, gen, part))
 	if err != nil {
 		return nil, err
 	}

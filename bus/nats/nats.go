@@ -22,7 +22,6 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	natsgo "github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
@@ -67,9 +66,7 @@ type Bus struct {
 	o    Options
 	log  *slog.Logger
 	now  func() time.Time
-	nc   *natsgo.Conn
-	js   jetstream.JetStream
-	meta jetstream.KeyValue // of logs
+	link atomic.Pointer[link] // the connection in use
 
 	request    func(context.Context, *natsgo.Msg) (*natsgo.Msg, error) // the connection's; tests lose answers
 	connected  atomic.Pointer[context.Context]                         // done when the connection is lost
@@ -124,7 +121,6 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 }
 
 func (b *Bus) open(ctx context.Context) error {
-	opts := b.connectOptions()
 	if b.o.URL == "" {
 		if b.o.Dir == "" {
 			return errors.New("bus: want a directory for an embedded server, or the URL of an external one")
@@ -132,28 +128,22 @@ func (b *Bus) open(ctx context.Context) error {
 		if err := b.startEmbedded(); err != nil {
 			return err
 		}
-		opts = append(opts, natsgo.InProcessServer(inProcess{b}))
 	}
-	nc, err := natsgo.Connect(b.o.URL, opts...)
+	l, err := b.connect()
 	if err != nil {
 		return fmt.Errorf("bus: connect to %s: %w", b.name(), err)
 	}
-	b.nc, b.request = nc, nc.RequestMsgWithContext
-	if b.js, err = jetstream.New(nc, jetstream.WithDefaultTimeout(requestWait)); err != nil {
-		return fmt.Errorf("bus: %w", err)
+	b.link.Store(l)
+	b.request = func(ctx context.Context, m *natsgo.Msg) (*natsgo.Msg, error) {
+		return b.nc().RequestMsgWithContext(ctx, m)
 	}
 	b.watchSpace()
-	if !nc.IsConnected() {
+	if !l.nc.IsConnected() {
 		b.log.Warn("nobody answers at " + redacted(b.o.URL) + " yet; it is tried again for " + openPatience.String())
 	}
 	// A cluster that is starting elects its leaders for some seconds.
-	err = b.patiently(ctx, openPatience, func(ctx context.Context) error {
-		b.meta, err = b.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
-			Bucket: "naru_logs", Replicas: b.o.Replicas, Storage: jetstream.FileStorage,
-		})
-		return err
-	})
-	if err != nil && !nc.IsConnected() && !errors.Is(ctx.Err(), context.Canceled) {
+	err = b.patiently(ctx, openPatience, func(ctx context.Context) error { return b.openMeta(ctx, l) })
+	if err != nil && !l.nc.IsConnected() && !errors.Is(ctx.Err(), context.Canceled) {
 		if last := b.unanswered.Load(); last != nil {
 			err = *last
 		}
@@ -166,7 +156,8 @@ func (b *Bus) open(ctx context.Context) error {
 	return nil
 }
 
-func (b *Bus) connectOptions() []natsgo.Option {
+// connectOptions have over closed when the connection has ended for good, and all that it calls is done.
+func (b *Bus) connectOptions(over chan struct{}) []natsgo.Option {
 	opts := []natsgo.Option{
 		natsgo.Name("naru"), natsgo.MaxReconnects(-1), natsgo.RetryOnFailedConnect(b.o.URL != ""),
 		natsgo.ReconnectWait(100 * time.Millisecond), natsgo.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
@@ -180,7 +171,11 @@ func (b *Bus) connectOptions() []natsgo.Option {
 		}),
 		natsgo.ReconnectErrHandler(func(_ *natsgo.Conn, err error) { b.unanswered.Store(&err) }),
 		natsgo.ReconnectHandler(func(*natsgo.Conn) { b.breakConnection() }),
+		natsgo.ClosedHandler(func(*natsgo.Conn) { close(over) }),
 		natsgo.ErrorHandler(func(_ *natsgo.Conn, _ *natsgo.Subscription, err error) { b.log.Warn("bus", "error", err) }),
+	}
+	if b.o.URL == "" {
+		opts = append(opts, natsgo.InProcessServer(inProcess{b}))
 	}
 	if b.o.User != "" {
 		opts = append(opts, natsgo.UserInfo(b.o.User, b.o.Password))
@@ -256,7 +251,7 @@ func (b *Bus) MaxMessage() int { return min(b.o.MaxMessage, b.maxBatch()-batchRo
 
 // maxBatch is the largest payload of the server.
 func (b *Bus) maxBatch() int {
-	if n := int(b.nc.MaxPayload()); n > 0 {
+	if n := int(b.nc().MaxPayload()); n > 0 {
 		return n
 	}
 	return payloadMax
@@ -288,10 +283,9 @@ func (b *Bus) doorShut() error {
 // Close lets go of the engine and stops an embedded server.
 func (b *Bus) Close() error {
 	b.cancel(bus.ErrClosed)
-	if b.nc != nil {
-		b.nc.Close()
-	}
+	b.hangUp()
 	b.group.Wait()
+	b.hangUp() // one that was being opened at that moment
 	if s := b.embedded.Swap(nil); s != nil {
 		s.Shutdown()
 		s.WaitForShutdown()

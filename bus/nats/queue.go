@@ -43,7 +43,7 @@ func (b *Bus) Queue(ctx context.Context, name string) (bus.Queue, error) {
 	}
 	q = &queue{b, name}
 	err := b.patiently(ctx, openPatience, func(ctx context.Context) error {
-		_, err := b.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+		_, err := b.js().CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 			Name: q.stream(), Subjects: []string{q.prefix() + ">"}, Storage: jetstream.FileStorage,
 			Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew, Replicas: b.o.Replicas,
 			Duplicates: dedupeWindow, AllowMsgTTL: true, MaxMsgSize: -1, MaxMsgs: -1, MaxBytes: -1,
@@ -113,7 +113,7 @@ func (q *queue) Put(ctx context.Context, m *message.Message, door bool) error {
 
 // Waiting counts what is in the queue.
 func (q *queue) Waiting(ctx context.Context) (uint64, error) {
-	s, err := q.b.js.Stream(ctx, q.stream())
+	s, err := q.b.js().Stream(ctx, q.stream())
 	if err != nil {
 		return 0, fmt.Errorf("queue %s: %w", q.name, q.b.closed(err))
 	}
@@ -148,7 +148,7 @@ type consumer struct {
 }
 
 func (c *consumer) open(ctx context.Context) error {
-	made, err := c.q.b.js.CreateOrUpdateConsumer(ctx, c.q.stream(), jetstream.ConsumerConfig{
+	made, err := c.q.b.js().CreateOrUpdateConsumer(ctx, c.q.stream(), jetstream.ConsumerConfig{
 		Durable: durable(c.o.Name), AckPolicy: jetstream.AckExplicitPolicy, AckWait: c.o.AckWait, MaxDeliver: -1,
 		MaxAckPending: c.o.InFlight, FilterSubject: c.q.prefix() + string(c.o.Pattern),
 	})

@@ -84,7 +84,7 @@ func (r *reader) begin(ctx context.Context, from uint64) error {
 		return nil
 	}
 	if r.l.b.shared() {
-		if err := r.f.listen(r.l.b.nc, tailSubject(r.l.name, r.gen, r.part)); err != nil {
+		if err := r.f.listen(r.l.b.nc(), tailSubject(r.l.name, r.gen, r.part)); err != nil {
 			return err
 		}
 	}
@@ -210,7 +210,7 @@ func (r *reader) fetch(ctx context.Context) error {
 	defer cancel()
 	defer context.AfterFunc(r.ctx, cancel)()
 	defer context.AfterFunc(*r.l.b.connected.Load(), cancel)()
-	messages, err := jetstreamext.GetBatch(try, r.l.b.js, streamName(r.l.name, r.gen, r.part), readAhead,
+	messages, err := jetstreamext.GetBatch(try, r.l.b.js(), streamName(r.l.name, r.gen, r.part), readAhead,
 		jetstreamext.GetBatchSeq(r.next), jetstreamext.GetBatchMaxBytes(readBytes))
 	found := uint64(0)
 	if err == nil {

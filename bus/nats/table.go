@@ -57,9 +57,9 @@ func (b *Bus) Table(ctx context.Context, name string, o bus.TableOptions) (bus.T
 
 // ready makes the bucket where there is none: a server forgets the volatile ones when it stops.
 func (t *table) ready(ctx context.Context) error {
-	kv, err := t.b.js.CreateKeyValue(ctx, t.conf)
+	kv, err := t.b.js().CreateKeyValue(ctx, t.conf)
 	if errors.Is(err, jetstream.ErrBucketExists) {
-		kv, err = t.b.js.KeyValue(ctx, t.conf.Bucket)
+		kv, err = t.b.js().KeyValue(ctx, t.conf.Bucket)
 		if err == nil {
 			kv, err = t.forgetful(ctx, kv)
 		}
@@ -76,10 +76,11 @@ func (t *table) forgetful(ctx context.Context, kv jetstream.KeyValue) (jetstream
 	if s, err := kv.Status(ctx); err != nil || s.LimitMarkerTTL() > 0 {
 		return kv, err
 	}
-	return t.b.js.UpdateKeyValue(ctx, t.conf)
+	return t.b.js().UpdateKeyValue(ctx, t.conf)
 }
 
-// do calls f with the bucket, once more if the server had forgotten it, and names the fault.
+// do calls f with the bucket, once more if the server had forgotten it or the connection that it was opened by is over, and
+// names the fault.
 func (t *table) do(ctx context.Context, key string, f func(jetstream.KeyValue) error) error {
 	if err := bus.CheckKey(key); err != nil {
 		return fmt.Errorf("table %s: %w", t.name, err)
@@ -103,7 +104,7 @@ func (t *table) do(ctx context.Context, key string, f func(jetstream.KeyValue) e
 
 func forgotten(err error) bool {
 	return errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrBucketNotFound) ||
-		errors.Is(err, natsgo.ErrNoResponders) || errors.Is(err, jetstream.ErrNoStreamResponse)
+		errors.Is(err, natsgo.ErrConnectionClosed) || errors.Is(err, natsgo.ErrNoResponders) || errors.Is(err, jetstream.ErrNoStreamResponse)
 }
 
 // Get reads a key.

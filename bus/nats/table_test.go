@@ -17,7 +17,7 @@ func TestTableForgetsWhatWasRemoved(t *testing.T) {
 	markerTTL = time.Second
 	t.Cleanup(func() { markerTTL = was })
 	b := open(t, t.TempDir())
-	if _, err := b.js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "naru_table_before", Storage: jetstream.FileStorage}); err != nil {
+	if _, err := b.js().CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "naru_table_before", Storage: jetstream.FileStorage}); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"fresh", "before"} {
@@ -49,7 +49,7 @@ func TestTableForgetsWhatWasRemoved(t *testing.T) {
 		tick := time.NewTicker(50 * time.Millisecond)
 		defer tick.Stop()
 		for left := uint64(0); left != 1; {
-			s, err := b.js.Stream(ctx, "KV_naru_table_"+name)
+			s, err := b.js().Stream(ctx, "KV_naru_table_"+name)
 			if err != nil {
 				t.Fatalf("%s: %d entries are left, %v", name, left, err)
 			}
