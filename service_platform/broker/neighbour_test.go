@@ -359,7 +359,7 @@ func TestWillsAndPresenceSurviveTheirNode(t *testing.T) {
 	watch.nothing()
 	want := func(last map[string]device.Presence) string {
 		for i := range 6 {
-			if p := last[fmt.Sprint("d-", i)]; p.Online != (i < 3) || p.Node == "n1" {
+			if p := last[fmt.Sprint("d-", i)]; p.Online != (i < 3) || p.Node == "n1" || !p.Online && p.Reason != message.ConnectionLost {
 				return fmt.Sprintf("d-%d: %+v", i, p)
 			}
 		}
