@@ -147,15 +147,21 @@ func (c *client) ask(ctx context.Context, method, path string, query url.Values,
 			return nil, ctx.Err()
 		}
 		if errors.Is(err, syscall.ECONNREFUSED) {
-			return nil, fmt.Errorf("no naru answers at %s (connection refused); start it with `naru up`, or name another by --data or --server", c.URL)
+			return nil, noAnswer{fmt.Errorf("no naru answers at %s (connection refused); start it with `naru up`, or name another by --data or --server", c.URL)}
 		}
-		return nil, fmt.Errorf("the platform does not answer at %s: %w; is it running?", c.URL, unwrapURL(err))
+		if err = unwrapURL(err); errors.Is(err, http.ErrSchemeMismatch) {
+			return nil, noAnswer{fmt.Errorf("%s speaks no TLS: name it by http:// instead of https://", c.URL)}
+		}
+		return nil, noAnswer{fmt.Errorf("the platform does not answer at %s: %w; is it running?", c.URL, err)}
 	}
 	if r.StatusCode < 300 {
 		return r, nil
 	}
 	defer r.Body.Close()
 	raw, _ := io.ReadAll(io.LimitReader(r.Body, 64<<10)) // what there is of a refusal is shown
+	if r.StatusCode == http.StatusUnauthorized {
+		return nil, &refusal{r.StatusCode, c.wantsToken()}
+	}
 	var p answer.Problem
 	if json.Unmarshal(raw, &p) == nil && p.Detail != "" {
 		if p.Line > 0 {
@@ -163,14 +169,27 @@ func (c *client) ask(ctx context.Context, method, path string, query url.Values,
 		}
 		return nil, &refusal{r.StatusCode, p.Detail}
 	}
-	switch r.StatusCode {
-	case http.StatusUnauthorized:
-		return nil, &refusal{r.StatusCode, fmt.Sprintf("%s wants a token: use --data, or --token, or NARU_TOKEN", c.URL)}
-	case http.StatusNotFound:
+	if r.StatusCode == http.StatusNotFound {
 		return nil, fmt.Errorf("%s does not know %s; the component that answers it may run in another process", c.URL, path)
 	}
 	return nil, fmt.Errorf("%s%s answers %s", c.URL, path, r.Status)
 }
+
+// wantsToken says why a token was not taken.
+func (c *client) wantsToken() string {
+	switch {
+	case c.Token == "":
+		return c.URL + " wants a token: --token or NARU_TOKEN; `naru up` keeps it in the file token of its data directory"
+	case c.PID != 0:
+		return fmt.Sprintf("%s does not take the token of this data directory: another naru answers there, and the one of process %d was not stopped well; start it anew, or name the other by --data", c.URL, c.PID)
+	}
+	return c.URL + " does not take this token; the right one is in the file token of its data directory"
+}
+
+// noAnswer is why a platform cannot be asked at all: so it is with whatever else is asked of it.
+type noAnswer struct{ error }
+
+func (e noAnswer) Unwrap() error { return e.error }
 
 // refusal is a platform's answer that it did not do what was asked.
 type refusal struct {

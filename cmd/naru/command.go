@@ -35,7 +35,7 @@ func commandSend(o *options) *cobra.Command {
 		Use: "send DEVICE NAME [DATA]", Short: "Say a command to a device", Args: cobra.RangeArgs(2, 3),
 		Long: `Says a command, as an app does. It is kept until the device has answered or its time to live is over, whether the device
 is connected or not. DATA is JSON, or text where it is not. With --wait it waits for the end, and exits with 2 when that is
-anything but an answer.`,
+anything but an answer, or has not come by then.`,
 		Example: "  naru command send d-17 reboot '{\"delay\":5}' --ttl 10m\n  naru command send sim-0 ping --wait 10s",
 		RunE: func(c *cobra.Command, args []string) error {
 			s.Device, s.Name, s.By, s.QoS = args[0], args[1], me(), &qos
@@ -70,7 +70,7 @@ anything but an answer.`,
 					return err
 				}
 			}
-			return showCommand(o, c, &shown)
+			return showCommand(o, c, &shown, wait)
 		},
 	}
 	f := c.Flags()
@@ -106,7 +106,7 @@ func commandShow(o *options) *cobra.Command {
 	var wait time.Duration
 	c := &cobra.Command{
 		Use: "show DEVICE COMMAND-ID", Short: "A command: states and times, what it waits for, the answer", Args: cobra.ExactArgs(2),
-		Long:    "Shows a command. It exits with 2 when the command failed, expired or was cancelled.",
+		Long:    "Shows a command. It exits with 2 when the command failed, expired or was cancelled, or with --wait has not ended by then.",
 		Example: "  naru command show d-17 c1\n  naru command show d-17 c1 --wait 1m",
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
@@ -120,7 +120,7 @@ func commandShow(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return showCommand(o, c, s)
+			return showCommand(o, c, s, wait)
 		},
 	}
 	c.Flags().StringVar(&name, "name", "", "the command's name, where the device has several of one id")
@@ -146,9 +146,14 @@ func unwell(state string) bool {
 	return false
 }
 
-func showCommand(o *options, c *cobra.Command, s *command.Shown) error {
+// showCommand shows a command, for whose end it was waited so long.
+func showCommand(o *options, c *cobra.Command, s *command.Shown, waited time.Duration) error {
 	if err := o.show(c.OutOrStdout(), s, func(p *printer) { printCommand(p, s) }); err != nil {
 		return err
+	}
+	if waited > 0 && !s.Ended() {
+		o.hint(c, "it has not ended within %s; it goes on: naru command show %s %s --wait 1m", exactly(waited), s.Device, s.ID)
+		return errFault
 	}
 	if unwell(s.State) {
 		return errFault

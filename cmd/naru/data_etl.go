@@ -40,7 +40,7 @@ func dataETLTest(o *options) *cobra.Command {
 a step leaves out, and which would be dead, with the reason. What is tried is a pipeline or a dataset of a YAML file, or the one in
 force of that name.
 
-With --input the messages are lines of JSON files (- for stdin): payloads, or message records as ` + "`naru topic listen -o json`" + ` prints
+With --input the messages are lines of JSON files (- for stdin): payloads, or message records as ` + "`naru topic echo -o json`" + ` prints
 them. That needs no running platform, unless the dataset is neither in the file nor built in. Without --input the messages are those
 that were recorded for the dataset since --since; for a dataset that is not in force, those that it would take.
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/naru-platform/naru/internal/when"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/operator/deadletter"
 	"github.com/naru-platform/naru/service_platform/twin"
@@ -52,12 +53,9 @@ func (s *selection) query() (url.Values, error) {
 		if v == "" {
 			continue
 		}
-		at, err := time.Parse(time.RFC3339, v)
-		if d, derr := time.ParseDuration(v); err != nil && derr == nil {
-			at, err = time.Now().Add(-d), nil
-		}
+		at, err := when.Parse(v, time.Now())
 		if err != nil {
-			return nil, fmt.Errorf("--%s %s: want a time such as 2026-11-27T03:00:00Z, or how long ago, such as 2h", k, v)
+			return nil, fmt.Errorf("--%s %s: %w", k, v, err)
 		}
 		q.Set(k, at.Format(time.RFC3339))
 	}
@@ -65,6 +63,14 @@ func (s *selection) query() (url.Values, error) {
 		q.Add("id", id)
 	}
 	return q, nil
+}
+
+// said refuses a selection that is none, unless all letters are meant.
+func (s *selection) said(c *cobra.Command, all bool) error {
+	if q, err := s.query(); err != nil || len(q) > 0 || all {
+		return err
+	}
+	return fmt.Errorf("%s: which letters? Name them, or select some, such as by --group; --all is every letter there is", c.CommandPath())
 }
 
 func (s *selection) filter() (deadletter.Filter, error) {
@@ -103,7 +109,7 @@ func deadGroups(o *options) *cobra.Command {
 					p.row(g.ID, num(uint64(g.Count)), g.Component, g.Reason.String(), ago(g.Last, time.Now()), g.Owner, g.Shape)
 				}
 				p.line("")
-				p.line("%d letters, %s. Next: `naru dead list --group GROUP`; when the cause is mended, `naru dead retry --group GROUP`.", got.All, size(uint64(got.Bytes)))
+				p.line("%s, %s. Next: `naru dead list --group GROUP`; when the cause is mended, `naru dead retry --group GROUP`.", count(got.All, "letter"), size(uint64(got.Bytes)))
 			})
 			return found(err, got.All > 0)
 		},
@@ -216,6 +222,9 @@ it began, goes on after a restart, and can be cancelled. Follow it with 'naru de
 		Example: "  naru dead retry --group 91b0c4d2e8f3a675\n  naru dead retry --component service_platform.twin --since 3h --rate 200",
 		RunE: func(c *cobra.Command, args []string) error {
 			j.Kind, s.ids = deadletter.Retry, args
+			if err := s.said(c, all); err != nil {
+				return err
+			}
 			cl, err := o.client()
 			if err != nil {
 				return err
@@ -282,6 +291,9 @@ func deadDiscard(o *options) *cobra.Command {
 		Example: "  naru dead discard --device lab-3 --note 'the lab bench'\n  naru dead discard --group 91b0c4d2e8f3a675 --until 720h",
 		RunE: func(c *cobra.Command, args []string) error {
 			j.Kind, s.ids = deadletter.Discard, args
+			if err := s.said(c, all); err != nil {
+				return err
+			}
 			cl, err := o.client()
 			if err != nil {
 				return err
@@ -310,7 +322,7 @@ func beginJob(o *options, c *cobra.Command, cl *client, s *selection, j deadlett
 		return err
 	}
 	return o.show(c.OutOrStdout(), begun, func(p *printer) {
-		p.line("job %s: %s of %d letters", begun.ID, begun.Kind, begun.Selected)
+		p.line("job %s: %s of %s", begun.ID, begun.Kind, count(int64(begun.Selected), "letter"))
 		p.line("Next: `naru dead job %s`, or `naru dead cancel %s`.", begun.ID, begun.ID)
 	})
 }

@@ -261,6 +261,9 @@ func (o *options) importFleet(c *cobra.Command, cl *client, in io.Reader, format
 		}
 		group.Go(func() error {
 			is, err := importDevice(ctx, cl, d, issue)
+			if errors.As(err, new(noAnswer)) {
+				return fmt.Errorf("line %d: %w; import the file again then", line, err)
+			}
 			if ctx.Err() == nil {
 				note(line, d.ID, is, err)
 			}

@@ -33,7 +33,20 @@ func TestArgumentThatIsMissingIsNamed(t *testing.T) {
 		"command send d-1 a b c": `naru command send: "c" is one argument too many`,
 		"device show a b":        `naru device show: "b" is one argument too many`,
 		"status now":             `naru status takes no arguments; "now" is one too many`,
-		"device nonsense":        `naru device has no command "nonsense"`,
+		"device nonsense":        `naru device has no command "nonsense"; there are add, `,
+		"device lits":            "naru device has no command \"lits\"; is \"list\" meant? (`naru device --help` shows what there is)",
+		"statuss":                `naru has no command "statuss"; is "status" meant?`,
+		"bench nonsense":         `naru bench has no command "nonsense"; there are idle, ingest, mqtt, path, storm`,
+		"help nonsense":          `naru has no command "nonsense"`,
+		"help device nonsense":   `naru device has no command "nonsense"`,
+		"completion nonsense":    `naru completion has no command "nonsense"; there are bash, `,
+		"rule explain hot":       "naru rule explain: --message is missing (`naru rule explain --help` shows how)",
+		"topic hz x -w 0s":       "--window 0s",
+		"topic echo x -n -1":     "--count -1",
+		"topic hz x -w soon":     `--window "soon": want a duration such as 10s, 5m or 1h30m`,
+		"messages -n many":       `--limit "many": want a number`,
+		"sim -n 0":               "--devices 0",
+		"dead retry":             "naru dead retry: which letters?",
 	} {
 		_, _, err := asked(t, nil, strings.Fields(args)...)
 		if err == nil || !strings.HasPrefix(err.Error(), want) {

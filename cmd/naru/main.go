@@ -20,6 +20,9 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/naru-platform/naru/internal/near"
 )
 
 // version is set by the linker; a binary built without it says what the module's build information knows.
@@ -83,13 +86,22 @@ They exit with 2 when they found a fault.`,
 	f.StringVarP(&o.output, "output", "o", "text", "text or json")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
+		var err error
+		c.Flags().VisitAll(func(f *pflag.Flag) {
+			if must := f.Annotations[cobra.BashCompOneRequiredFlag]; err == nil && len(must) > 0 && must[0] == "true" && !f.Changed {
+				err = fmt.Errorf("%s: --%s is missing (`%s --help` shows how)", c.CommandPath(), f.Name, c.CommandPath())
+			}
+		})
+		if err != nil {
+			return err
+		}
 		if there := append([]string{"text", "json"}, strings.Fields(c.Annotations[alsoFormats])...); !slices.Contains(there, o.output) {
 			return fmt.Errorf("--output %s: there are %s", o.output, strings.Join(there, ", "))
 		}
 		return nil
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return fmt.Errorf("%w (`%s --help` shows what there is)", err, c.CommandPath())
+		return fmt.Errorf("%w (`%s --help` shows what there is)", plainFlag(err), c.CommandPath())
 	})
 	root.AddGroup(&cobra.Group{ID: "run", Title: "Run the platform:"}, &cobra.Group{ID: "ask", Title: "Ask a running platform:"})
 	for _, c := range []*cobra.Command{upCommand(o), runCommand(o), simCommand(o), configCommand(o), benchCommand(o)} {
@@ -101,9 +113,50 @@ They exit with 2 when they found a fault.`,
 		c.GroupID = "ask"
 		root.AddCommand(c)
 	}
-	root.AddCommand(versionCommand(o))
+	root.AddCommand(versionCommand(o), helpCommand())
+	root.InitDefaultCompletionCmd("completion")
 	strictArgs(o, root)
 	return root
+}
+
+// helpCommand is cobra's, but for a topic that is not there.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND]...", Short: "Help about any command",
+		Example: "  naru help device add",
+		RunE: func(c *cobra.Command, args []string) error {
+			about, rest, err := c.Root().Find(args)
+			if err != nil {
+				return err
+			}
+			if len(rest) > 0 && about.HasSubCommands() {
+				return noCommand(about, rest[0])
+			}
+			return about.Help()
+		},
+	}
+}
+
+// plainFlag says of a flag's value that is none what would be one, in no words of a programming language.
+func plainFlag(err error) error {
+	var wrong *pflag.InvalidValueError
+	if !errors.As(err, &wrong) {
+		return err
+	}
+	var why string
+	switch kind := wrong.GetFlag().Value.Type(); {
+	case kind == "duration" && strings.Contains(err.Error(), "time: "):
+		why = "want a duration such as 10s, 5m or 1h30m"
+	case strings.HasPrefix(kind, "uint"):
+		why = "want a number from 0"
+	case strings.HasPrefix(kind, "int"), strings.HasPrefix(kind, "float"):
+		why = "want a number"
+	case kind == "bool":
+		why = "want true or false"
+	default:
+		return fmt.Errorf("--%s: %w", wrong.GetFlag().Name, errors.Unwrap(wrong))
+	}
+	return fmt.Errorf("--%s %q: %s", wrong.GetFlag().Name, wrong.GetValue(), why)
 }
 
 // wrongArgs says which arguments are missing or too many, by the command's Use line; another error stays as it is.
@@ -146,21 +199,37 @@ func strictArgs(o *options, c *cobra.Command) {
 			return nil
 		}
 	}
-	if c.HasSubCommands() && c.Run == nil && c.RunE == nil && c.HasParent() {
+	if c.HasSubCommands() && c.Run == nil && c.RunE == nil {
+		c.Args = cobra.ArbitraryArgs
 		c.RunE = func(c *cobra.Command, args []string) error {
 			if len(args) == 0 && o.output == "text" {
 				return c.Help()
 			}
-			var names []string
-			for _, s := range c.Commands() {
-				names = append(names, s.Name())
-			}
 			if len(args) == 0 {
-				return fmt.Errorf("%s: which? There are %s", c.CommandPath(), strings.Join(names, ", "))
+				return fmt.Errorf("%s: which? There are %s", c.CommandPath(), strings.Join(subcommands(c), ", "))
 			}
-			return fmt.Errorf("%s has no command %q; there are %s", c.CommandPath(), args[0], strings.Join(names, ", "))
+			return noCommand(c, args[0])
 		}
 	}
+}
+
+// noCommand says that a command has none of that name, and which one may be meant.
+func noCommand(c *cobra.Command, name string) error {
+	there := subcommands(c)
+	if meant := near.Word(name, there); meant != "" {
+		return fmt.Errorf("%s has no command %q; is %q meant? (`%s --help` shows what there is)", c.CommandPath(), name, meant, c.CommandPath())
+	}
+	return fmt.Errorf("%s has no command %q; there are %s", c.CommandPath(), name, strings.Join(there, ", "))
+}
+
+// subcommands are the names of a command's commands, but for those that are for naru itself.
+func subcommands(c *cobra.Command) (names []string) {
+	for _, s := range c.Commands() {
+		if !s.Hidden {
+			names = append(names, s.Name())
+		}
+	}
+	return names
 }
 
 func envOr(name, otherwise string) string {

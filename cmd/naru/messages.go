@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -408,10 +410,10 @@ func echo(ctx context.Context, cl *client, subject string, head bool, f func(raw
 	if ctx.Err() != nil {
 		return nil
 	}
-	if err := s.Err(); err != nil && err != io.EOF {
+	if err := s.Err(); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, syscall.ECONNRESET) {
 		return fmt.Errorf("the echo broke off: %w", err)
 	}
-	return nil
+	return fmt.Errorf("the platform at %s went away; what is said meanwhile, `naru messages` has when it is back", cl.URL)
 }
 
 // subjects are the patterns that a person means: subjects with * and >, or an MQTT filter with / + and #.
@@ -439,6 +441,9 @@ func topicEcho(o *options) *cobra.Command {
 			cl, err := o.client()
 			if err != nil {
 				return err
+			}
+			if count < 0 {
+				return fmt.Errorf("--count %d: want how many, or 0 for no end", count)
 			}
 			n := 0
 			var werr error
@@ -484,6 +489,9 @@ func topicRate(o *options, kind string) *cobra.Command {
 			cl, err := o.client()
 			if err != nil {
 				return err
+			}
+			if window <= 0 || rounds < 0 {
+				return fmt.Errorf("--window %s --count %d: want a time such as 5s, and how many windows or 0 for no end", window, rounds)
 			}
 			return measure(c, o, cl, first(args, ">"), kind, window, rounds)
 		},

@@ -35,7 +35,7 @@ func mqttCommand(o *options) *cobra.Command {
 				for _, s := range list {
 					expires := "with its connection"
 					if s.ExpirySeconds > 0 {
-						expires = (time.Duration(s.ExpirySeconds) * time.Second).String()
+						expires = exactly(time.Duration(s.ExpirySeconds) * time.Second)
 					}
 					p.row(s.ClientID, s.Identity, s.Mount, yes(s.Connected), expires, fmt.Sprint(s.Waiting), fmt.Sprint(len(s.Subscriptions)))
 				}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -23,13 +24,39 @@ func (o *options) json() bool { return o.output == "json" }
 // show prints a value as JSON where that was asked, else as f says.
 func (o *options) show(w io.Writer, v any, f func(*printer)) error {
 	if o.json() {
-		e := json.NewEncoder(w)
+		var b bytes.Buffer
+		e := json.NewEncoder(&b)
 		e.SetIndent("", "  ")
-		return e.Encode(v)
+		if err := e.Encode(v); err != nil {
+			return err
+		}
+		_, err := w.Write(plainText(b.Bytes()))
+		return err
 	}
 	p := &printer{w: w}
 	f(p)
 	return p.flush()
+}
+
+// plainText is JSON with <, > and & as they are: Go's encoder escapes them for HTML, in which none of this is.
+func plainText(raw []byte) []byte {
+	out := make([]byte, 0, len(raw))
+	for i := 0; i < len(raw); i++ {
+		if raw[i] != '\\' || i+1 == len(raw) {
+			out = append(out, raw[i])
+			continue
+		}
+		switch rest := string(raw[i+1 : min(i+6, len(raw))]); rest {
+		case "u003c", "u003e", "u0026":
+			n, _ := strconv.ParseUint(rest[1:], 16, 8) // one of these three
+			out = append(out, byte(n))
+			i += 5
+		default:
+			out = append(out, raw[i], raw[i+1])
+			i++
+		}
+	}
+	return out
 }
 
 // hint tells a person what to do next, on standard error: standard output has the thing itself, and may be a pipe. Who asks
@@ -141,6 +168,38 @@ func short(d time.Duration) string {
 		return fmt.Sprintf("%.0fh", d.Hours())
 	}
 	return fmt.Sprintf("%.0fd", d.Hours()/24)
+}
+
+// took is how long something took or has waited, where it did at all.
+func took(d time.Duration) string {
+	if d == 0 {
+		return "-"
+	}
+	return short(d)
+}
+
+// count is so many things, in the singular where it is one.
+func count(n int64, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// exactly is a duration in full, without the units in which it has nothing: 30d, 24h, 1h30m.
+func exactly(d time.Duration) string {
+	const day = 24 * time.Hour
+	if d >= 2*day && d%day == 0 {
+		return fmt.Sprintf("%dd", d/day)
+	}
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = s[:len(s)-2]
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = s[:len(s)-2]
+	}
+	return s
 }
 
 // cut makes a text fit for one cell: one line, at most n characters, nothing that moves a terminal's cursor.

@@ -357,6 +357,9 @@ func statsTable(p *printer, list []api.Dataset) {
 		kept := "for ever"
 		if d.Retention != "" {
 			kept = d.Retention
+			if is, err := time.ParseDuration(kept); err == nil {
+				kept = exactly(is)
+			}
 		}
 		s := d.Stats
 		bytes := "-"

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"time"
 
@@ -23,10 +25,16 @@ func simCommand(o *options) *cobra.Command {
 	c := &cobra.Command{
 		Use: "sim", Short: "Run simulated devices against a running platform", Args: cobra.NoArgs,
 		Long:    "Enrols simulated devices with a running platform and has them send, each with its own certificate, until Ctrl-C.",
-		Example: "  naru sim -n 100 --rate 500ms",
+		Example: "  naru sim -n 100 --rate 500ms --prefix lab-",
 		RunE: func(c *cobra.Command, _ []string) error {
+			if n < 1 || rate <= 0 {
+				return fmt.Errorf("--devices %d --rate %s: want at least one device, and a time between its readings such as 500ms", n, rate)
+			}
 			cl, err := o.client()
 			if err != nil {
+				return err
+			}
+			if err := simulatedAlready(c.Context(), cl, prefix+"0"); err != nil {
 				return err
 			}
 			if server == "" {
@@ -43,6 +51,16 @@ func simCommand(o *options) *cobra.Command {
 	f.StringVar(&server, "mqtt", "", "address of the broker (default: the running platform's)")
 	f.StringVar(&prefix, "prefix", "sim-", "of the devices' ids")
 	return c
+}
+
+// simulatedAlready refuses ids that are in use: two fleets of one name take their connections from each other without end.
+func simulatedAlready(ctx context.Context, cl *client, first string) error {
+	var there []json.RawMessage
+	err := cl.get(ctx, "/api/v1/broker/connections", url.Values{"device": {first}}, &there)
+	if err == nil && len(there) > 0 {
+		return fmt.Errorf("%s is connected already, as naru up --sim or another naru sim has it; give these another --prefix, such as --prefix lab-", first)
+	}
+	return nil // where no broker is in the process that was asked, the devices will see
 }
 
 func simulate(c *cobra.Command, cl *client, o simulator.Options) error {

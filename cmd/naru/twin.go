@@ -455,7 +455,7 @@ func indented(raw json.RawMessage) string {
 	if json.Indent(&b, raw, "", "  ") != nil {
 		return string(raw)
 	}
-	return b.String()
+	return string(plainText(b.Bytes()))
 }
 
 // readFile reads a file, or standard input for -.

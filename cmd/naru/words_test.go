@@ -96,7 +96,7 @@ func known(line string) string {
 		switch {
 		case next != nil:
 			c = next
-		case i == 0, c.HasSubCommands() && plainWord.MatchString(w) && i < 2 && !c.Runnable():
+		case i == 0, c.HasSubCommands() && plainWord.MatchString(w):
 			return "there is no such command"
 		}
 	}

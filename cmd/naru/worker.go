@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"maps"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -51,12 +52,12 @@ func workerList(o *options) *cobra.Command {
 				for _, w := range got.Workers {
 					instances, p99, failed := "", "", ""
 					if w.Run != nil {
-						p99, failed = short(w.Run.P99), errorsOf(w.Run)
+						p99, failed = took(w.Run.P99), errorsOf(w.Run)
 						if w.Kind == worker.KindSDK {
 							instances = fmt.Sprint(len(w.Run.Instances))
 						}
 					}
-					p.row(w.Name, w.Kind, w.State, instances, num(w.Behind), short(w.BehindBy), num(w.Parked), num(w.Retrying), num(w.Dead), p99, failed)
+					p.row(w.Name, w.Kind, w.State, instances, num(w.Behind), took(w.BehindBy), num(w.Parked), num(w.Retrying), num(w.Dead), p99, failed)
 				}
 				for _, w := range got.Workers {
 					if w.Detail != "" {
@@ -108,9 +109,17 @@ func showWorker(p *printer, w *worker.Shown) {
 		p.line("  hears %s", h)
 	}
 	p.line("  %d at once, %s each, %d attempts", w.Concurrency, w.Timeout, w.Attempts)
-	p.line("  before it %d messages, the oldest %s; in its hands %d, failing %d; handled %d, dead %d", w.Behind, short(w.BehindBy), w.Parked, w.Retrying, w.Handled, w.Dead)
+	oldest := ""
+	if w.BehindBy > 0 {
+		oldest = ", the oldest " + short(w.BehindBy)
+	}
+	p.line("  before it %s%s; in its hands %d, failing %d; handled %d, dead %d", count(int64(w.Behind), "message"), oldest, w.Parked, w.Retrying, w.Handled, w.Dead)
 	if r := w.Run; r != nil {
-		p.line("  runs on %s: %d calls, half within %s, 99 of 100 within %s", r.Node, r.Calls, short(r.P50), short(r.P99))
+		calls := "no calls yet"
+		if r.Calls > 0 {
+			calls = fmt.Sprintf("%s, half within %s, 99 of 100 within %s", count(int64(r.Calls), "call"), short(r.P50), short(r.P99))
+		}
+		p.line("  runs on %s: %s", r.Node, calls)
 		if text := errorsOf(r); text != "" {
 			p.line("  failed: %s", text)
 		}
@@ -238,6 +247,9 @@ func changeWorker(o *options, c *cobra.Command, method, path, why string, q url.
 	}
 	var w worker.Shown
 	if err := cl.do(c.Context(), method, path, q, body, &w); err != nil {
+		if refusedWith(err, http.StatusConflict) && method == http.MethodDelete {
+			return fmt.Errorf("%w (--force)", err)
+		}
 		return err
 	}
 	return o.show(c.OutOrStdout(), w, func(p *printer) { p.line("%s is %s", w.Name, w.State) })
