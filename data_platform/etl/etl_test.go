@@ -36,6 +36,11 @@ func newLab(t *testing.T) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return labOf(t, s)
+}
+
+// labOf is a lab with its rows in a database that is open.
+func labOf(t *testing.T, s storage.Store) *lab {
 	l := &lab{Rig: componenttest.New(t), t: t, hub: storage.NewHub(), store: s}
 	t.Cleanup(func() {
 		l.Stop()

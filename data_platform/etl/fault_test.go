@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +50,38 @@ func (l *lab) oddIsDead(why string) {
 	}
 }
 
+// newPostgresLab is a lab with its rows in a database of a server that is started for it; in a place of its own where one is named. admin does
+// statements there.
+func newPostgresLab(t *testing.T, server *postgrestest.Server, tablespace string) (l *lab, admin func(statements ...string)) {
+	t.Cleanup(server.Kill)
+	if err := server.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	in := func(database string) func(statements ...string) {
+		return func(statements ...string) {
+			t.Helper()
+			if _, err := server.SQL(database, statements...); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	made := "CREATE DATABASE rows OWNER naru"
+	if tablespace != "" {
+		in("postgres")("CREATE TABLESPACE small LOCATION '" + tablespace + "'")
+		made += " TABLESPACE small"
+	}
+	in("postgres")("CREATE ROLE naru LOGIN PASSWORD 'a secret'", made)
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("a secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	store, err := storage.OpenPostgres(t.Context(), storage.PostgresOptions{URL: server.URL("naru", "rows"), PasswordFile: secret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return labOf(t, store), in("rows")
+}
+
 // TestAnErrorOfPostgreSQLIsTheRowsOrIsTriedAgain has the server refuse by a trigger: a row for its data, and then each row for a reason
 // that naru knows nothing of.
 func TestAnErrorOfPostgreSQLIsTheRowsOrIsTriedAgain(t *testing.T) {
@@ -56,39 +89,13 @@ func TestAnErrorOfPostgreSQLIsTheRowsOrIsTriedAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(server.Kill)
-	if err := server.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	secret := t.TempDir() + "/secret"
-	if err := os.WriteFile(secret, []byte("a secret\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	admin := func(database string, statements ...string) {
-		t.Helper()
-		if _, err := server.SQL(database, statements...); err != nil {
-			t.Fatal(err)
-		}
-	}
-	admin("postgres", "CREATE ROLE naru LOGIN PASSWORD 'a secret'", "CREATE DATABASE rows OWNER naru")
-	store, err := storage.OpenPostgres(t.Context(), storage.PostgresOptions{URL: server.URL("naru", "rows"), PasswordFile: secret})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := newLab(t)
-	l.store.Close()
-	l.store = store
-	t.Cleanup(func() {
-		l.Stop()
-		store.Close()
-	})
-	l.hub.Set(store, nil)
+	l, admin := newPostgresLab(t, server, "")
 	l.put(rooms)
 	l.start()
 	l.say("rooms", `{"celsius": 0}`)
 	l.Settled(Name+"/rooms", "data_platform")
 	fault := func(when, code string) {
-		admin("rows", fmt.Sprintf("CREATE OR REPLACE FUNCTION public.fault() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF %s THEN RAISE EXCEPTION 'as if' USING ERRCODE = '%s'; END IF; RETURN NEW; END $$", when, code),
+		admin(fmt.Sprintf("CREATE OR REPLACE FUNCTION public.fault() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF %s THEN RAISE EXCEPTION 'as if' USING ERRCODE = '%s'; END IF; RETURN NEW; END $$", when, code),
 			"DROP TRIGGER IF EXISTS fault ON naru.rooms", "CREATE TRIGGER fault BEFORE INSERT ON naru.rooms FOR EACH ROW EXECUTE FUNCTION public.fault()")
 	}
 	fault("NEW.label = 'odd'", "22023")
@@ -103,7 +110,7 @@ func TestAnErrorOfPostgreSQLIsTheRowsOrIsTriedAgain(t *testing.T) {
 	l.say("rooms", sent...)
 	l.stands("rooms", "ERROR: as if (SQLSTATE P0001)")
 	l.want("SELECT count(*) FROM rooms", "2")
-	admin("rows", "DROP FUNCTION public.fault() CASCADE")
+	admin("DROP FUNCTION public.fault() CASCADE")
 	if rep := l.Settled(Name+"/rooms", "data_platform"); rep.Outcomes[component.Handled].Count != 22 || rep.Outcomes[component.Dead].Count != 1 || rep.Fault != "" {
 		t.Errorf("%+v", rep)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/naru-platform/naru/bus/bustest"
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/data_platform/storage"
+	"github.com/naru-platform/naru/internal/postgrestest"
 )
 
 // TestAFullDiskUnderTheDatabaseHoldsWhatComesAndLosesNothing: the dataset stands still and says so, again and again, and goes on
@@ -67,6 +68,56 @@ func TestAFullDiskUnderTheDatabaseHoldsWhatComesAndLosesNothing(t *testing.T) {
 	}
 	defer l.store.Close()
 	l.want("SELECT count(*), count(DISTINCT seq), sum(length(label)) FROM rooms", fmt.Sprintf("%d %[1]d %d", sent, sent*4000))
+	if _, dead := l.Dead(Name + "/rooms"); len(dead) != 0 {
+		t.Errorf("a full disk has burned %d messages: %s", len(dead), dead[0].Detail)
+	}
+}
+
+// TestAFullDiskUnderPostgreSQLHoldsWhatComesAndLosesNothing does so with the files of a database on a small disk, and those of its server elsewhere.
+func TestAFullDiskUnderPostgreSQLHoldsWhatComesAndLosesNothing(t *testing.T) {
+	dir, ok := bustest.SmallDisk(t, "64m")
+	if !ok {
+		return
+	}
+	server, err := postgrestest.New(t.TempDir(), "fsync = off")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := os.Stat(server.Data())
+	if err != nil {
+		t.Fatal(err)
+	}
+	place, filler, owner := filepath.Join(dir, "rows"), filepath.Join(dir, "filler"), files.Sys().(*syscall.Stat_t)
+	if err := errors.Join(os.Chmod(dir, 0o711), os.Mkdir(place, 0o700), os.Chown(place, int(owner.Uid), int(owner.Gid))); err != nil {
+		t.Fatal(err)
+	}
+	l, _ := newPostgresLab(t, server, place)
+	l.put(rooms)
+	l.start()
+	sent := 0
+	say := func(n int) {
+		for range n {
+			l.say("rooms", fmt.Sprintf(`{"celsius": 1, "seq": %d, "label": %q}`, sent, strings.Repeat(fmt.Sprintf("%08x", sent*7919), 100)))
+			sent++
+		}
+	}
+	say(50)
+	l.Settled(Name+"/rooms", "data_platform")
+	for round := range 3 {
+		fill(t, filler)
+		say(200)
+		l.Await(Name+"/rooms", "data_platform", func(r component.Report) bool {
+			return strings.Contains(r.Fault, "breaker open since 2") && strings.Contains(r.Fault, "No space left on device") && strings.Contains(r.Fault, "the server's disk is full: make room there; naru goes on by itself")
+		})
+		if l.metric("naru_etl_breaker_open", "rooms") != 1 {
+			t.Errorf("round %d: the breaker is not told to be open", round)
+		}
+		if err := os.Remove(filler); err != nil {
+			t.Fatal(err)
+		}
+		l.Settled(Name+"/rooms", "data_platform")
+		l.want("SELECT count(*), count(DISTINCT seq), count(DISTINCT message_id), sum(length(label))::bigint FROM rooms", fmt.Sprintf("%d %[1]d %[1]d %d", sent, sent*800))
+	}
 	if _, dead := l.Dead(Name + "/rooms"); len(dead) != 0 {
 		t.Errorf("a full disk has burned %d messages: %s", len(dead), dead[0].Detail)
 	}

@@ -32,6 +32,7 @@ type Server struct {
 	bin, dir string
 	port     int
 	who      *syscall.Credential // who it runs as; nil for who runs the tests
+	other    bool                // it runs as another user in a namespace of its own, since there is none to be had here
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
@@ -72,7 +73,7 @@ func New(dir string, settings ...string) (*Server, error) {
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return nil, err
 	}
-	if os.Geteuid() == 0 { // PostgreSQL does not run as root
+	if s.other = os.Geteuid() == 0 && rootAlone(); os.Geteuid() == 0 && !s.other { // PostgreSQL does not run as root
 		if s.who, err = nobody(); err != nil {
 			return nil, err
 		}
@@ -121,7 +122,7 @@ func (s *Server) configure(lines ...string) error {
 
 // Standby makes the files of a server that follows s, which must run; it is not started yet.
 func (s *Server) Standby() (*Server, error) {
-	t := &Server{bin: s.bin, dir: s.dir + ".standby", who: s.who}
+	t := &Server{bin: s.bin, dir: s.dir + ".standby", who: s.who, other: s.other}
 	if err := os.Mkdir(t.dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -136,6 +137,13 @@ func (s *Server) Standby() (*Server, error) {
 		return nil, fmt.Errorf("pg_basebackup: %w\n%s", err, out)
 	}
 	return t, t.configure()
+}
+
+// rootAlone says that root is the only user there is, as in the namespace of a test that was run again to mount something.
+func rootAlone() bool {
+	raw, err := os.ReadFile("/proc/self/uid_map")
+	f := strings.Fields(string(raw))
+	return err == nil && len(f) == 3 && f[2] == "1"
 }
 
 func nobody() (*syscall.Credential, error) {
@@ -160,6 +168,12 @@ func (s *Server) command(program string, args ...string) *exec.Cmd {
 	cmd.Dir = s.dir
 	cmd.Env = []string{"PATH=" + s.bin + ":/usr/bin:/bin", "LC_ALL=C.UTF-8", "HOME=" + s.dir}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.who}
+	if s.other {
+		const any = 1000
+		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: any, Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: any, Size: 1}}
+	}
 	return cmd
 }
 
