@@ -33,7 +33,7 @@ func TestRetentionAdvisesToForgetOnlyWhoStaysAway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, consumer := range []string{"operator.back", "operator.gone"} {
+	for _, consumer := range []string{"operator.back", "operator.beyond", "operator.gone"} {
 		if _, err := marks.Put(t.Context(), message.Device+"/1/0/"+consumer, value); err != nil {
 			t.Fatal(err)
 		}
@@ -57,7 +57,10 @@ func TestRetentionAdvisesToForgetOnlyWhoStaysAway(t *testing.T) {
 		}
 	}
 	peers.Add(component.Report{Checkpoint: component.Checkpoint{Consumer: "operator.back", Log: message.Device, Position: at}, Required: true, At: now})
-	if got := look(time.Second); !strings.Contains(got, "naru ledger forget operator.gone") || strings.Contains(got, "operator.back") {
+	later := at
+	later.Generation++
+	peers.Add(component.Report{Checkpoint: component.Checkpoint{Consumer: "operator.beyond", Log: message.Device, Position: later}, Required: true, At: now})
+	if got := look(time.Second); !strings.Contains(got, "naru ledger forget operator.gone") || strings.Count(got, "naru ledger forget") != 1 {
 		t.Errorf("it says %q; want the advice for operator.gone alone", got)
 	}
 	if got := look(time.Second); got != "" {

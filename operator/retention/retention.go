@@ -136,7 +136,7 @@ func (r *Retention) trim(ctx context.Context, marks bus.Table, name string) erro
 func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at bus.Position) (uint64, error) {
 	prefix := fmt.Sprintf("%s/%d/%d/", name, at.Generation, at.Partition)
 	forgotten := r.env.Peers.Forgotten()
-	reported := map[string]bool{}
+	reported, beyond := map[string]bool{}, map[string]bool{} // marks of this generation; consumers that are in a later one
 	for _, report := range r.env.Peers.Reports() {
 		if !report.Required || report.Log != name && report.Log != bus.CopyName(name) {
 			continue
@@ -147,6 +147,9 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at 
 			if mark, have, err = r.copied(ctx, &report, name); err != nil {
 				return 0, err
 			}
+		}
+		if have.Generation > at.Generation {
+			beyond[report.Consumer] = true
 		}
 		if have.Generation != at.Generation || have.Partition != at.Partition {
 			continue
@@ -184,7 +187,7 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at 
 		}
 		known = true
 		floor = min(floor, p.Sequence)
-		if mark := strings.TrimPrefix(e.Key, prefix); reported[mark] {
+		if mark := strings.TrimPrefix(e.Key, prefix); reported[mark] || beyond[component.MarkOf(mark)] {
 			delete(r.since, e.Key)
 		} else if _, known := r.since[e.Key]; !known {
 			r.since[e.Key] = r.env.Now()
