@@ -25,6 +25,7 @@ component         message bus component internal
 device            message bus component internal
 device/sdk        message internal
 service_platform  message bus component internal
+service_platform/x509/authority  internal
 data_platform     message bus component internal
 3rd_party         message bus component internal
 operator          message bus component internal

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/spf13/cobra"
 
 	"github.com/naru-platform/naru/service_platform/x509"
@@ -41,7 +43,7 @@ A device that has a certificate already is refused: rotate gives it a new one, a
 			if err != nil {
 				return err
 			}
-			if err := x509.CheckDevice(args[0]); err != nil { // before a directory is called so
+			if err := authority.CheckDevice(args[0]); err != nil { // before a directory is called so
 				return err
 			}
 			in := map[string]any{"id": args[0], "by": "operator"}

@@ -4,6 +4,8 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/spf13/cobra"
 
 	"github.com/naru-platform/naru/service_platform/x509"
@@ -22,7 +24,7 @@ goes on with the key that is there.`,
 			if err != nil {
 				return err
 			}
-			if err := x509.CheckDevice(args[0]); err != nil { // before a directory is called so
+			if err := authority.CheckDevice(args[0]); err != nil { // before a directory is called so
 				return err
 			}
 			in := map[string]any{"by": "operator"}

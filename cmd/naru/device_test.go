@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/service_platform/x509"
 )
@@ -75,7 +77,7 @@ func TestDeviceThatIsThereIsNotAddedAgain(t *testing.T) {
 		var in map[string]any
 		_ = json.NewDecoder(r.Body).Decode(&in)
 		asks = append(asks, in)
-		csr, err := x509.ParseRequest("d-1", []byte(fmt.Sprint(in["csr"])))
+		csr, err := authority.ParseRequest("d-1", []byte(fmt.Sprint(in["csr"])))
 		if err != nil {
 			t.Error(err)
 		}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/spf13/cobra"
 
 	"github.com/naru-platform/naru/service_platform/x509"
@@ -140,7 +142,7 @@ func claimNamed(name string, claims []x509.Claim, attempts []x509.Attempt, now t
 
 // findDevice says whether a device is registered.
 func findDevice(c *cobra.Command, cl *client, id string) (d x509.Shown, known bool, err error) {
-	if err := x509.CheckDevice(id); err != nil {
+	if err := authority.CheckDevice(id); err != nil {
 		return d, false, err
 	}
 	err = cl.get(c.Context(), "/api/v1/devices/"+url.PathEscape(id), nil, &d)

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 )
@@ -26,7 +28,7 @@ type house struct {
 	clock *clock
 	bus   bus.Bus
 	dir   string
-	ca    *Authority
+	ca    *authority.Authority
 	reg   *Registry
 	door  *Admission
 	told  chan string
@@ -68,8 +70,8 @@ func (h *house) openDoor() *Admission {
 
 func (h *house) enrol(id string) *stdx509.Certificate {
 	h.Helper()
-	i := issue(h.TB, h.ca, Request{Device: id})
-	if _, _, err := h.reg.Add(h.Context(), Registration{ID: id, Certificate: i.record(h.clock.Now())}); err != nil {
+	i := issue(h.TB, h.ca, authority.Request{Device: id})
+	if _, _, err := h.reg.Add(h.Context(), Registration{ID: id, Certificate: recordOf(i.Certificate, h.clock.Now())}); err != nil {
 		h.Fatal(err)
 	}
 	return i.Certificate
@@ -127,10 +129,10 @@ func TestSameNameUnderAnotherCA(t *testing.T) {
 	h := newHouse(t)
 	h.enrol("d-17")
 	other := openCA(t, t.TempDir(), h.clock)
-	h.refused(issue(t, other, Request{Device: "d-17"}).Certificate, message.CertUnknownCA)
+	h.refused(issue(t, other, authority.Request{Device: "d-17"}).Certificate, message.CertUnknownCA)
 
 	// not even with the other CA's whole chain
-	i := issue(t, other, Request{Device: "d-17"})
+	i := issue(t, other, authority.Request{Device: "d-17"})
 	b := other.Bundle()
 	if _, err := h.door.Admit(t.Context(), i.Certificate, append(b.Issuing, b.Roots...)); message.ReasonOf(err, 0) != message.CertUnknownCA {
 		t.Errorf("with its chain: %v", err)
@@ -140,8 +142,8 @@ func TestSameNameUnderAnotherCA(t *testing.T) {
 // Nor does a registration help whose CA is not trusted.
 func TestRegisteredUnderAnotherCA(t *testing.T) {
 	h := newHouse(t)
-	i := issue(t, openCA(t, t.TempDir(), h.clock), Request{Device: "d-17"})
-	if _, _, err := h.reg.Add(t.Context(), Registration{ID: "d-17", Certificate: i.record(h.clock.Now())}); err != nil {
+	i := issue(t, openCA(t, t.TempDir(), h.clock), authority.Request{Device: "d-17"})
+	if _, _, err := h.reg.Add(t.Context(), Registration{ID: "d-17", Certificate: recordOf(i.Certificate, h.clock.Now())}); err != nil {
 		t.Fatal(err)
 	}
 	h.refused(i.Certificate, message.CertUnknownCA)
@@ -151,13 +153,13 @@ func TestRegisteredUnderAnotherCA(t *testing.T) {
 func TestUnregisteredCertificateOfAKnownDevice(t *testing.T) {
 	h := newHouse(t)
 	h.enrol("d-17")
-	h.refused(issue(t, h.ca, Request{Device: "d-17"}).Certificate, message.CertUnregistered)
+	h.refused(issue(t, h.ca, authority.Request{Device: "d-17"}).Certificate, message.CertUnregistered)
 }
 
 func TestCertificateRegisteredUnderAnotherName(t *testing.T) {
 	h := newHouse(t)
-	i := issue(t, h.ca, Request{Device: "d-17"})
-	if _, _, err := h.reg.Add(t.Context(), Registration{ID: "d-18", Certificate: i.record(h.clock.Now())}); err != nil {
+	i := issue(t, h.ca, authority.Request{Device: "d-17"})
+	if _, _, err := h.reg.Add(t.Context(), Registration{ID: "d-18", Certificate: recordOf(i.Certificate, h.clock.Now())}); err != nil {
 		t.Fatal(err)
 	}
 	h.refused(i.Certificate, message.CertUnregistered)
@@ -165,10 +167,7 @@ func TestCertificateRegisteredUnderAnotherName(t *testing.T) {
 
 func TestServersAndCAsAreNoDevices(t *testing.T) {
 	h := newHouse(t)
-	server, err := readCerts(filepath.Join(h.dir, "server.crt"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	server := certsIn(t, filepath.Join(h.dir, "server.crt"))
 	h.refused(server[0], message.CertWrongUsage)
 	h.refused(h.ca.Bundle().Issuing[0], message.CertWrongUsage)
 }
@@ -193,7 +192,7 @@ func TestRevocationReachesTheDoorAndTheConnected(t *testing.T) {
 	lost, kept := h.enrol("d-17"), h.enrol("d-17")
 	h.admitted(lost, "d-17")
 	h.admitted(kept, "d-17")
-	if _, revoked, err := h.reg.Revoke(t.Context(), "d-17", Fingerprint(lost.Raw), "mina", "stolen"); err != nil || len(revoked) != 1 {
+	if _, revoked, err := h.reg.Revoke(t.Context(), "d-17", authority.Fingerprint(lost.Raw), "mina", "stolen"); err != nil || len(revoked) != 1 {
 		t.Fatal(revoked, err)
 	}
 	if d := <-h.told; d != "d-17" {
@@ -275,7 +274,7 @@ func TestOlderEntryDoesNotUndoARevocation(t *testing.T) {
 	h.door.applyDevice(after)
 	h.door.applyDevice(before)
 	h.refused(c, message.CertUnregistered)
-	if _, _, err := h.reg.Add(t.Context(), Registration{ID: "d-17", Certificate: &Certificate{Fingerprint: Fingerprint(c.Raw), NotAfter: c.NotAfter}}); !errors.Is(err, ErrRefused) {
+	if _, _, err := h.reg.Add(t.Context(), Registration{ID: "d-17", Certificate: &Certificate{Fingerprint: authority.Fingerprint(c.Raw), NotAfter: c.NotAfter}}); !errors.Is(err, ErrRefused) {
 		t.Errorf("a withdrawn certificate was registered again: %v", err)
 	}
 }
@@ -320,9 +319,9 @@ func TestTwoChangesAtOnceBothStay(t *testing.T) {
 	done := make(chan error, 12)
 	for range cap(done) {
 		go func() {
-			i, err := h.ca.Issue(Request{Device: "d-17"})
+			i, err := h.ca.Issue(authority.Request{Device: "d-17"})
 			if err == nil {
-				_, _, err = h.reg.Add(t.Context(), Registration{ID: "d-17", Certificate: i.record(h.clock.Now())})
+				_, _, err = h.reg.Add(t.Context(), Registration{ID: "d-17", Certificate: recordOf(i.Certificate, h.clock.Now())})
 			}
 			done <- err
 		}()
@@ -344,13 +343,13 @@ func TestTooManyValidCertificatesAreRefused(t *testing.T) {
 		h.enrol("d-17")
 	}
 	add := func() error {
-		_, _, err := h.reg.Add(t.Context(), Registration{ID: "d-17", Certificate: issue(t, h.ca, Request{Device: "d-17"}).record(h.clock.Now())})
+		_, _, err := h.reg.Add(t.Context(), Registration{ID: "d-17", Certificate: recordOf(issue(t, h.ca, authority.Request{Device: "d-17"}).Certificate, h.clock.Now())})
 		return err
 	}
 	if err := add(); !errors.Is(err, ErrRefused) {
 		t.Errorf("got %v; want ErrRefused", err)
 	}
-	if _, _, err := h.reg.Revoke(t.Context(), "d-17", Fingerprint(first.Raw), "", ""); err != nil {
+	if _, _, err := h.reg.Revoke(t.Context(), "d-17", authority.Fingerprint(first.Raw), "", ""); err != nil {
 		t.Fatal(err)
 	}
 	if err := add(); err != nil {
@@ -361,7 +360,7 @@ func TestTooManyValidCertificatesAreRefused(t *testing.T) {
 // handshake connects to a listener with the door's configuration and gives the server's certificate.
 func (h *house) handshake(conf *tls.Config) *stdx509.Certificate {
 	h.Helper()
-	device := issue(h.TB, h.ca, Request{Device: "d-17"})
+	device := issue(h.TB, h.ca, authority.Request{Device: "d-17"})
 	pair, err := tls.X509KeyPair(device.Chain, device.Key)
 	if err != nil {
 		h.Fatal(err)

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/message"
 )
 
@@ -108,7 +110,7 @@ func (a *Admission) attempt(c Client) *Attempt {
 		}
 	}
 	if l := c.Leaf; l != nil {
-		at.Device, at.Fingerprint, at.Serial = name(l), Fingerprint(l.Raw), fmt.Sprintf("%x", l.SerialNumber)
+		at.Device, at.Fingerprint, at.Serial = name(l), authority.Fingerprint(l.Raw), fmt.Sprintf("%x", l.SerialNumber)
 		at.Issuer, at.CA, at.NotBefore, at.NotAfter = l.Issuer.CommonName, a.issuerOf(l, c.Chain), l.NotBefore, l.NotAfter
 	}
 	return at

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 )
 
@@ -57,7 +59,7 @@ func TestClaimIsAnsweredAtADoorWithoutACA(t *testing.T) {
 	if got := ask(lotTopic, provisionOf(made.Token, map[string]string{"Serial": "77"}), &done); done.Thing != "pump-77" {
 		t.Fatal(string(got.Payload))
 	}
-	certs, err := parseCerts([]byte(made.PEM))
+	certs, err := authority.ParseCerts([]byte(made.PEM))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/naru-platform/naru/service_platform/x509/authority"
 )
 
 // An answer may be lost on the way. Whoever asks again with the same key, for the same device, gets the certificate that was
@@ -27,7 +29,7 @@ func (a *asking) turn(key string) *sync.Mutex {
 // givenBefore is the certificate in force that was issued for a key to the device that is to be registered, which is
 // described anew; nil where there is none, or where it is not kept: it came another way. It refuses a request
 // for a new device that describes it otherwise.
-func (o *opened) givenBefore(ctx context.Context, g Registration, key string, now time.Time) (*Issued, error) {
+func (o *opened) givenBefore(ctx context.Context, g Registration, key string, now time.Time) (*authority.Issued, error) {
 	d, err := o.registry.Get(ctx, g.ID)
 	if errors.Is(err, ErrUnknownDevice) {
 		return nil, nil
@@ -60,26 +62,26 @@ func (o *opened) givenBefore(ctx context.Context, g Registration, key string, no
 }
 
 // reissued is a certificate as it was issued for a device; nil where it is not kept, or its issuer is trusted no more.
-func (o *opened) reissued(ctx context.Context, device, fingerprint string) (*Issued, error) {
+func (o *opened) reissued(ctx context.Context, device, fingerprint string) (*authority.Issued, error) {
 	der, err := o.registry.issued(ctx, device, fingerprint)
-	if err != nil || Fingerprint(der) != fingerprint {
+	if err != nil || authority.Fingerprint(der) != fingerprint {
 		return nil, err
 	}
 	return o.chained(der)
 }
 
 // chained is a certificate that was issued here before, with its issuer; nil where that is trusted no more, or der is empty.
-func (o *opened) chained(der []byte) (*Issued, error) {
+func (o *opened) chained(der []byte) (*authority.Issued, error) {
 	if len(der) == 0 {
 		return nil, nil
 	}
 	cert, err := stdx509.ParseCertificate(der)
 	if err != nil {
-		return nil, fmt.Errorf("read the certificate %s that was issued: %w", Fingerprint(der), err)
+		return nil, fmt.Errorf("read the certificate %s that was issued: %w", authority.Fingerprint(der), err)
 	}
 	for _, issuer := range o.authority.Bundle().Issuing {
 		if cert.CheckSignatureFrom(issuer) == nil {
-			return &Issued{Certificate: cert, Chain: certPEM(cert, issuer)}, nil
+			return &authority.Issued{Certificate: cert, Chain: authority.CertPEM(cert, issuer)}, nil
 		}
 	}
 	return nil, nil

@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/smallstep/pkcs7"
 
 	"github.com/naru-platform/naru/bus"
@@ -87,8 +89,8 @@ func newArenaOn(t *testing.T, b bus.Bus) *arena {
 	var code struct{ Code string }
 	a.must(a.do("POST", "/api/v1/ca/registration-code", struct{}{}, &code), 201)
 	var ca RegisteredCA
-	a.must(a.do("POST", "/api/v1/ca/registered", CARegistration{Certificate: string(certPEM(a.factory.cert)),
-		Proof: string(certPEM(leafBy(t, a.clock, a.factory, code.Code, nil))), Template: "factory"}, &ca), 201)
+	a.must(a.do("POST", "/api/v1/ca/registered", CARegistration{Certificate: string(authority.CertPEM(a.factory.cert)),
+		Proof: string(authority.CertPEM(leafBy(t, a.clock, a.factory, code.Code, nil))), Template: "factory"}, &ca), 201)
 	a.factoryID = ca.Fingerprint
 	a.settle()
 	return a
@@ -116,7 +118,7 @@ func (a *arena) settle() {
 }
 
 func (a *arena) claimClient() Client {
-	c, err := parseCerts([]byte(a.claim.Certificate))
+	c, err := authority.ParseCerts([]byte(a.claim.Certificate))
 	if err != nil {
 		a.Fatal(err)
 	}

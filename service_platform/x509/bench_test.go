@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/bus/nats"
 )
@@ -38,7 +40,7 @@ func cpuOf(b *testing.B) (report func()) {
 
 // BenchmarkSign is the CA's signature alone.
 func BenchmarkSign(b *testing.B) {
-	a, err := OpenAuthority(b.TempDir(), AuthorityOptions{})
+	a, err := authority.Open(b.TempDir(), authority.Options{})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -49,7 +51,7 @@ func BenchmarkSign(b *testing.B) {
 	defer cpuOf(b)()
 	b.RunParallel(func(p *testing.PB) {
 		for p.Next() {
-			if _, err := a.Issue(Request{Device: "d-17", Key: k.Public()}); err != nil {
+			if _, err := a.Issue(authority.Request{Device: "d-17", Key: k.Public()}); err != nil {
 				b.Error(err)
 			}
 		}
@@ -90,7 +92,7 @@ func BenchmarkIssue(b *testing.B) {
 
 // BenchmarkRevocationListOfAMillion signs the list.
 func BenchmarkRevocationListOfAMillion(b *testing.B) {
-	a, err := OpenAuthority(b.TempDir(), AuthorityOptions{})
+	a, err := authority.Open(b.TempDir(), authority.Options{})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -112,11 +114,11 @@ func BenchmarkRevocationListOfAMillion(b *testing.B) {
 // BenchmarkAMillionWithdrawn is what a million certificates that were withdrawn cost the CA: to hold them, and to gather and
 // sign a list of them.
 func BenchmarkAMillionWithdrawn(b *testing.B) {
-	ca, err := OpenAuthority(b.TempDir(), AuthorityOptions{})
+	ca, err := authority.Open(b.TempDir(), authority.Options{})
 	if err != nil {
 		b.Fatal(err)
 	}
-	issuer := hex.EncodeToString(ca.use.cert.SubjectKeyId)
+	issuer := hex.EncodeToString(ca.Bundle().Issuing[0].SubjectKeyId)
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -130,7 +132,7 @@ func BenchmarkAMillionWithdrawn(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		x.apply(bus.Entry{Key: revokedPrefix + Fingerprint(raw), Value: raw})
+		x.apply(bus.Entry{Key: revokedPrefix + authority.Fingerprint(raw), Value: raw})
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
@@ -152,7 +154,7 @@ func BenchmarkAMillionWithdrawn(b *testing.B) {
 // benchmarkHandshake measures a whole admission over TCP: TLS 1.3 with ECDSA P-256 on both sides, and the door's verdict.
 func benchmarkHandshake(b *testing.B, resumed bool) {
 	dir := b.TempDir()
-	ca, err := OpenAuthority(dir, AuthorityOptions{})
+	ca, err := authority.Open(dir, authority.Options{})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -165,11 +167,11 @@ func benchmarkHandshake(b *testing.B, resumed bool) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	issued, err := ca.Issue(Request{Device: "d-1"})
+	issued, err := ca.Issue(authority.Request{Device: "d-1"})
 	if err != nil {
 		b.Fatal(err)
 	}
-	if _, _, err := reg.Add(b.Context(), Registration{ID: "d-1", Certificate: issued.record(time.Now())}); err != nil {
+	if _, _, err := reg.Add(b.Context(), Registration{ID: "d-1", Certificate: recordOf(issued.Certificate, time.Now())}); err != nil {
 		b.Fatal(err)
 	}
 	door := NewAdmission(tables, AdmissionOptions{ServerCert: filepath.Join(dir, "server.crt"), ServerKey: filepath.Join(dir, "server.key")})

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 )
 
@@ -21,69 +23,11 @@ const (
 	devicesTable = "naru_devices"
 )
 
-// Bundle is what a verifier needs to know of a CA: its certificates, public all of them.
-type Bundle struct {
-	Roots   []*stdx509.Certificate
-	Issuing []*stdx509.Certificate // the one in use first, then those it took over from
-	// Retired are the fingerprints of roots that are trusted no more. Only what is published has them: whoever publishes
-	// what his own directory holds, at whatever node and however late, brings none of them back.
-	Retired []string
-	// RetiredKeys are the key identifiers, hexadecimal, of those roots and of the issuing CAs that only they vouched for.
-	RetiredKeys []string
-}
-
-// PEM writes the roots, then the issuing certificates.
-func (b Bundle) PEM() []byte { return append(certPEM(b.Roots...), certPEM(b.Issuing...)...) }
-
-type bundleJSON struct {
-	Roots   string   `json:"roots"`
-	Issuing string   `json:"issuing"`
-	Retired []string `json:"retired,omitempty"`
-	Keys    []string `json:"retired_keys,omitempty"`
-}
-
-// MarshalJSON writes both as PEM.
-func (b Bundle) MarshalJSON() ([]byte, error) {
-	return json.Marshal(bundleJSON{string(certPEM(b.Roots...)), string(certPEM(b.Issuing...)), b.Retired, b.RetiredKeys})
-}
-
-// UnmarshalJSON reads what MarshalJSON writes.
-func (b *Bundle) UnmarshalJSON(raw []byte) (err error) {
-	var j bundleJSON
-	if err = json.Unmarshal(raw, &j); err != nil {
-		return err
-	}
-	if b.Roots, err = parseCerts([]byte(j.Roots)); err != nil {
-		return fmt.Errorf("roots: %w", err)
-	}
-	if b.Issuing, err = parseCerts([]byte(j.Issuing)); err != nil {
-		return fmt.Errorf("issuing: %w", err)
-	}
-	b.Retired, b.RetiredKeys = j.Retired, j.Keys
-	return nil
-}
-
-// without leaves a root out, and the issuing CAs that only it vouches for.
-func (b Bundle) without(retired func(fingerprint string) bool) (left Bundle) {
-	left.Retired, left.RetiredKeys = b.Retired, b.RetiredKeys
-	for _, c := range b.Roots {
-		if !retired(Fingerprint(c.Raw)) {
-			left.Roots = append(left.Roots, c)
-		}
-	}
-	for _, c := range b.Issuing {
-		if slices.ContainsFunc(left.Roots, func(r *stdx509.Certificate) bool { return c.CheckSignatureFrom(r) == nil }) {
-			left.Issuing = append(left.Issuing, c)
-		}
-	}
-	return left
-}
-
 // ErrOtherCA says that the platform already trusts another CA than the one in this directory.
 var ErrOtherCA = errors.New("the platform already has another CA")
 
 // trusted reads what the platform trusts, other CAs of its own among it.
-func (o *opened) trusted(ctx context.Context) (all Bundle, err error) {
+func (o *opened) trusted(ctx context.Context) (all authority.Bundle, err error) {
 	e, err := o.trust.Get(ctx, trustKey)
 	if err == nil {
 		err = json.Unmarshal(e.Value, &all)
@@ -96,7 +40,7 @@ func (o *opened) trusted(ctx context.Context) (all Bundle, err error) {
 
 // publish has the platform trust what this process's CA issues by, next where that is given, and forgets here what was
 // retired in the meantime, at another node perhaps.
-func (s *service) publish(ctx context.Context, o *opened, next *Bundle) error {
+func (s *service) publish(ctx context.Context, o *opened, next *authority.Bundle) error {
 	o.publishing.Lock()
 	defer o.publishing.Unlock()
 	b := o.authority.Bundle()
@@ -111,7 +55,7 @@ func (s *service) publish(ctx context.Context, o *opened, next *Bundle) error {
 		return err
 	}
 	for _, c := range o.authority.Bundle().Roots[1:] {
-		if f := Fingerprint(c.Raw); slices.Contains(all.Retired, f) {
+		if f := authority.Fingerprint(c.Raw); slices.Contains(all.Retired, f) {
 			if err := o.authority.Retire(f); err != nil {
 				return fmt.Errorf("retire the root %s: %w", f, err)
 			}
@@ -136,9 +80,9 @@ func (o *opened) retire(ctx context.Context, fingerprint string) error {
 // publishTrust adds the bundle to what the platform trusts. A root that is not there yet is added only if it is the
 // first, or add says so: a CA whose directory was lost must not be replaced by a new one in silence, because the
 // devices out there do not trust the new one's server certificate.
-func publishTrust(ctx context.Context, t bus.Table, mine Bundle, add bool) error {
+func publishTrust(ctx context.Context, t bus.Table, mine authority.Bundle, add bool) error {
 	for {
-		var have Bundle
+		var have authority.Bundle
 		e, err := t.Get(ctx, trustKey)
 		switch {
 		case errors.Is(err, bus.ErrNotFound):
@@ -152,15 +96,15 @@ func publishTrust(ctx context.Context, t bus.Table, mine Bundle, add bool) error
 		if len(have.Roots) > 0 && !add && !slices.ContainsFunc(mine.Roots, func(c *stdx509.Certificate) bool { return holds(have.Roots, c) }) {
 			return fmt.Errorf("%w: trusted is the root %s, here is %s; restore the directory of service_platform.x509 from a backup, "+
 				"run the component where that CA's keys are, or set `add_root: true` to trust both", ErrOtherCA,
-				Fingerprint(have.Roots[0].Raw)[:16], Fingerprint(mine.Roots[0].Raw)[:16])
+				authority.Fingerprint(have.Roots[0].Raw)[:16], authority.Fingerprint(mine.Roots[0].Raw)[:16])
 		}
 		gone := func(fingerprint string) bool { return slices.Contains(have.Retired, fingerprint) }
-		if gone(Fingerprint(mine.Roots[0].Raw)) {
+		if gone(authority.Fingerprint(mine.Roots[0].Raw)) {
 			return fmt.Errorf("%w: the root %s that is in use here was retired; move the directory of service_platform.x509 away and set "+
-				"`add_root: true` to begin with another", ErrOtherCA, Fingerprint(mine.Roots[0].Raw)[:16])
+				"`add_root: true` to begin with another", ErrOtherCA, authority.Fingerprint(mine.Roots[0].Raw)[:16])
 		}
-		mine := mine.without(gone)
-		want := Bundle{Roots: union(mine.Roots, have.Roots), Issuing: union(mine.Issuing, have.Issuing), Retired: have.Retired, RetiredKeys: have.RetiredKeys}
+		mine := mine.Without(gone)
+		want := authority.Bundle{Roots: union(mine.Roots, have.Roots), Issuing: union(mine.Issuing, have.Issuing), Retired: have.Retired, RetiredKeys: have.RetiredKeys}
 		if bytes.Equal(want.PEM(), have.PEM()) {
 			return nil
 		}
@@ -185,14 +129,14 @@ func unpublishTrust(ctx context.Context, t bus.Table, fingerprint string) error 
 		if err != nil {
 			return fmt.Errorf("read the trusted CAs: %w", err)
 		}
-		var have Bundle
+		var have authority.Bundle
 		if err := json.Unmarshal(e.Value, &have); err != nil {
 			return fmt.Errorf("read the trusted CAs in table %s: %w", trustTable, err)
 		}
 		if slices.Contains(have.Retired, fingerprint) {
 			return nil
 		}
-		want := have.without(func(f string) bool { return f == fingerprint })
+		want := have.Without(func(f string) bool { return f == fingerprint })
 		if len(want.Roots) == len(have.Roots) {
 			return fmt.Errorf("%w: no trusted root has the fingerprint %s", ErrUnknownCA, short(fingerprint))
 		}

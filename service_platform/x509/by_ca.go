@@ -13,6 +13,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 )
 
@@ -148,9 +150,9 @@ func (o *opened) keysOf(ctx context.Context, given string) (map[string]bool, err
 		}
 	}
 	for _, c := range all.Issuing {
-		note(keyIDOf(c), name(c), Fingerprint(c.Raw))
+		note(keyIDOf(c), name(c), authority.Fingerprint(c.Raw))
 		for _, root := range all.Roots {
-			if (name(root) == given || Means(given, Fingerprint(root.Raw))) && c.CheckSignatureFrom(root) == nil {
+			if (name(root) == given || Means(given, authority.Fingerprint(root.Raw))) && c.CheckSignatureFrom(root) == nil {
 				keys[keyIDOf(c)] = true
 			}
 		}
@@ -297,7 +299,7 @@ func (a *Admission) issuerOf(leaf *stdx509.Certificate, presented []*stdx509.Cer
 
 // KeyID names the CA as Attempt.CA does; empty where its certificate cannot be read.
 func (r RegisteredCA) KeyID() string {
-	certs, err := parseCerts([]byte(r.Certificate))
+	certs, err := authority.ParseCerts([]byte(r.Certificate))
 	if err != nil {
 		return ""
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 	"time"
+
+	"github.com/naru-platform/naru/service_platform/x509/authority"
 )
 
 // CAStatus is the answer of GET /api/v1/ca/status.
@@ -29,10 +31,10 @@ func (s *service) caStatus(o *opened, w http.ResponseWriter, r *http.Request) er
 	if err != nil {
 		return err
 	}
-	st := CAStatus{Root: CACert{name(mine.Roots[0]), Fingerprint(mine.Roots[0].Raw), mine.Roots[0].NotAfter}, RootKey: o.authority.RootKey(), Exported: o.authority.RootExported(),
-		Issuing: CACert{name(mine.Issuing[0]), Fingerprint(mine.Issuing[0].Raw), mine.Issuing[0].NotAfter}}
+	st := CAStatus{Root: CACert{name(mine.Roots[0]), authority.Fingerprint(mine.Roots[0].Raw), mine.Roots[0].NotAfter}, RootKey: o.authority.RootKey(), Exported: o.authority.RootExported(),
+		Issuing: CACert{name(mine.Issuing[0]), authority.Fingerprint(mine.Issuing[0].Raw), mine.Issuing[0].NotAfter}}
 	for _, c := range all.Roots {
-		st.Trusted = append(st.Trusted, CACert{name(c), Fingerprint(c.Raw), c.NotAfter})
+		st.Trusted = append(st.Trusted, CACert{name(c), authority.Fingerprint(c.Raw), c.NotAfter})
 	}
 	if st.Registered, err = o.cas.List(r.Context()); err != nil {
 		return err
@@ -58,9 +60,9 @@ func (s *service) exportRoot(o *opened, w http.ResponseWriter, r *http.Request) 
 	if err != nil {
 		return err
 	}
-	s.env.Log.Info("the root's key was exported, encrypted", "root", Fingerprint(o.authority.Bundle().Roots[0].Raw))
+	s.env.Log.Info("the root's key was exported, encrypted", "root", authority.Fingerprint(o.authority.Bundle().Roots[0].Raw))
 	w.Header().Set("Cache-Control", "no-store")
-	return answer(w, http.StatusOK, RootKey{Certificate: string(cert), Key: string(key), Fingerprint: Fingerprint(o.authority.Bundle().Roots[0].Raw)})
+	return answer(w, http.StatusOK, RootKey{Certificate: string(cert), Key: string(key), Fingerprint: authority.Fingerprint(o.authority.Bundle().Roots[0].Raw)})
 }
 
 func (s *service) removeRoot(o *opened, w http.ResponseWriter, r *http.Request) error {
@@ -68,7 +70,7 @@ func (s *service) removeRoot(o *opened, w http.ResponseWriter, r *http.Request) 
 	if err := read(w, r, &in); err != nil {
 		return err
 	}
-	if root := Fingerprint(o.authority.Bundle().Roots[0].Raw); Means(in.Fingerprint, root) {
+	if root := authority.Fingerprint(o.authority.Bundle().Roots[0].Raw); Means(in.Fingerprint, root) {
 		in.Fingerprint = root
 	}
 	if err := o.authority.RemoveRoot(in.Fingerprint, in.ForGood); err != nil {
@@ -95,14 +97,14 @@ func (s *service) restoreRoot(o *opened, w http.ResponseWriter, r *http.Request)
 
 func (s *service) rollover(o *opened, w http.ResponseWriter, r *http.Request) error {
 	ctx := context.WithoutCancel(r.Context()) // as above
-	err := o.authority.Rollover(func(next Bundle) error { return s.publish(ctx, o, &next) })
+	err := o.authority.Rollover(func(next authority.Bundle) error { return s.publish(ctx, o, &next) })
 	if err == nil {
 		err = s.renew(ctx, o)
 	}
 	if err != nil {
 		return err
 	}
-	s.env.Log.Info("a new root and issuing CA are in use; those before stay trusted", "root", Fingerprint(o.authority.Bundle().Roots[0].Raw))
+	s.env.Log.Info("a new root and issuing CA are in use; those before stay trusted", "root", authority.Fingerprint(o.authority.Bundle().Roots[0].Raw))
 	return s.caStatus(o, w, r)
 }
 

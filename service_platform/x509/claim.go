@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 )
@@ -111,12 +113,12 @@ func (s *service) addClaim(o *opened, w http.ResponseWriter, r *http.Request) er
 			return err
 		}
 	}
-	req := Request{Device: in.Name, Kind: kindClaim, Validity: time.Duration(in.Validity)}
+	req := authority.Request{Device: in.Name, Kind: authority.KindClaim, Validity: time.Duration(in.Validity)}
 	if req.Validity == 0 {
 		req.Validity = claimValidity
 	}
 	if in.CSR != "" {
-		csr, err := ParseRequest(in.Name, []byte(in.CSR))
+		csr, err := authority.ParseRequest(in.Name, []byte(in.CSR))
 		if err != nil {
 			return bad(err)
 		}
@@ -137,7 +139,7 @@ func (s *service) addClaim(o *opened, w http.ResponseWriter, r *http.Request) er
 	if err != nil {
 		return bad(err)
 	}
-	cert := issued.record(s.env.Now())
+	cert := recordOf(issued.Certificate, s.env.Now())
 	c := Claim{Fingerprint: cert.Fingerprint, Name: in.Name, Templates: in.Templates, Serial: cert.Serial, Issuer: cert.Issuer, Key: cert.Key, NotAfter: cert.NotAfter,
 		CreatedAt: s.env.Now().UTC(), By: by(in.By), Certificate: issued.Certificate.Raw}
 	raw, err := json.Marshal(c)
@@ -153,7 +155,7 @@ func (s *service) addClaim(o *opened, w http.ResponseWriter, r *http.Request) er
 
 // claimedBefore is the certificate in force that was issued under a claim's name for this very key; nil where none has the
 // name. It gives ErrRefused where another has it, unless that is meant: nobody could tell the two apart.
-func (o *opened) claimedBefore(ctx context.Context, in ClaimRequest, key crypto.PublicKey, now time.Time) (*Issued, error) {
+func (o *opened) claimedBefore(ctx context.Context, in ClaimRequest, key crypto.PublicKey, now time.Time) (*authority.Issued, error) {
 	list, err := o.claimList(ctx)
 	if err != nil {
 		return nil, err
@@ -320,7 +322,7 @@ func (o *opened) claim(ctx context.Context, fingerprint string) (c Claim, revisi
 
 // may says whether the claim certificate of a client is still good for a template; any where that is empty.
 func (o *opened) may(ctx context.Context, leaf *stdx509.Certificate, template string) (Claim, error) {
-	c, _, err := o.claim(ctx, Fingerprint(leaf.Raw))
+	c, _, err := o.claim(ctx, authority.Fingerprint(leaf.Raw))
 	switch {
 	case err != nil:
 		return c, err

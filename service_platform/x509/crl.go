@@ -2,28 +2,18 @@ package x509
 
 import (
 	"bytes"
-	"crypto/rand"
 	stdx509 "crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
-	"errors"
-	"fmt"
 	"math/big"
 	"net/http"
-	"net/url"
-	"os"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/naru-platform/naru/internal/whole"
 )
 
 const (
-	crlValidity = 24 * time.Hour
-	crlFresh    = time.Hour // after which a list is made anew though nothing changed
+	crlFresh = time.Hour // after which a list is made anew though nothing changed
 	// A list that took long to make is served for longer, though something changed: for as many times as long as making
 	// it took. So the lists of however many revocations take a tenth of a processor at most, and small ones are always new.
 	crlFloor = 10
@@ -31,21 +21,6 @@ const (
 
 // crlCheap is what a list may take to make without being served for longer. Tests, whose machine may be slow, give more.
 var crlCheap = 100 * time.Millisecond
-
-// crlIssuer stands for the issuing CA's key identifier in the address of a list.
-const crlIssuer = "${issuer}"
-
-func checkCRLURL(text string) error {
-	if text == "" {
-		return nil
-	}
-	plain := strings.ReplaceAll(text, crlIssuer, "00")
-	u, err := url.Parse(plain)
-	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "http" && u.Scheme != "https" || strings.Contains(plain, "${") {
-		return fmt.Errorf("crl_url %q is not a URL such as http://naru.example/api/v1/ca/crl?issuer=%s", text, crlIssuer)
-	}
-	return nil
-}
 
 // crlReason is the reason of RFC 5280, section 5.3.1, for one of ours.
 func crlReason(reason string) uint8 {
@@ -88,67 +63,6 @@ func (c *crlCache) of(issuer string) *crlList {
 	return l
 }
 
-// RevocationList signs the list (RFC 5280) of an issuing CA, by its key identifier in hexadecimal digits; the one in use
-// where that is empty. ErrUnknownCA says that no such issuing CA, or not its key, is here.
-func (a *Authority) RevocationList(issuer string, entries []stdx509.RevocationListEntry) ([]byte, error) {
-	p, err := a.issuer(issuer)
-	if err != nil {
-		return nil, err
-	}
-	number, err := a.nextList()
-	if err != nil {
-		return nil, fmt.Errorf("number the revocation list: %w", err)
-	}
-	now := a.o.Now().UTC()
-	t := &stdx509.RevocationList{
-		RevokedCertificateEntries: entries, Number: new(big.Int).SetUint64(number),
-		ThisUpdate: now.Add(-backdate).Truncate(time.Second), NextUpdate: now.Add(crlValidity).Truncate(time.Second),
-	}
-	der, err := stdx509.CreateRevocationList(rand.Reader, t, p.cert, p.key)
-	if err != nil {
-		return nil, fmt.Errorf("sign the revocation list: %w", err)
-	}
-	return der, nil
-}
-
-// listName holds the number of the last revocation list of any issuing CA here.
-const listName = "crl.number"
-
-// nextList gives a number above all before it (RFC 5280, section 5.2.3), on disk before anybody sees it: whoever holds a list
-// takes none with a lower number, whatever this machine's clock says. It begins with the clock, which also brings it above
-// what a directory restored from a backup has forgotten.
-func (a *Authority) nextList() (uint64, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	path := a.path(listName)
-	if a.list == 0 {
-		raw, err := os.ReadFile(path)
-		if err == nil {
-			a.list, err = strconv.ParseUint(strings.TrimSpace(string(raw)), 10, 63)
-		}
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return 0, fmt.Errorf("read %s: %w; remove it if the clock is right: the lists go on with the time", path, err)
-		}
-	}
-	next := max(a.list+1, uint64(max(0, a.o.Now().UnixMilli())))
-	if err := whole.Write(path, fmt.Appendf(nil, "%d\n", next), 0o600); err != nil {
-		return 0, err
-	}
-	a.list = next
-	return next, nil
-}
-
-func (a *Authority) issuer(id string) (pair, error) {
-	a.mu.RLock()
-	defer a.mu.RUnlock()
-	for _, p := range append([]pair{a.use}, a.old...) {
-		if (id == "" || hex.EncodeToString(p.cert.SubjectKeyId) == id) && p.key != nil {
-			return p, nil
-		}
-	}
-	return pair{}, fmt.Errorf("%w: no issuing CA here has the key identifier %q and a key", ErrUnknownCA, short(id))
-}
-
 // crl serves a list: `?issuer=<key identifier>` for one of before, `?format=pem` for PEM.
 func (s *service) crl(o *opened, w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
@@ -168,11 +82,11 @@ func (s *service) crl(o *opened, w http.ResponseWriter, r *http.Request) error {
 
 // revocationList gives the list of before while no revocation came or went.
 func (s *service) revocationList(o *opened, issuer string) ([]byte, error) {
-	p, err := o.authority.issuer(issuer)
+	by, err := o.authority.Issuer(issuer)
 	if err != nil {
 		return nil, err
 	}
-	issuer = hex.EncodeToString(p.cert.SubjectKeyId)
+	issuer = hex.EncodeToString(by.SubjectKeyId)
 	list := o.crls.of(issuer)
 	good := func() []byte {
 		m := list.made.Load()
@@ -195,7 +109,7 @@ func (s *service) revocationList(o *opened, issuer string) ([]byte, error) {
 		return der, nil
 	}
 	began, version, now := time.Now(), o.revocations(), s.env.Now()
-	der, err := o.authority.RevocationList(issuer, o.revoked(issuer, bytes.Equal(p.cert.Raw, o.authority.Bundle().Issuing[0].Raw), now))
+	der, err := o.authority.RevocationList(issuer, o.revoked(issuer, bytes.Equal(by.Raw, o.authority.Bundle().Issuing[0].Raw), now))
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"slices"
 	"time"
+
+	"github.com/naru-platform/naru/service_platform/x509/authority"
 )
 
 // Dependents is who holds certificates of a CA: what is to be known before it is trusted no more. It is the answer of GET
@@ -99,7 +101,7 @@ func (o *opened) dependentsOf(ctx context.Context, given string) (d Dependents, 
 	}
 	ids = map[string]bool{}
 	for _, root := range all.Roots {
-		if Fingerprint(root.Raw) != d.Fingerprint {
+		if authority.Fingerprint(root.Raw) != d.Fingerprint {
 			continue
 		}
 		if err := o.authority.MayRetire(d.Fingerprint); err != nil {

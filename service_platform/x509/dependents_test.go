@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/message"
 )
 
@@ -20,7 +22,7 @@ func TestDependentsOfACAAreCounted(t *testing.T) {
 		a.must(a.do("GET", "/api/v1/ca/dependents?fingerprint="+fingerprint, nil, &d), 200)
 		return d
 	}
-	root := Fingerprint(a.s.open.Load().authority.Bundle().Roots[0].Raw)
+	root := authority.Fingerprint(a.s.open.Load().authority.Bundle().Roots[0].Raw)
 	if got := a.do("GET", "/api/v1/ca/dependents?fingerprint="+root, nil, nil); got != http.StatusConflict {
 		t.Errorf("the root in use: %d", got)
 	}
@@ -54,7 +56,7 @@ func TestDependentsOfACAAreCounted(t *testing.T) {
 // Who holds certificates of a CA that is trusted no more is told so, and the CA is not taken for a stranger's.
 func TestACATrustedNoMoreKeepsItsStanding(t *testing.T) {
 	a := newArena(t)
-	root := Fingerprint(a.s.open.Load().authority.Bundle().Roots[0].Raw)
+	root := authority.Fingerprint(a.s.open.Load().authority.Bundle().Roots[0].Raw)
 	meter := leafBy(t, a.clock, a.factory, "meter-7", func(c *stdx509.Certificate) { c.Subject.Organization = []string{"acme"} })
 	if _, err := a.gate.AdmitClient(t.Context(), Client{Leaf: meter}); err != nil {
 		t.Fatal(err)

@@ -13,9 +13,10 @@ import (
 	"io"
 	"mime"
 	"net/http"
-	"slices"
 	"strings"
 	"time"
+
+	"github.com/naru-platform/naru/service_platform/x509/authority"
 
 	"github.com/smallstep/pkcs7"
 
@@ -103,7 +104,7 @@ func estClient(r *http.Request) Client {
 func (e *est) cacerts(w http.ResponseWriter, _ *http.Request) {
 	b := e.o.authority.Bundle()
 	certs := append(append([]*stdx509.Certificate{}, b.Roots...), b.Issuing...)
-	e.send(w, estCerts, certsOnly(append(certs, e.o.authority.crossCerts()...)))
+	e.send(w, estCerts, certsOnly(append(certs, e.o.authority.CrossCerts()...)))
 }
 
 // csrattrs is section 4.5: a P-256 key, and a request signed with SHA-256.
@@ -243,7 +244,7 @@ func (e *est) issue(w http.ResponseWriter, r *http.Request, c Client, again bool
 	}
 	at.pass("csr", "its key is good")
 	g := Registration{ID: device, By: "est"}
-	req := Request{Device: device, Key: csr.PublicKey}
+	req := authority.Request{Device: device, Key: csr.PublicKey}
 	if token != nil {
 		req.Validity = time.Duration(token.is.Validity)
 		if err := e.o.checkKey(r.Context(), csr.PublicKey); errors.Is(err, ErrRefused) { // before the token is bound to it: with a new key it is good
@@ -274,7 +275,7 @@ func (e *est) issue(w http.ResponseWriter, r *http.Request, c Client, again bool
 	if err != nil {
 		return nil, estBad("issued", "%w", err)
 	}
-	g.Certificate = issued.record(e.s.env.Now())
+	g.Certificate = recordOf(issued.Certificate, e.s.env.Now())
 	if token != nil { // before it is registered: one that is withdrawn ends the token, whenever that comes
 		g.Certificate.Awaited, g.Token = true, token.is.Made
 		if err := e.o.keepToken(r.Context(), token, func(t *enrolmentToken) error { t.Issued = g.Certificate.Fingerprint; return nil }); err != nil {
@@ -350,7 +351,7 @@ func (e *est) who(r *http.Request, c Client, again bool, at *Attempt) (device st
 // byToken says which device asks by HTTP Basic.
 func (e *est) byToken(r *http.Request, user, text string, at *Attempt) (device string, token *shownToken, err error) {
 	at.Device = hiddenUser(user) // until it is known to be no secret: who mixes the two up sends the token in its place
-	if CheckDevice(user) != nil {
+	if authority.CheckDevice(user) != nil {
 		return "", nil, &estRefusal{http.StatusUnauthorized, "token", fmt.Errorf("%w: the user is no device id", errToken)}
 	}
 	is, err := e.o.checkToken(r.Context(), user, text, e.s.env.Now())
@@ -412,16 +413,9 @@ func readCSR(w http.ResponseWriter, r *http.Request) (*stdx509.CertificateReques
 	if err != nil {
 		return nil, estBad("csr", "the request is not base64 of PKCS #10")
 	}
-	csr, err := parseRequest("", der[:n])
+	csr, err := authority.ParseRequestDER("", der[:n])
 	if err != nil {
 		return nil, estBad("csr", "%w", err)
 	}
 	return csr, nil
-}
-
-// crossCerts lead from the root in use to those before it, while devices may need them.
-func (a *Authority) crossCerts() []*stdx509.Certificate {
-	a.mu.RLock()
-	defer a.mu.RUnlock()
-	return slices.Clone(a.shown())
 }

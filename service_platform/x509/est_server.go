@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/message"
 )
 
@@ -33,7 +35,7 @@ func (s *service) serveEST(ctx context.Context, o *opened) (stop func(), err err
 		return nil, err
 	}
 	door := NewAdmission(s.env.Bus, AdmissionOptions{Now: s.env.Now, Log: s.env.Log, Node: s.env.Node + "-est",
-		ServerCert: filepath.Join(dir, serverName+".crt"), ServerKey: filepath.Join(dir, serverName+".key")})
+		ServerCert: filepath.Join(dir, authority.ServerName+".crt"), ServerKey: filepath.Join(dir, authority.ServerName+".key")})
 	conf, err := door.ServerTLS()
 	if err != nil {
 		return nil, err

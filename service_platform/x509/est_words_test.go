@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 )
 
@@ -114,12 +116,12 @@ func TestESTSaysWhatItWants(t *testing.T) {
 			t.Errorf("%d %s; want %q", status, text, want)
 		}
 	}
-	for _, text := range []string{string(certPEM(certOf(t, a.device))), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})), "x"} {
-		if _, err := ParseRequest("d-2", []byte(text)); err == nil || strings.Contains(err.Error(), "asn1") {
+	for _, text := range []string{string(authority.CertPEM(certOf(t, a.device))), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})), "x"} {
+		if _, err := authority.ParseRequest("d-2", []byte(text)); err == nil || strings.Contains(err.Error(), "asn1") {
 			t.Errorf("%.40s: %v", text, err)
 		}
 	}
-	if _, err := parseCerts(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")})); err == nil || !strings.Contains(err.Error(), "damaged") {
+	if _, err := authority.ParseCerts(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")})); err == nil || !strings.Contains(err.Error(), "damaged") {
 		t.Error(err)
 	}
 }
@@ -130,7 +132,7 @@ func TestReadableSecretIsWarnedOf(t *testing.T) {
 	if strings.Contains(a.logs.String(), "chmod 600") {
 		t.Fatal(a.logs.String())
 	}
-	for _, name := range []string{"issuing.key", machineKeyName} {
+	for _, name := range []string{"issuing.key", machineSecret} {
 		if err := os.Chmod(filepath.Join(a.dir, name), 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/naru-platform/naru/service_platform/x509/authority"
 )
 
 // prefixMin is how many digits of a fingerprint are enough, where no other begins so.
@@ -53,7 +55,7 @@ func fingerprintText(given string) (text string, ok bool) {
 
 func fingerprints(certs []*stdx509.Certificate) (all []string) {
 	for _, c := range certs {
-		all = append(all, Fingerprint(c.Raw))
+		all = append(all, authority.Fingerprint(c.Raw))
 	}
 	return all
 }

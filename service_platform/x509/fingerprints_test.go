@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/naru-platform/naru/service_platform/x509/authority"
 )
 
 func TestFingerprintIsCompletedOrRefused(t *testing.T) {
@@ -51,7 +53,7 @@ func TestBeginningOfAFingerprintIsTakenEverywhere(t *testing.T) {
 	if status, why := a.problemOf("POST", "/api/v1/devices/d-1/revoke", Change{Fingerprint: "00000000"}); status != 404 || !strings.Contains(why, "no such certificate of device d-1") {
 		t.Errorf("one that it does not have: %d %s", status, why)
 	}
-	root := Fingerprint(a.s.open.Load().authority.Bundle().Roots[0].Raw)
+	root := authority.Fingerprint(a.s.open.Load().authority.Bundle().Roots[0].Raw)
 	a.must(a.do("POST", "/api/v1/ca/rollover", struct{}{}, nil), 200)
 	var st CAStatus
 	a.must(a.do("POST", "/api/v1/ca/retire", RootKey{Fingerprint: begin(root)}, &st), 200)
@@ -79,7 +81,7 @@ func TestAttemptsAreFoundByWhateverNamesTheirCA(t *testing.T) {
 	issuing := a.s.open.Load().authority.Bundle().Issuing[0]
 	root := a.s.open.Load().authority.Bundle().Roots[0]
 	for given, want := range map[string]int{
-		name(issuing): 1, keyIDOf(issuing)[:prefixMin]: 1, Fingerprint(issuing.Raw): 1, Fingerprint(root.Raw)[:prefixMin] + "…": 1, name(root): 1,
+		name(issuing): 1, keyIDOf(issuing)[:prefixMin]: 1, authority.Fingerprint(issuing.Raw): 1, authority.Fingerprint(root.Raw)[:prefixMin] + "…": 1, name(root): 1,
 		a.factoryID[:prefixMin]: 1, keyIDOf(a.factory.cert): 1, keyIDOf(stranger.cert)[:16] + "…": 1, "Factory CA": 2,
 	} {
 		var got struct{ Attempts []Attempt }

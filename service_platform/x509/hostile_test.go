@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/message"
 )
 
@@ -85,9 +87,9 @@ func hostiles(t *testing.T) []hostile {
 	byFactory := func(cn string, change func(*stdx509.Certificate)) func(*arena) Client {
 		return func(a *arena) Client { return Client{Leaf: leafBy(t, a.clock, a.factory, cn, change)} }
 	}
-	byOwn := func(r Request, change func(*stdx509.Certificate)) func(*arena) Client {
+	byOwn := func(r authority.Request, change func(*stdx509.Certificate)) func(*arena) Client {
 		return func(a *arena) Client {
-			return Client{Leaf: leafBy(t, a.clock, a.s.open.Load().authority.use, r.Device, change)}
+			return Client{Leaf: leafBy(t, a.clock, stolen(a, a.dir), r.Device, change)}
 		}
 	}
 	stranger := func(a *arena) pair { return foreignCA(t, a.clock, nil) }
@@ -130,7 +132,7 @@ func hostiles(t *testing.T) []hostile {
 			return Client{Leaf: leafBy(t, a.clock, ca, "d-1", nil), Chain: []*stdx509.Certificate{ca.cert}}
 		})},
 		{"foreign CA with the issuing CA's name", message.CertUnknownCA, knocks(func(a *arena) Client {
-			ca := foreignCA(t, a.clock, func(c *stdx509.Certificate) { c.Subject = a.s.open.Load().authority.use.cert.Subject })
+			ca := foreignCA(t, a.clock, func(c *stdx509.Certificate) { c.Subject = stolen(a, a.dir).cert.Subject })
 			return Client{Leaf: leafBy(t, a.clock, ca, "d-1", nil), Chain: []*stdx509.Certificate{ca.cert}}
 		})},
 		{"foreign CA with the factory's name", message.CertUnknownCA, knocks(func(a *arena) Client { return Client{Leaf: leafBy(t, a.clock, stranger(a), "meter-1", nil)} })},
@@ -143,19 +145,15 @@ func hostiles(t *testing.T) []hostile {
 			return Client{Leaf: c}
 		})},
 		{"a signature that was changed", message.CertUnknownCA, knocks(func(a *arena) Client { return Client{Leaf: tampered(a)} })},
-		{"own CA, unregistered, a device's name", message.CertUnregistered, knocks(byOwn(Request{Device: "d-1"}, nil))},
+		{"own CA, unregistered, a device's name", message.CertUnregistered, knocks(byOwn(authority.Request{Device: "d-1"}, nil))},
 		{"a device as CA", message.CertUnknownCA, knocks(func(a *arena) Client {
 			k := pairOf(t, a.device).PrivateKey.(*ecdsa.PrivateKey)
 			return Client{Leaf: leafBy(t, a.clock, pair{deviceCert(a), k}, "d-2", nil), Chain: []*stdx509.Certificate{deviceCert(a)}}
 		})},
 		{"the server's certificate", message.CertWrongUsage, knocks(func(a *arena) Client {
-			c, err := readCerts(a.dir + "/server.crt")
-			if err != nil {
-				t.Fatal(err)
-			}
-			return Client{Leaf: c[0]}
+			return Client{Leaf: certsIn(a, a.dir+"/server.crt")[0]}
 		})},
-		{"the issuing CA's certificate", message.CertWrongUsage, knocks(func(a *arena) Client { return Client{Leaf: a.s.open.Load().authority.use.cert} })},
+		{"the issuing CA's certificate", message.CertWrongUsage, knocks(func(a *arena) Client { return Client{Leaf: stolen(a, a.dir).cert} })},
 		{"extended usage for servers only", message.CertWrongUsage, knocks(byFactory("meter-1", func(c *stdx509.Certificate) {
 			c.ExtKeyUsage = []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageServerAuth}
 		}))},
@@ -423,7 +421,7 @@ func hostiles(t *testing.T) []hostile {
 			return a.claimClient(), topicCSR, map[string]string{"certificateSigningRequest": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte{1}}))}
 		})},
 		{"claim, an oversized csr", message.CSRInvalid, asks(func(a *arena) (Client, string, any) {
-			return a.claimClient(), topicCSR, map[string]string{"certificateSigningRequest": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: make([]byte, csrMax+1)}))}
+			return a.claimClient(), topicCSR, map[string]string{"certificateSigningRequest": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: make([]byte, 9<<10)}))}
 		})},
 		{"claim, the hook says no", message.ACLDenied, asks(func(a *arena) (Client, string, any) {
 			a.hookAllows.Store(false)
@@ -521,7 +519,7 @@ func TestReplayedTokensAreRefused(t *testing.T) {
 	if asked := a.asked.Load(); asked != 1 {
 		t.Errorf("the hook was asked %d times", asked)
 	}
-	came, err := parseCerts([]byte(made.PEM))
+	came, err := authority.ParseCerts([]byte(made.PEM))
 	if err != nil {
 		t.Fatal(err)
 	}

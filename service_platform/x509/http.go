@@ -2,6 +2,7 @@ package x509
 
 import (
 	"context"
+	stdx509 "crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/naru-platform/naru/service_platform/x509/authority"
 
 	"github.com/naru-platform/naru/component"
 )
@@ -112,14 +115,14 @@ func (s *service) enrol(o *opened, w http.ResponseWriter, r *http.Request) error
 
 // issue answers with a new certificate for a device. With an overlap it takes the place of those before.
 func (s *service) issue(o *opened, w http.ResponseWriter, r *http.Request, e Enrolment, overlap *time.Duration) error {
-	if err := firstOf(CheckDevice(e.ID), checkText("by", e.By), checkText("policy", e.Policy), checkDescription(e.Groups, e.Attributes)); err != nil {
+	if err := firstOf(authority.CheckDevice(e.ID), checkText("by", e.By), checkText("policy", e.Policy), checkDescription(e.Groups, e.Attributes)); err != nil {
 		return bad(err)
 	}
 	g := Registration{ID: e.ID, Attributes: e.Attributes, Groups: e.Groups, Policy: e.Policy, By: by(e.By), First: e.New, Overlap: overlap}
-	req := Request{Device: e.ID, Validity: time.Duration(e.Validity)}
+	req := authority.Request{Device: e.ID, Validity: time.Duration(e.Validity)}
 	key := ""
 	if e.CSR != "" {
-		csr, err := ParseRequest(e.ID, []byte(e.CSR))
+		csr, err := authority.ParseRequest(e.ID, []byte(e.CSR))
 		if err != nil {
 			return bad(err)
 		}
@@ -155,7 +158,7 @@ func (s *service) issue(o *opened, w http.ResponseWriter, r *http.Request, e Enr
 	if err != nil {
 		return err
 	}
-	g.Certificate = issued.record(s.env.Now())
+	g.Certificate = recordOf(issued.Certificate, s.env.Now())
 	g.Certificate.der = issued.Certificate.Raw
 	_, created, err := o.registry.Add(r.Context(), g)
 	if err != nil {
@@ -167,9 +170,9 @@ func (s *service) issue(o *opened, w http.ResponseWriter, r *http.Request, e Enr
 }
 
 // enrolled answers with a certificate.
-func (o *opened) enrolled(w http.ResponseWriter, status int, e Enrolled, issued *Issued) error {
-	e.Certificate, e.Key, e.CA = string(issued.Chain), string(issued.Key), string(certPEM(o.authority.Bundle().Roots...))
-	e.Fingerprint, e.NotAfter = Fingerprint(issued.Certificate.Raw), issued.Certificate.NotAfter
+func (o *opened) enrolled(w http.ResponseWriter, status int, e Enrolled, issued *authority.Issued) error {
+	e.Certificate, e.Key, e.CA = string(issued.Chain), string(issued.Key), string(authority.CertPEM(o.authority.Bundle().Roots...))
+	e.Fingerprint, e.NotAfter = authority.Fingerprint(issued.Certificate.Raw), issued.Certificate.NotAfter
 	w.Header().Set("Cache-Control", "no-store")
 	return answer(w, status, e)
 }
@@ -182,11 +185,11 @@ func (s *service) tell(r *http.Request, o *opened, id string) {
 	}
 }
 
-func (i *Issued) record(now time.Time) *Certificate {
-	c := i.Certificate
+// recordOf is what is registered of a certificate.
+func recordOf(c *stdx509.Certificate, now time.Time) *Certificate {
 	key, _ := keyHash(c.PublicKey) // which was read from a certificate, and so can be written
 	return &Certificate{
-		Key: key, Fingerprint: Fingerprint(c.Raw), Serial: fmt.Sprintf("%x", c.SerialNumber), Issuer: hex.EncodeToString(c.AuthorityKeyId),
+		Key: key, Fingerprint: authority.Fingerprint(c.Raw), Serial: fmt.Sprintf("%x", c.SerialNumber), Issuer: hex.EncodeToString(c.AuthorityKeyId),
 		NotBefore: c.NotBefore, NotAfter: c.NotAfter, IssuedAt: now.UTC(),
 	}
 }
@@ -450,13 +453,13 @@ func (s *service) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.As(err, new(badRequest)):
 		problem(w, http.StatusBadRequest, err.Error())
-	case errors.Is(err, ErrUnknownDevice), errors.Is(err, ErrUnknownCA), errors.Is(err, ErrUnknownClaim), errors.Is(err, errUnknownCert):
+	case errors.Is(err, ErrUnknownDevice), errors.Is(err, ErrUnknownCA), errors.Is(err, authority.ErrUnknownIssuer), errors.Is(err, ErrUnknownClaim), errors.Is(err, errUnknownCert):
 		problem(w, http.StatusNotFound, err.Error())
 	case errors.Is(err, errAway):
 		s.env.Log.Warn("request about a device not done", "method", r.Method, "path", r.URL.Path, "error", err)
 		w.Header().Set("Retry-After", retryAfter)
 		problem(w, http.StatusServiceUnavailable, "the bus is away, try again in a moment: "+err.Error())
-	case errors.Is(err, ErrRefused), errors.Is(err, ErrRootKey):
+	case errors.Is(err, ErrRefused), errors.Is(err, authority.ErrRootKey):
 		problem(w, http.StatusConflict, err.Error())
 	default:
 		s.env.Log.Error("request about a device not done", "method", r.Method, "path", r.URL.Path, "error", err)

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/naru-platform/naru/bus"
@@ -263,7 +265,7 @@ func TestCAIsPublicAndHoldsNoKey(t *testing.T) {
 	if got := a.do("GET", "/api/v1/ca", nil, &text); got != http.StatusOK {
 		t.Fatal(got)
 	}
-	if certs, err := parseCerts([]byte(text)); err != nil || len(certs) != 2 || strings.Contains(text, "PRIVATE") {
+	if certs, err := authority.ParseCerts([]byte(text)); err != nil || len(certs) != 2 || strings.Contains(text, "PRIVATE") {
 		t.Errorf("%d certificates, %v", len(certs), err)
 	}
 }

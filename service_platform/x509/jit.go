@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 )
@@ -62,7 +64,7 @@ func (r *refusals) put(fp fingerprint, f refusal) {
 // justInTime registers the device of a registered CA's certificate as the CA's template says. It never touches a device
 // that came another way, nor takes a certificate that was withdrawn.
 func (a *Admission) justInTime(ctx context.Context, leaf *stdx509.Certificate, ca *registeredCA, at *Attempt) error {
-	fp, sum := fingerprint(sha256.Sum256(leaf.Raw)), Fingerprint(leaf.Raw)
+	fp, sum := fingerprint(sha256.Sum256(leaf.Raw)), authority.Fingerprint(leaf.Raw)
 	now := a.o.Now()
 	at.Door = doorJIT
 	if was := a.refused.get(fp, now); was.err != nil {
@@ -116,7 +118,7 @@ func (a *Admission) registerNow(ctx context.Context, leaf *stdx509.Certificate, 
 		}
 		at.pass("hook", "approved")
 	}
-	c := (&Issued{Certificate: leaf}).record(a.o.Now())
+	c := recordOf(leaf, a.o.Now())
 	c.Issuer = keyIDOf(ca.cert) // whatever it says itself, and what may stand between: who depends on that CA is to be known
 	if name(leaf) != p.device {
 		c.Name = name(leaf)
@@ -130,7 +132,7 @@ func (a *Admission) registerNow(ctx context.Context, leaf *stdx509.Certificate, 
 // parametersOf is what a certificate says of a device. An absent field is no parameter, so a template that wants it
 // refuses.
 func parametersOf(c *stdx509.Certificate) map[string]string {
-	p := map[string]string{"Certificate.Id": Fingerprint(c.Raw)}
+	p := map[string]string{"Certificate.Id": authority.Fingerprint(c.Raw)}
 	for key, values := range map[string][]string{
 		"Certificate.CommonName": {c.Subject.CommonName}, "Certificate.SerialNumber": {c.Subject.SerialNumber},
 		"Certificate.Organization": c.Subject.Organization, "Certificate.OrganizationalUnit": c.Subject.OrganizationalUnit,

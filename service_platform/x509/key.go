@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 )
@@ -74,7 +76,7 @@ func checkRevokedKey(ctx context.Context, t bus.Table, key string) error {
 }
 
 // issue has a certificate signed, unless its key was revoked.
-func (o *opened) issue(ctx context.Context, r Request) (*Issued, error) {
+func (o *opened) issue(ctx context.Context, r authority.Request) (*authority.Issued, error) {
 	if r.Key != nil {
 		if err := o.checkKey(ctx, r.Key); err != nil {
 			return nil, err

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/naru-platform/naru/service_platform/x509/authority"
 )
 
 // overlapDefault is how long the certificate of before is accepted after a rotation where a request does not say: a
@@ -65,7 +67,7 @@ func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
 	if in.ID != "" && in.ID != id {
 		return bad(fmt.Errorf("the path names device %q, the request %q", short(id), short(in.ID)))
 	}
-	if err := firstOf(CheckDevice(id), checkText("by", in.By), checkText("policy", in.Policy), checkDescription(in.Groups, in.Attributes)); err != nil {
+	if err := firstOf(authority.CheckDevice(id), checkText("by", in.By), checkText("policy", in.Policy), checkDescription(in.Groups, in.Attributes)); err != nil {
 		return bad(err)
 	}
 	if err := checkOrigin(in.CA); err != nil {
@@ -78,7 +80,7 @@ func (s *service) put(o *opened, w http.ResponseWriter, r *http.Request) error {
 		return bad(fmt.Errorf("device %s has %d certificates; %d is the most", id, len(in.Certs), certsMax))
 	}
 	for _, c := range in.Certs {
-		if !isSum(c.Fingerprint) || Fingerprint(nil) == c.Fingerprint {
+		if !isSum(c.Fingerprint) || authority.Fingerprint(nil) == c.Fingerprint {
 			return bad(fmt.Errorf("fingerprint %q is not SHA-256 in lower-case hexadecimal digits", short(c.Fingerprint)))
 		}
 		if err := c.check(); err != nil {

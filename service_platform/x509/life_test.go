@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/message"
 	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 )
@@ -40,7 +42,7 @@ func (h *house) knows(c *stdx509.Certificate, why string) {
 
 func certOf(t *testing.T, e Enrolled) *stdx509.Certificate {
 	t.Helper()
-	c, err := parseCerts([]byte(e.Certificate))
+	c, err := authority.ParseCerts([]byte(e.Certificate))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,7 +264,7 @@ func TestRevocationListHoldsWhatWasWithdrawn(t *testing.T) {
 	a.do("DELETE", "/api/v1/devices/deleted", nil, nil)
 	o := a.s.open.Load()
 	list := a.crl("")
-	if err := list.CheckSignatureFrom(o.authority.use.cert); err != nil {
+	if err := list.CheckSignatureFrom(o.authority.Bundle().Issuing[0]); err != nil {
 		t.Error(err)
 	}
 	has := func(e Enrolled) bool {
@@ -273,7 +275,7 @@ func TestRevocationListHoldsWhatWasWithdrawn(t *testing.T) {
 	if has(kept) || !has(revoked) || !has(deleted) {
 		t.Errorf("kept %v, revoked %v, deleted %v", has(kept), has(revoked), has(deleted))
 	}
-	old := fmt.Sprintf("%x", o.authority.use.cert.SubjectKeyId)
+	old := fmt.Sprintf("%x", o.authority.Bundle().Issuing[0].SubjectKeyId)
 	if got := a.do("POST", "/api/v1/ca/rollover", struct{}{}, nil); got != http.StatusOK {
 		t.Fatal(got)
 	}
@@ -324,7 +326,7 @@ func TestRootKeyTravelsEncryptedAndIsNotLogged(t *testing.T) {
 		t.Errorf("under a short passphrase: %d", got)
 	}
 	a.do("POST", "/api/v1/ca/root/export", map[string]string{"passphrase": passphrase}, &k)
-	if _, err := unsealKey([]byte(k.Key), []byte(passphrase)); err != nil {
+	if _, err := authority.UnsealKey([]byte(k.Key), []byte(passphrase)); err != nil {
 		t.Fatal(err)
 	}
 	if got := a.do("POST", "/api/v1/ca/root/remove", map[string]string{"fingerprint": k.Fingerprint}, nil); got != http.StatusOK {

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 )
@@ -209,7 +211,7 @@ func TestRegistrationCodeIsSpentLast(t *testing.T) {
 	}
 	ca := foreignCA(t, h.clock, nil)
 	register := func() error {
-		_, err := c.Register(t.Context(), certPEM(ca.cert), certPEM(leafBy(t, h.clock, ca, code, nil)), "", "")
+		_, err := c.Register(t.Context(), authority.CertPEM(ca.cert), authority.CertPEM(leafBy(t, h.clock, ca, code, nil)), "", "")
 		return err
 	}
 	if err := register(); !errors.Is(err, ErrRefused) {

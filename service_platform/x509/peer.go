@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	stdx509 "crypto/x509"
+
+	"github.com/naru-platform/naru/service_platform/x509/authority"
 )
 
 // What follows is the door for a listener in another component: it names types of the standard library alone, since
@@ -59,7 +61,7 @@ func (a *Admission) DeviceOf(leaf *stdx509.Certificate) (policy string, groups [
 
 // RegisteredDevice is DeviceOf by the device's name, whatever certificates it has.
 func (a *Admission) RegisteredDevice(name string) (policy string, groups []string, attributes map[string]string, known bool) {
-	if CheckDevice(name) != nil {
+	if authority.CheckDevice(name) != nil {
 		return "", nil, nil, false
 	}
 	a.mu.RLock()

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"golang.org/x/time/rate"
 
 	"github.com/naru-platform/naru/bus"
@@ -47,8 +49,8 @@ type Provisioner interface {
 
 // Answer is what is published to the one connection that asked.
 type Answer struct {
-	Topic    string // the asked one and `/accepted` or `/rejected`
-	Payload  Secret // JSON
+	Topic    string           // the asked one and `/accepted` or `/rejected`
+	Payload  authority.Secret // JSON
 	Accepted bool
 }
 
@@ -86,7 +88,7 @@ func templateOf(topic string) (string, bool) {
 func (a *Admission) Provision(ctx context.Context, c Client, topic string, payload []byte) Answer {
 	c.Door = doorClaim
 	if c.Leaf != nil {
-		if claim, _, _ := a.claimed(sha256.Sum256(c.Leaf.Raw)); !a.provisions.allow(Fingerprint(c.Leaf.Raw), a.o.Now()) {
+		if claim, _, _ := a.claimed(sha256.Sum256(c.Leaf.Raw)); !a.provisions.allow(authority.Fingerprint(c.Leaf.Raw), a.o.Now()) {
 			return a.throttled(c, topic, claim.Claim)
 		}
 	}
@@ -280,9 +282,9 @@ func (p *provisioning) create(ctx context.Context, claim Claim, byCSR bool, payl
 	if err := strict(payload, &in, !byCSR); err != nil {
 		return nil, awsRefuse("payload", http.StatusBadRequest, "InvalidPayload", "%w", err)
 	}
-	req := Request{Device: "provisioned-" + strings.ToLower(rand.Text()[:12]), Kind: kindProvisioned, Validity: p.o.shortest(claim.Templates)}
+	req := authority.Request{Device: "provisioned-" + strings.ToLower(rand.Text()[:12]), Kind: authority.KindProvisioned, Validity: p.o.shortest(claim.Templates)}
 	if byCSR {
-		csr, err := ParseRequest("", []byte(in.CSR))
+		csr, err := authority.ParseRequest("", []byte(in.CSR))
 		if err != nil {
 			return nil, awsRefuse("csr", http.StatusBadRequest, "InvalidCertificateSigningRequest", "%w", err)
 		}
@@ -309,7 +311,7 @@ func (p *provisioning) create(ctx context.Context, claim Claim, byCSR bool, payl
 	}
 	p.s.metrics.issued.Inc()
 	at.pass("issued", "certificate %x waits to be provisioned", issued.Certificate.SerialNumber)
-	return created{ID: Fingerprint(issued.Certificate.Raw), PEM: string(issued.Chain), Key: string(issued.Key), Token: token}, nil
+	return created{ID: authority.Fingerprint(issued.Certificate.Raw), PEM: string(issued.Chain), Key: string(issued.Key), Token: token}, nil
 }
 
 func (p *provisioning) keep(ctx context.Context, key string, own ownership, revision uint64) error {
@@ -351,10 +353,10 @@ func (p *provisioning) provision(ctx context.Context, claim Claim, template stri
 	}
 	var certs []*stdx509.Certificate
 	if !own.Done {
-		if certs, err = parseCerts([]byte(own.Certificate)); err != nil {
+		if certs, err = authority.ParseCerts([]byte(own.Certificate)); err != nil {
 			return nil, fmt.Errorf("read a certificate that was issued: %w", err)
 		}
-		own.Fingerprint, own.Name = Fingerprint(certs[0].Raw), name(certs[0])
+		own.Fingerprint, own.Name = authority.Fingerprint(certs[0].Raw), name(certs[0])
 	}
 	pl, err := tmpl.plan(in.Parameters, map[string]string{"Certificate.Id": own.Fingerprint, "Certificate.CommonName": own.Name})
 	if err != nil {
@@ -386,7 +388,7 @@ func (p *provisioning) provision(ctx context.Context, claim Claim, template stri
 	} else if err != nil {
 		return nil, err
 	}
-	c := (&Issued{Certificate: certs[0]}).record(p.s.env.Now())
+	c := recordOf(certs[0], p.s.env.Now())
 	c.Name, c.Awaited = own.Name, true
 	_, _, err = p.o.registry.Add(ctx, Registration{ID: pl.device, Certificate: c, Attributes: pl.attributes, Groups: pl.groups, Policy: pl.policy,
 		CA: claimedBy + template, Fresh: !tmpl.Replace, By: "claim:" + claim.Name})

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 )
 
@@ -67,7 +69,7 @@ func TestOneTokenIsGoodForOneWhenManyComeAtOnce(t *testing.T) {
 	var cas, proofs [atOnce]string
 	for i := range cas {
 		ca := foreignCA(t, a.clock, nil)
-		cas[i], proofs[i] = string(certPEM(ca.cert)), string(certPEM(leafBy(t, a.clock, ca, code.Code, nil)))
+		cas[i], proofs[i] = string(authority.CertPEM(ca.cert)), string(authority.CertPEM(leafBy(t, a.clock, ca, code.Code, nil)))
 	}
 	if n := together(func(i int) bool {
 		return a.do("POST", "/api/v1/ca/registered", CARegistration{Certificate: cas[i], Proof: proofs[i]}, nil) == 201

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 )
@@ -177,8 +179,8 @@ func (a *arena) register(ca pair, template string) (r RegisteredCA) {
 	a.Helper()
 	var code struct{ Code string }
 	a.must(a.do("POST", "/api/v1/ca/registration-code", struct{}{}, &code), 201)
-	a.must(a.do("POST", "/api/v1/ca/registered", CARegistration{Certificate: string(certPEM(ca.cert)),
-		Proof: string(certPEM(leafBy(a.TB, a.clock, ca, code.Code, nil))), Template: template}, &r), 201)
+	a.must(a.do("POST", "/api/v1/ca/registered", CARegistration{Certificate: string(authority.CertPEM(ca.cert)),
+		Proof: string(authority.CertPEM(leafBy(a.TB, a.clock, ca, code.Code, nil))), Template: template}, &r), 201)
 	a.settle()
 	return r
 }
@@ -340,7 +342,7 @@ func TestTemplateDecidesHowLongCertificatesAreValid(t *testing.T) {
 			if got := a.ask(c, topic, in, &m); !got.Accepted {
 				t.Fatal(string(got.Payload))
 			}
-			certs, err := parseCerts([]byte(m.PEM))
+			certs, err := authority.ParseCerts([]byte(m.PEM))
 			if err != nil {
 				t.Fatal(err)
 			}

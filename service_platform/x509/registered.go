@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 )
 
@@ -85,10 +87,10 @@ func (c *CAs) Register(ctx context.Context, certificate, proof []byte, template,
 	if err := evidence.CheckSignatureFrom(ca); err != nil {
 		return none, fmt.Errorf("%w: the proof is not signed by the CA: %w", ErrRefused, err)
 	}
-	if now.Before(evidence.NotBefore.Add(-backdate)) || now.After(evidence.NotAfter) {
+	if now.Before(evidence.NotBefore.Add(-authority.Backdate)) || now.After(evidence.NotAfter) {
 		return none, fmt.Errorf("%w: the proof is valid from %s to %s, here it is %s", ErrRefused, stamp(evidence.NotBefore), stamp(evidence.NotAfter), stamp(now))
 	}
-	r := RegisteredCA{Fingerprint: Fingerprint(ca.Raw), Name: short(ca.Subject.CommonName), Certificate: string(certPEM(ca)), NotAfter: ca.NotAfter,
+	r := RegisteredCA{Fingerprint: authority.Fingerprint(ca.Raw), Name: short(ca.Subject.CommonName), Certificate: string(authority.CertPEM(ca)), NotAfter: ca.NotAfter,
 		Template: template, RegisteredAt: now.UTC(), By: by}
 	have, err := c.List(ctx)
 	if err != nil {
@@ -300,7 +302,7 @@ func checkCA(c *stdx509.Certificate, now time.Time) error {
 	case len(c.UnhandledCriticalExtensions) > 0:
 		return fmt.Errorf("has the critical extension %s, which nobody here understands", c.UnhandledCriticalExtensions[0])
 	}
-	if err := checkKey(c.PublicKey); err != nil {
+	if err := authority.CheckKey(c.PublicKey); err != nil {
 		return err
 	}
 	if bytes.Equal(c.RawSubject, c.RawIssuer) {
@@ -313,7 +315,7 @@ func checkCA(c *stdx509.Certificate, now time.Time) error {
 
 // oneCert reads one PEM certificate.
 func oneCert(what string, text []byte) (*stdx509.Certificate, error) {
-	certs, err := parseCerts(text)
+	certs, err := authority.ParseCerts(text)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrRefused, what, err)
 	}

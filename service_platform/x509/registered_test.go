@@ -9,11 +9,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 )
 
-const time5 = backdate
+const time5 = authority.Backdate
 
 func serial(t testing.TB) *big.Int {
 	t.Helper()
@@ -36,7 +38,7 @@ func (h *house) register(ca pair, template string) RegisteredCA {
 	if err != nil {
 		h.Fatal(err)
 	}
-	r, err := h.cas().Register(h.Context(), certPEM(ca.cert), certPEM(leafBy(h.TB, h.clock, ca, code, nil)), template, "mina")
+	r, err := h.cas().Register(h.Context(), authority.CertPEM(ca.cert), authority.CertPEM(leafBy(h.TB, h.clock, ca, code, nil)), template, "mina")
 	if err != nil {
 		h.Fatal(err)
 	}
@@ -47,7 +49,7 @@ func TestRegisteredCAAdmitsRegisteredDevices(t *testing.T) {
 	h := newHouse(t)
 	factory := foreignCA(t, h.clock, nil)
 	c := leafBy(t, h.clock, factory, "d-17", nil)
-	if _, _, err := h.reg.Add(t.Context(), Registration{ID: "d-17", Certificate: (&Issued{Certificate: c}).record(h.clock.Now())}); err != nil {
+	if _, _, err := h.reg.Add(t.Context(), Registration{ID: "d-17", Certificate: recordOf(c, h.clock.Now())}); err != nil {
 		t.Fatal(err)
 	}
 	h.refused(c, message.CertUnknownCA)
@@ -85,36 +87,36 @@ func TestCAWithoutProofOfPossession(t *testing.T) {
 	late := code()
 	h.clock.move(2 * codeValidity)
 	spent := code()
-	if _, err := h.cas().Register(t.Context(), certPEM(other.cert), certPEM(leafBy(t, h.clock, other, spent, nil)), "", ""); err != nil {
+	if _, err := h.cas().Register(t.Context(), authority.CertPEM(other.cert), authority.CertPEM(leafBy(t, h.clock, other, spent, nil)), "", ""); err != nil {
 		t.Fatal(err)
 	}
 	with := func(ca pair, change func(*stdx509.Certificate)) []byte {
-		return certPEM(leafBy(t, h.clock, ca, code(), change))
+		return authority.CertPEM(leafBy(t, h.clock, ca, code(), change))
 	}
 	child := foreignCA(t, h.clock, func(c *stdx509.Certificate) { c.IsCA, c.KeyUsage = false, stdx509.KeyUsageDigitalSignature })
 	noSign := foreignCA(t, h.clock, func(c *stdx509.Certificate) { c.KeyUsage = stdx509.KeyUsageCRLSign })
 	ended := foreignCA(t, h.clock, func(c *stdx509.Certificate) { c.NotAfter = h.clock.Now().Add(-1) })
 	for name, c := range map[string]struct{ ca, proof []byte }{
 		"no certificate":         {[]byte("x"), with(factory, nil)},
-		"no proof":               {certPEM(factory.cert), nil},
-		"two certificates":       {certPEM(factory.cert, other.cert), with(factory, nil)},
-		"proof by another CA":    {certPEM(factory.cert), with(other, nil)},
-		"the CA itself as proof": {certPEM(factory.cert), certPEM(factory.cert)},
-		"a code of nobody":       {certPEM(factory.cert), certPEM(leafBy(t, h.clock, factory, strings.Repeat("a", 32), nil))},
-		"a code with a path":     {certPEM(factory.cert), certPEM(leafBy(t, h.clock, factory, "../trust", nil))},
-		"a code that was used":   {certPEM(factory.cert), certPEM(leafBy(t, h.clock, factory, spent, nil))},
-		"a code that is too old": {certPEM(factory.cert), certPEM(leafBy(t, h.clock, factory, late, nil))},
-		"an expired proof":       {certPEM(factory.cert), with(factory, func(c *stdx509.Certificate) { c.NotAfter = h.clock.Now().Add(-1) })},
-		"not a CA":               {certPEM(child.cert), with(child, nil)},
-		"a CA that may not sign": {certPEM(noSign.cert), with(noSign, nil)},
-		"a CA that ended":        {certPEM(ended.cert), with(ended, nil)},
+		"no proof":               {authority.CertPEM(factory.cert), nil},
+		"two certificates":       {authority.CertPEM(factory.cert, other.cert), with(factory, nil)},
+		"proof by another CA":    {authority.CertPEM(factory.cert), with(other, nil)},
+		"the CA itself as proof": {authority.CertPEM(factory.cert), authority.CertPEM(factory.cert)},
+		"a code of nobody":       {authority.CertPEM(factory.cert), authority.CertPEM(leafBy(t, h.clock, factory, strings.Repeat("a", 32), nil))},
+		"a code with a path":     {authority.CertPEM(factory.cert), authority.CertPEM(leafBy(t, h.clock, factory, "../trust", nil))},
+		"a code that was used":   {authority.CertPEM(factory.cert), authority.CertPEM(leafBy(t, h.clock, factory, spent, nil))},
+		"a code that is too old": {authority.CertPEM(factory.cert), authority.CertPEM(leafBy(t, h.clock, factory, late, nil))},
+		"an expired proof":       {authority.CertPEM(factory.cert), with(factory, func(c *stdx509.Certificate) { c.NotAfter = h.clock.Now().Add(-1) })},
+		"not a CA":               {authority.CertPEM(child.cert), with(child, nil)},
+		"a CA that may not sign": {authority.CertPEM(noSign.cert), with(noSign, nil)},
+		"a CA that ended":        {authority.CertPEM(ended.cert), with(ended, nil)},
 	} {
 		if _, err := h.cas().Register(t.Context(), c.ca, c.proof, "", ""); !errors.Is(err, ErrRefused) {
 			t.Errorf("%s: got %v; want it refused", name, err)
 		}
 	}
 	list, err := h.cas().List(t.Context())
-	if err != nil || len(list) != 1 || list[0].Fingerprint != Fingerprint(other.cert.Raw) {
+	if err != nil || len(list) != 1 || list[0].Fingerprint != authority.Fingerprint(other.cert.Raw) {
 		t.Errorf("registered: %v, %v", slices.Collect(func(yield func(string) bool) {
 			for _, c := range list {
 				yield(c.Name)

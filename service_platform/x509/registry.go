@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 	serviceplatform "github.com/naru-platform/naru/message/service_platform"
@@ -110,8 +112,8 @@ var ErrUnknownDevice = errors.New("no such device")
 // errUnknownCert says that a device has no such certificate.
 var errUnknownCert = errors.New("no such certificate")
 
-// ErrRefused says that the device's state does not allow what was asked.
-var ErrRefused = errors.New("refused")
+// ErrRefused says that the device's state, or the CA's, does not allow what was asked.
+var ErrRefused = authority.ErrRefused
 
 // Registry is the list of devices and their certificates, in a table on the bus. Changes of any number of processes do
 // not overwrite each other.
@@ -166,7 +168,7 @@ type Registration struct {
 // nothing. It gives ErrRefused for a device that is disabled or has too many certificates, and for a certificate that was
 // withdrawn.
 func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created bool, err error) {
-	if err := CheckDevice(g.ID); err != nil {
+	if err := authority.CheckDevice(g.ID); err != nil {
 		return d, false, fmt.Errorf("%w: %w", ErrUnknownDevice, err)
 	}
 	var own *owning
@@ -570,7 +572,7 @@ func (r *Registry) get(ctx context.Context, id string) (d Device, revision uint6
 
 // load gives an entry as it stands, a deleted device's among them.
 func (r *Registry) load(ctx context.Context, id string) (d Device, revision uint64, err error) {
-	if CheckDevice(id) != nil { // what cannot be registered is not; and the key stays short
+	if authority.CheckDevice(id) != nil { // what cannot be registered is not; and the key stays short
 		return d, 0, fmt.Errorf("%w: %q is no device id", ErrUnknownDevice, short(id))
 	}
 	e, err := r.table.Get(ctx, deviceKey(id))
@@ -597,7 +599,7 @@ func (r *Registry) changeWithin(ctx context.Context, l limits, id string, create
 	for {
 		d, revision, err := r.load(ctx, id)
 		switch {
-		case errors.Is(err, ErrUnknownDevice) && create && CheckDevice(id) == nil:
+		case errors.Is(err, ErrUnknownDevice) && create && authority.CheckDevice(id) == nil:
 			d = Device{ID: id}
 		case err != nil:
 			return d, err

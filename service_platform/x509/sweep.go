@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 )
 
@@ -98,11 +100,11 @@ func (s *service) withdrawUnclaimed(ctx context.Context, o *opened, own ownershi
 	if own.Done || own.Certificate == "" {
 		return true, nil
 	}
-	certs, err := parseCerts([]byte(own.Certificate))
+	certs, err := authority.ParseCerts([]byte(own.Certificate))
 	if err != nil {
 		return true, nil // not even its holder has it
 	}
-	c := (&Issued{Certificate: certs[0]}).record(now)
+	c := recordOf(certs[0], now)
 	if o.index.owner(c.Fingerprint) != "" { // registered, and the token could not be closed
 		return true, nil
 	}

@@ -14,6 +14,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 )
 
@@ -106,7 +108,7 @@ func (o *opened) shortest(templates []string) (least time.Duration) {
 	for _, name := range templates {
 		v := time.Duration(o.templates[name].Validity)
 		if v == 0 {
-			v = o.authority.o.DeviceValidity
+			v = o.authority.DeviceValidity()
 		}
 		if _, ok := o.templates[name]; ok && (least == 0 || v < least) {
 			least = v
@@ -152,7 +154,7 @@ func checkHook(hook string) error {
 }
 
 func checkPlain(what, s string) error {
-	if s == "" || len(s) > 64 || strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }) {
+	if s == "" || len(s) > 64 || strings.ContainsFunc(s, func(r rune) bool { return !authority.Plain(r) }) {
 		return fmt.Errorf("%s %q: 1 to 64 letters, digits, - and _ are allowed", what, short(s))
 	}
 	return nil
@@ -183,7 +185,7 @@ func (t Template) plan(sent, cert map[string]string) (plan, error) {
 	if err != nil {
 		return plan{}, err
 	}
-	if err := firstOf(CheckDevice(filled.device), checkDescription(filled.groups, filled.attributes)); err != nil {
+	if err := firstOf(authority.CheckDevice(filled.device), checkDescription(filled.groups, filled.attributes)); err != nil {
 		return plan{}, err
 	}
 	return filled, nil

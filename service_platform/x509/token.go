@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 )
 
@@ -67,7 +69,7 @@ func (s *service) addToken(o *opened, w http.ResponseWriter, r *http.Request) er
 		return err
 	}
 	id := r.PathValue("id")
-	if err := firstOf(CheckDevice(id), checkText("by", in.By)); err != nil {
+	if err := firstOf(authority.CheckDevice(id), checkText("by", in.By)); err != nil {
 		return bad(err)
 	}
 	lasts := tokenValidity
@@ -190,7 +192,7 @@ func (r *Registry) dropTokens(ctx context.Context, device string, until time.Tim
 
 // checkToken says whether a token is good for a device.
 func (o *opened) checkToken(ctx context.Context, device, token string, now time.Time) (t enrolmentToken, err error) {
-	if CheckDevice(device) != nil { // it has none, and no table is asked for whatever a stranger sends
+	if authority.CheckDevice(device) != nil { // it has none, and no table is asked for whatever a stranger sends
 		return t, fmt.Errorf("%w: the device has no such token", errToken)
 	}
 	all, _, err := readTokens(ctx, o.trust, device)

@@ -11,13 +11,15 @@ import (
 	"strings"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 )
 
 // trust is what the platform's own CA published.
 type trust struct {
 	roots, issuing *stdx509.CertPool
-	bundle         Bundle
+	bundle         authority.Bundle
 }
 
 // registeredCA is somebody else's CA as the door holds it.
@@ -115,9 +117,9 @@ func (a *Admission) applyTrust(e bus.Entry) {
 	if e.Key != trustKey {
 		return
 	}
-	var b Bundle
+	var b authority.Bundle
 	if e.Deleted {
-		b = Bundle{}
+		b = authority.Bundle{}
 	} else if err := json.Unmarshal(e.Value, &b); err != nil {
 		a.o.Log.Error("the list of trusted CAs cannot be read; keeping the one before", "table", trustTable, "error", err)
 		return
@@ -186,7 +188,7 @@ func registeredOf(e bus.Entry) (*registeredCA, error) {
 	if err := json.Unmarshal(e.Value, &ca.RegisteredCA); err != nil {
 		return nil, err
 	}
-	certs, err := parseCerts([]byte(ca.Certificate))
+	certs, err := authority.ParseCerts([]byte(ca.Certificate))
 	if err != nil {
 		return nil, err
 	}
@@ -232,5 +234,5 @@ func checkUsage(c *stdx509.Certificate) error {
 	case !slices.Contains(c.ExtKeyUsage, stdx509.ExtKeyUsageClientAuth):
 		return errors.New("it is not one for client authentication")
 	}
-	return checkKey(c.PublicKey)
+	return authority.CheckKey(c.PublicKey)
 }

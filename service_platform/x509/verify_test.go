@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/message"
 )
 
@@ -27,7 +29,7 @@ func (h *house) trusts(cas ...pair) {
 	h.Helper()
 	for i, ca := range cas {
 		h.door.mu.Lock()
-		h.door.cas[fmt.Sprint(casPrefix, i)] = &registeredCA{RegisteredCA: RegisteredCA{Name: name(ca.cert), Fingerprint: Fingerprint(ca.cert.Raw)}, cert: ca.cert}
+		h.door.cas[fmt.Sprint(casPrefix, i)] = &registeredCA{RegisteredCA: RegisteredCA{Name: name(ca.cert), Fingerprint: authority.Fingerprint(ca.cert.Raw)}, cert: ca.cert}
 		h.door.mu.Unlock()
 	}
 }

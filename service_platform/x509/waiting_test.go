@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 )
@@ -77,7 +79,7 @@ func TestDeviceThatVanishedInABreakIsNotLetIn(t *testing.T) {
 	h.door.applyDevice(bus.Entry{Key: e.Key, Deleted: true})
 	x.apply(bus.Entry{Key: e.Key, Deleted: true})
 	h.refused(c, message.CertUnregistered)
-	if x.size() != 0 || x.owner(Fingerprint(c.Raw)) != "" {
+	if x.size() != 0 || x.owner(authority.Fingerprint(c.Raw)) != "" {
 		t.Error("it is listed")
 	}
 	e.Revision += 2

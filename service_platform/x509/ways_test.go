@@ -17,6 +17,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 )
@@ -76,7 +78,7 @@ func TestClaimCertificateBecomesADevice(t *testing.T) {
 		}
 	}
 	recorded, _ := json.Marshal(a.attempts(attemptFilter{}))
-	for what, text := range map[string]string{"log": a.logs.String(), "flight recorder": string(recorded), "answer as printed": fmt.Sprintf("%+v", Answer{Payload: Secret(made.Key)})} {
+	for what, text := range map[string]string{"log": a.logs.String(), "flight recorder": string(recorded), "answer as printed": fmt.Sprintf("%+v", Answer{Payload: authority.Secret(made.Key)})} {
 		if strings.Contains(text, made.Token) || strings.Contains(text, "PRIVATE KEY") {
 			t.Errorf("a secret is in the %s", what)
 		}
@@ -93,7 +95,7 @@ func TestWithdrawnClaimIsTold(t *testing.T) {
 			told <- who
 		}
 	})
-	old := Fingerprint(a.s.open.Load().authority.Bundle().Roots[0].Raw)
+	old := authority.Fingerprint(a.s.open.Load().authority.Bundle().Roots[0].Raw)
 	a.must(a.do("POST", "/api/v1/ca/rollover", struct{}{}, nil), 200)
 	a.must(a.do("POST", "/api/v1/ca/retire", map[string]string{"fingerprint": old}, nil), 200)
 	if who := <-told; who != "claim/lot-7" {
@@ -144,7 +146,7 @@ func TestDeviceOfARegisteredCAIsRegisteredJustInTime(t *testing.T) {
 	}
 	var d Device
 	a.do("GET", "/api/v1/devices/meter-7", nil, &d)
-	if d.CA != a.factoryID || len(d.Certs) != 1 || d.Certs[0].Fingerprint != Fingerprint(c.Raw) {
+	if d.CA != a.factoryID || len(d.Certs) != 1 || d.Certs[0].Fingerprint != authority.Fingerprint(c.Raw) {
 		t.Errorf("registered %+v", d)
 	}
 	for got := ""; got != "meter-7 registered"; { // said by the CA's process, whichever process the door was in
@@ -173,7 +175,7 @@ func TestRegisteredCATakesOverNoDeviceOfAnother(t *testing.T) {
 
 func TestTheRecorderTellsEachStep(t *testing.T) {
 	a := newArena(t)
-	device, err := parseCerts([]byte(a.device.Certificate))
+	device, err := authority.ParseCerts([]byte(a.device.Certificate))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/service_platform/x509/authority"
+
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 )
@@ -51,7 +53,7 @@ func TestRevokedCertificateDoesNotComeBackWhenItsDeviceForgetsIt(t *testing.T) {
 		t.Errorf("a revoked certificate of the platform's own: %v", err)
 	}
 	a.listed(func() bool { return lists(a.crl(""), certOf(t, own)) }, "the list has forgotten a certificate that was revoked")
-	if got := a.do("PUT", "/api/v1/devices/d-1", Import{Certs: []Certificate{*(&Issued{Certificate: certOf(t, own)}).record(a.clock.Now())}}, nil); got != 409 {
+	if got := a.do("PUT", "/api/v1/devices/d-1", Import{Certs: []Certificate{*recordOf(certOf(t, own), a.clock.Now())}}, nil); got != 409 {
 		t.Errorf("an import brings it back: %d", got)
 	}
 }
@@ -94,7 +96,7 @@ func TestDeletionWithdrawsACertificateThatCameInBetween(t *testing.T) {
 	if _, err := r.Remove(t.Context(), "d-17", ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := checkWithdrawn(t.Context(), h.reg.trust, Fingerprint(late.Raw)); !errors.Is(err, ErrRefused) {
+	if err := checkWithdrawn(t.Context(), h.reg.trust, authority.Fingerprint(late.Raw)); !errors.Is(err, ErrRefused) {
 		t.Errorf("the certificate that was issued meanwhile is not withdrawn: %v", err)
 	}
 }
@@ -120,21 +122,21 @@ func TestImportBringsNothingBackThatWasDeletedInBetween(t *testing.T) {
 	if table.then != nil {
 		t.Fatal("nothing came between")
 	}
-	if has, err := h.reg.has(t.Context(), "d-17", Fingerprint(leaf.Raw)); err != nil || has {
+	if has, err := h.reg.has(t.Context(), "d-17", authority.Fingerprint(leaf.Raw)); err != nil || has {
 		t.Errorf("the certificate of the device that was deleted is registered: %v, %v", has, err)
 	}
 }
 
 func TestRevocationListHoldsClaimsAndWhatNobodyProvisioned(t *testing.T) {
 	a := newArena(t)
-	certs, err := parseCerts([]byte(a.ownership().PEM))
+	certs, err := authority.ParseCerts([]byte(a.ownership().PEM))
 	if err != nil {
 		t.Fatal(err)
 	}
 	left := certs[0]
 	used := a.ownership()
 	a.ask(a.claimClient(), lotTopic, provisionOf(used.Token, map[string]string{"Serial": "1"}), nil)
-	if certs, err = parseCerts([]byte(used.PEM)); err != nil {
+	if certs, err = authority.ParseCerts([]byte(used.PEM)); err != nil {
 		t.Fatal(err)
 	}
 	o := a.s.open.Load()
@@ -186,11 +188,11 @@ func TestRevocationListIsMadeAnewForRevocationsOnly(t *testing.T) {
 	if second == first {
 		t.Error("it was not made anew though something was revoked")
 	}
-	p, err := o.authority.issuer("")
+	p, err := o.authority.Issuer("")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := o.crls.of(fmt.Sprintf("%x", p.cert.SubjectKeyId))
+	l := o.crls.of(fmt.Sprintf("%x", p.SubjectKeyId))
 	dear := *l.made.Load()
 	dear.serve = time.Now().Add(time.Hour)
 	l.made.Store(&dear)
@@ -225,7 +227,7 @@ func TestCertificateNamesItsRevocationList(t *testing.T) {
 		t.Errorf("named %q; want %q", c.CRLDistributionPoints, want)
 	}
 	for _, wrong := range []string{"naru.example/crl", "ftp://naru.example/crl", "http://a:b@naru.example/", "http://naru.example/${ca}"} {
-		if checkCRLURL(wrong) == nil {
+		if authority.CheckCRLURL(wrong) == nil {
 			t.Errorf("%q is taken", wrong)
 		}
 	}

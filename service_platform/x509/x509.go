@@ -1,6 +1,6 @@
-// Package x509 is the platform's certificate authority and the one that decides which certificate admits which device.
+// Package x509 has the platform's certificate authority (package authority), and decides which certificate admits which device.
 //
-// The CA ([Authority]) is a root and an issuing CA of ECDSA P-256, made at the first start in the component's own
+// The CA ([authority.Authority]) is a root and an issuing CA of ECDSA P-256, made at the first start in the component's own
 // directory. Its keys are encrypted there, and never leave that directory but for the root's, which may be exported and
 // removed. It runs in one process. The devices and their certificates ([Registry]), the CAs of others ([CAs]), the
 // templates and the public trust bundle are tables on the bus, so that [Admission] decides in every process that has a
@@ -19,12 +19,14 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/naru-platform/naru/service_platform/x509/authority"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -78,7 +80,7 @@ func build(env component.Env, c Config, a *Admission) (*component.Part, error) {
 	if time.Duration(c.DeviceValidity) < time.Minute {
 		return nil, fmt.Errorf("device_validity %s is too short; a minute is the least", time.Duration(c.DeviceValidity))
 	}
-	if err := checkCRLURL(c.CRLURL); err != nil {
+	if err := authority.CheckCRLURL(c.CRLURL); err != nil {
 		return nil, err
 	}
 	for name, t := range c.Templates {
@@ -106,7 +108,7 @@ type service struct {
 }
 
 type opened struct {
-	authority *Authority
+	authority *authority.Authority
 	// publishing is held from reading what the authority has until that is published, and over all of a retirement.
 	publishing             sync.Mutex
 	registry               *Registry
@@ -138,15 +140,13 @@ func (s *service) run(ctx context.Context, ready func()) error {
 	}
 	o := &opened{templates: s.config.Templates, policies: names.NewKnown(s.env.Bus, names.Policies, s.env.Now), wrongTemplates: map[string]bool{},
 		asking: asking{seed: maphash.MakeSeed()}}
-	if o.authority, err = OpenAuthority(dir, AuthorityOptions{
+	if o.authority, err = authority.Open(dir, authority.Options{
 		Now: s.env.Now, Hosts: s.config.Hosts, DeviceValidity: time.Duration(s.config.DeviceValidity), Passphrase: passphrase,
 		CRLURL: s.config.CRLURL,
 	}); err != nil {
 		return err
 	}
-	secrets, _ := filepath.Glob(filepath.Join(dir, "*.key")) // the patterns are good
-	retired, _ := filepath.Glob(filepath.Join(dir, retiredDir, "*.key"))
-	warnReadable(s.env.Log, append(append(secrets, retired...), filepath.Join(dir, machineKeyName), s.config.PassphraseFile)...)
+	warnReadable(s.env.Log, append(o.authority.Secrets(), s.config.PassphraseFile)...)
 	if o.trust, err = openStore(ctx, s.env.Bus, trustTable, bus.TableOptions{}); err != nil {
 		return err
 	}
@@ -256,6 +256,16 @@ func (s *service) load(ctx context.Context, all *sync.WaitGroup, o *opened) bool
 	return ctx.Err() == nil
 }
 
+// warnReadable tells of files with a secret that others on this machine can read; those that are not there are passed over.
+func warnReadable(log *slog.Logger, files ...string) {
+	for _, f := range files {
+		if info, err := os.Stat(f); err == nil && info.Mode().Perm()&0o077 != 0 {
+			log.Warn("others on this machine can read a file with a secret; chmod 600 it, and think of whether it was copied", "file", f,
+				"mode", fmt.Sprintf("%04o", info.Mode().Perm()))
+		}
+	}
+}
+
 // look counts what ends soon, ends the overlaps that have passed, and says what is wrong with the templates' policies.
 func (s *service) look(ctx context.Context, o *opened) {
 	s.lookAtTemplates(ctx, o)
@@ -310,7 +320,7 @@ var radar = []struct {
 // passphrase gives an empty one where none is configured.
 func (c Config) passphrase() (string, error) {
 	if c.PassphraseFile == "" {
-		return os.Getenv(PassphraseEnv), nil
+		return os.Getenv(authority.PassphraseEnv), nil
 	}
 	raw, err := os.ReadFile(c.PassphraseFile)
 	if err != nil {
@@ -325,7 +335,7 @@ func (c Config) passphrase() (string, error) {
 
 // renew publishes every time, not only when something was renewed: a try before may have stopped between the two.
 func (s *service) renew(ctx context.Context, o *opened) error {
-	err := o.authority.Renew(func(next Bundle) error { return s.publish(ctx, o, &next) })
+	err := o.authority.Renew(func(next authority.Bundle) error { return s.publish(ctx, o, &next) })
 	s.measure(o)
 	return errors.Join(err, s.publish(ctx, o, nil))
 }
@@ -372,9 +382,9 @@ func registered[C prometheus.Collector](r prometheus.Registerer, c C) C {
 
 func (s *service) measure(o *opened) {
 	b := o.authority.Bundle()
-	s.metrics.ends.WithLabelValues(rootName).Set(float64(b.Roots[0].NotAfter.Unix()))
-	s.metrics.ends.WithLabelValues(issuingName).Set(float64(b.Issuing[0].NotAfter.Unix()))
-	if end, err := o.authority.serverEnd(); err == nil {
-		s.metrics.ends.WithLabelValues(serverName).Set(float64(end.Unix()))
+	s.metrics.ends.WithLabelValues(authority.RootName).Set(float64(b.Roots[0].NotAfter.Unix()))
+	s.metrics.ends.WithLabelValues(authority.IssuingName).Set(float64(b.Issuing[0].NotAfter.Unix()))
+	if end, err := o.authority.ServerEnd(); err == nil {
+		s.metrics.ends.WithLabelValues(authority.ServerName).Set(float64(end.Unix()))
 	}
 }

@@ -1,4 +1,4 @@
-package x509
+package authority
 
 import (
 	"bytes"
@@ -30,11 +30,11 @@ func ParseRequest(device string, csr []byte) (*stdx509.CertificateRequest, error
 	if len(bytes.TrimSpace(rest)) > 0 {
 		return nil, errors.New("the csr has something behind its end")
 	}
-	return parseRequest(device, block.Bytes)
+	return ParseRequestDER(device, block.Bytes)
 }
 
-// parseRequest reads one in DER.
-func parseRequest(device string, der []byte) (*stdx509.CertificateRequest, error) {
+// ParseRequestDER is ParseRequest for one in DER.
+func ParseRequestDER(device string, der []byte) (*stdx509.CertificateRequest, error) {
 	if len(der) > csrMax {
 		return nil, fmt.Errorf("the csr has %d bytes; %d is the most", len(der), csrMax)
 	}
@@ -42,7 +42,7 @@ func parseRequest(device string, der []byte) (*stdx509.CertificateRequest, error
 	if err != nil {
 		return nil, noRequest(der, err)
 	}
-	if err := checkKey(r.PublicKey); err != nil { // before the signature: a huge key must cost nothing
+	if err := CheckKey(r.PublicKey); err != nil { // before the signature: a huge key must cost nothing
 		return nil, err
 	}
 	if err := r.CheckSignature(); err != nil {
@@ -83,7 +83,8 @@ func reasonOf(err error) string {
 	return ": " + strings.TrimPrefix(text, "x509: ")
 }
 
-func checkKey(key any) error {
+// CheckKey says why a public key is none that is certified or trusted here: its kind, or its length.
+func CheckKey(key any) error {
 	switch k := key.(type) {
 	case *ecdsa.PublicKey:
 		switch k.Curve {

@@ -1,4 +1,4 @@
-package x509
+package authority
 
 import (
 	"bytes"
@@ -73,7 +73,7 @@ func openKeyring(dir, passphrase string) (*keyring, error) {
 
 // firstSealed is a key in the directory that is encrypted already; empty where none is.
 func firstSealed(dir string) string {
-	for _, name := range []string{issuingName, rootName} {
+	for _, name := range []string{IssuingName, RootName} {
 		raw, err := os.ReadFile(filepath.Join(dir, name+".key"))
 		if err != nil {
 			continue // whoever wants the key says so
@@ -135,9 +135,9 @@ func (r *keyring) read(path string) (*ecdsa.PrivateKey, error) {
 		}
 		return k, r.write(path, k)
 	}
-	k, err := unsealKey(raw, r.secret)
+	k, err := UnsealKey(raw, r.secret)
 	if errors.Is(err, errSecret) && r.before != nil {
-		if k, err = unsealKey(raw, r.before); err == nil {
+		if k, err = UnsealKey(raw, r.before); err == nil {
 			err = r.write(path, k)
 		}
 	}
@@ -242,8 +242,8 @@ func sealKey(k *ecdsa.PrivateKey, secret []byte, cost scryptCost) ([]byte, error
 	return pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: der}), nil
 }
 
-// unsealKey reads what sealKey, or openssl with the same algorithms, wrote; errSecret says that the secret is another.
-func unsealKey(text, secret []byte) (*ecdsa.PrivateKey, error) {
+// UnsealKey reads what sealKey, or openssl with the same algorithms, wrote; errSecret says that the secret is another.
+func UnsealKey(text, secret []byte) (*ecdsa.PrivateKey, error) {
 	block, _ := pem.Decode(text)
 	if block == nil || block.Type != "ENCRYPTED PRIVATE KEY" {
 		return nil, errors.New("no PEM block ENCRYPTED PRIVATE KEY")
@@ -301,4 +301,11 @@ func parseKey(der []byte) (*ecdsa.PrivateKey, error) {
 		return nil, fmt.Errorf("a key of type %T; this CA uses ECDSA P-256", k)
 	}
 	return ec, nil
+}
+
+// Secrets are the files of the CA that only its own user may read.
+func (a *Authority) Secrets() []string {
+	keys, _ := filepath.Glob(a.path("*.key")) // the patterns are good
+	retired, _ := filepath.Glob(a.path(filepath.Join(retiredDir, "*.key")))
+	return append(append(keys, retired...), a.path(machineKeyName))
 }

@@ -1,4 +1,4 @@
-package x509
+package authority
 
 import (
 	"bytes"
@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 const passphrase = "correct horse battery"
@@ -18,7 +17,6 @@ var realCost = passphraseCost
 
 func TestMain(m *testing.M) {
 	passphraseCost = machineCost
-	crlCheap = time.Hour
 	os.Exit(m.Run())
 }
 
@@ -32,7 +30,7 @@ func TestPassphraseCostsWhatOWASPWants(t *testing.T) {
 
 func openWith(t *testing.T, dir, secret string) (*Authority, error) {
 	t.Helper()
-	return OpenAuthority(dir, AuthorityOptions{Now: newClock().Now, Passphrase: secret})
+	return Open(dir, Options{Now: newClock().Now, Passphrase: secret})
 }
 
 func TestCAKeysAreEncryptedAtRest(t *testing.T) {
@@ -118,10 +116,10 @@ func TestOpenSSLReadsAndWritesKeyFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := unsealKey(again, []byte(passphrase)); err != nil || !got.Equal(k) {
+	if got, err := UnsealKey(again, []byte(passphrase)); err != nil || !got.Equal(k) {
 		t.Errorf("openssl's file: %v", err)
 	}
-	if _, err := unsealKey(again, []byte("another passphrase")); !errors.Is(err, errSecret) {
+	if _, err := UnsealKey(again, []byte("another passphrase")); !errors.Is(err, errSecret) {
 		t.Errorf("with another passphrase: %v", err)
 	}
 }
@@ -133,7 +131,7 @@ func TestRootKeyIsExportedRemovedAndPutBack(t *testing.T) {
 		t.Errorf("under a short passphrase: %v", err)
 	}
 	cert, key, err := a.ExportRoot(passphrase)
-	if err != nil || bytes.Contains(key, []byte("BEGIN PRIVATE")) || !bytes.Equal(cert, certPEM(a.root.cert)) {
+	if err != nil || bytes.Contains(key, []byte("BEGIN PRIVATE")) || !bytes.Equal(cert, CertPEM(a.root.cert)) {
 		t.Fatalf("exported %.40s, %v", key, err)
 	}
 	if err := a.RemoveRoot("ab", false); !errors.Is(err, ErrRefused) {

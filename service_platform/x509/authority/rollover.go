@@ -1,4 +1,4 @@
-package x509
+package authority
 
 import (
 	"crypto/rand"
@@ -21,6 +21,9 @@ const (
 	exportedName = "root.exported" // the fingerprint of the root whose key was exported
 )
 
+// ErrRefused says that the CA's state does not allow what was asked.
+var ErrRefused = errors.New("refused")
+
 // ErrRootKey says that the root's key is wanted and is not here.
 var ErrRootKey = errors.New("the root's key is not in this directory; put it back with `naru ca restore-root-key`")
 
@@ -32,7 +35,7 @@ var ErrRootKey = errors.New("the root's key is not in this directory; put it bac
 // does not know yet. Where it fails nothing was changed over; the CA that was made is kept, and the next Rollover goes on
 // with it.
 //
-// Cut off at any moment, the next OpenAuthority finishes it or finds nothing of it. The bundle must be published then too.
+// Cut off at any moment, the next Open finishes it or finds nothing of it. The bundle must be published then too.
 func (a *Authority) Rollover(publish func(Bundle) error) error {
 	a.rolling.Lock()
 	defer a.rolling.Unlock()
@@ -68,7 +71,7 @@ func (a *Authority) prepared(prepare func() error) (b Bundle, err error) {
 	for _, n := range []struct {
 		name string
 		into *[]*stdx509.Certificate
-	}{{rootName, &b.Roots}, {issuingName, &b.Issuing}} {
+	}{{RootName, &b.Roots}, {IssuingName, &b.Issuing}} {
 		certs, err := readCerts(filepath.Join(a.path(rolloverDir), n.name+".crt"))
 		if err != nil {
 			return b, fmt.Errorf("read the new CA: %s.crt: %w", n.name, err)
@@ -84,7 +87,7 @@ func (a *Authority) prepared(prepare func() error) (b Bundle, err error) {
 func (a *Authority) waits(root bool) (bool, error) {
 	wanted := []string{rolloverDone}
 	if root {
-		wanted = append(wanted, rootName+".crt")
+		wanted = append(wanted, RootName+".crt")
 	}
 	for _, name := range wanted {
 		switch _, err := os.Stat(filepath.Join(a.path(rolloverDir), name)); {
@@ -126,7 +129,7 @@ func (a *Authority) prepareRollover() error {
 	if err != nil {
 		return err
 	}
-	root, err := a.certify(rootName, key, rootValidity, -1, pair{})
+	root, err := a.certify(RootName, key, rootValidity, -1, pair{})
 	if err != nil {
 		return err
 	}
@@ -141,12 +144,12 @@ func (a *Authority) prepareRollover() error {
 	}
 	return a.lay(pair{root, key}, func(dir string) error {
 		err := errors.Join(
-			a.keys.write(filepath.Join(dir, rootName+".key"), key),
-			whole.Write(filepath.Join(dir, rootName+".crt"), certPEM(root), 0o644),
-			whole.Write(filepath.Join(dir, fmt.Sprintf("root-%x.crt", a.root.cert.SerialNumber)), certPEM(a.root.cert), 0o644),
+			a.keys.write(filepath.Join(dir, RootName+".key"), key),
+			whole.Write(filepath.Join(dir, RootName+".crt"), CertPEM(root), 0o644),
+			whole.Write(filepath.Join(dir, fmt.Sprintf("root-%x.crt", a.root.cert.SerialNumber)), CertPEM(a.root.cert), 0o644),
 		)
 		if err == nil && len(crosses) > 0 {
-			err = whole.Write(filepath.Join(dir, crossName), certPEM(crosses...), 0o644)
+			err = whole.Write(filepath.Join(dir, crossName), CertPEM(crosses...), 0o644)
 		}
 		return err
 	})
@@ -178,13 +181,13 @@ func (a *Authority) lay(root pair, more func(dir string) error) error {
 	if err != nil {
 		return err
 	}
-	cert, err := a.certify(issuingName, key, issuingValidity, 0, root)
+	cert, err := a.certify(IssuingName, key, issuingValidity, 0, root)
 	if err != nil {
 		return err
 	}
 	if err := errors.Join(
-		a.keys.write(filepath.Join(dir, issuingName+".key"), key),
-		whole.Write(filepath.Join(dir, issuingName+".crt"), certPEM(cert), 0o644),
+		a.keys.write(filepath.Join(dir, IssuingName+".key"), key),
+		whole.Write(filepath.Join(dir, IssuingName+".crt"), CertPEM(cert), 0o644),
 		more(dir),
 		a.retire(a.use),
 	); err != nil {
@@ -224,7 +227,7 @@ func (a *Authority) finishRollover() error {
 		switch {
 		case f.Name() == rolloverDone, strings.HasPrefix(f.Name(), "."):
 			continue
-		case strings.HasPrefix(f.Name(), rootName+"-"):
+		case strings.HasPrefix(f.Name(), RootName+"-"):
 			to = a.path(filepath.Join(retiredDir, f.Name()))
 		}
 		if err := os.Rename(filepath.Join(dir, f.Name()), to); err != nil {
@@ -253,7 +256,7 @@ func (a *Authority) ExportRoot(passphrase string) (cert, key []byte, err error) 
 	if err := a.markExported(); err != nil {
 		return nil, nil, err
 	}
-	return certPEM(a.root.cert), key, nil
+	return CertPEM(a.root.cert), key, nil
 }
 
 // markExported remembers, over restarts, that somebody has the key of the root in use.
@@ -288,7 +291,7 @@ func (a *Authority) RemoveRoot(fingerprint string, forGood bool) error {
 	if a.root.key != nil && !forGood && !a.rootExported() {
 		return fmt.Errorf("%w: the root's key was never exported, and without it no rollover is possible any more; naru ca export-root first", ErrRefused)
 	}
-	if err := os.Remove(a.path(rootName + ".key")); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(a.path(RootName + ".key")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove the root's key: %w", err)
 	}
 	a.root.key = nil
@@ -297,7 +300,7 @@ func (a *Authority) RemoveRoot(fingerprint string, forGood bool) error {
 
 // RestoreRoot puts the root's key back: what ExportRoot gave, and its passphrase.
 func (a *Authority) RestoreRoot(key []byte, passphrase string) error {
-	k, err := unsealKey(key, []byte(passphrase))
+	k, err := UnsealKey(key, []byte(passphrase))
 	if errors.Is(err, errSecret) {
 		return fmt.Errorf("%w: the root's key does not open with this passphrase; it is the one that it was exported with", ErrRefused)
 	}
@@ -312,7 +315,7 @@ func (a *Authority) RestoreRoot(key []byte, passphrase string) error {
 	if !k.PublicKey.Equal(a.root.cert.PublicKey) {
 		return fmt.Errorf("%w: it is not the key of the root %s", ErrRefused, Fingerprint(a.root.cert.Raw))
 	}
-	if err := a.keys.write(a.path(rootName+".key"), k); err != nil {
+	if err := a.keys.write(a.path(RootName+".key"), k); err != nil {
 		return err
 	}
 	a.root.key = k
@@ -340,7 +343,7 @@ func (a *Authority) mayRetire(fingerprint string) error {
 	if waits, err := a.waits(true); !waits || err != nil {
 		return err
 	}
-	next, err := readCerts(filepath.Join(a.path(rolloverDir), rootName+".crt"))
+	next, err := readCerts(filepath.Join(a.path(rolloverDir), RootName+".crt"))
 	if err != nil {
 		return fmt.Errorf("read the new CA of a rollover that has not ended: %w", err)
 	}
@@ -379,7 +382,7 @@ func (a *Authority) Retire(fingerprint string) error {
 	if len(crosses) == 0 {
 		err = gone(os.Remove(a.path(crossName)))
 	} else if len(crosses) < len(a.crosses) {
-		err = whole.Write(a.path(crossName), certPEM(crosses...), 0o644)
+		err = whole.Write(a.path(crossName), CertPEM(crosses...), 0o644)
 	}
 	if err != nil {
 		return err
@@ -404,4 +407,11 @@ func gone(err error) error {
 		return nil
 	}
 	return err
+}
+
+// CrossCerts lead from the root in use to those before it, while devices may need them.
+func (a *Authority) CrossCerts() []*stdx509.Certificate {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return slices.Clone(a.shown())
 }

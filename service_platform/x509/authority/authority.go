@@ -1,4 +1,7 @@
-package x509
+// Package authority is the platform's certificate authority: a root and an issuing CA of ECDSA P-256, their keys, what they sign,
+// and how they are renewed, rolled over and retired. It exists in one directory of one process, and knows nothing of who is
+// registered, nor of the bus: what it changes over to is published by whoever has it ([Authority.Renew], [Authority.Rollover]).
+package authority
 
 import (
 	"bytes"
@@ -29,20 +32,20 @@ const (
 	rootValidity    = 20 * 365 * 24 * time.Hour
 	issuingValidity = 5 * 365 * 24 * time.Hour
 	serverValidity  = 90 * 24 * time.Hour
-	// backdate lets a certificate be used at once by those whose clock is a little behind.
-	backdate = 5 * time.Minute
+	// Backdate lets a certificate be used at once by those whose clock is a little behind.
+	Backdate = 5 * time.Minute
 )
 
 // The files of a CA's directory.
 const (
-	rootName    = "root"
-	issuingName = "issuing"
-	serverName  = "server"
+	RootName    = "root"
+	IssuingName = "issuing"
+	ServerName  = "server"
 	retiredDir  = "retired" // issuing certificates that were taken over from
 )
 
-// AuthorityOptions are how a CA issues.
-type AuthorityOptions struct {
+// Options are how a CA issues.
+type Options struct {
 	// Now is the clock; time.Now where nil.
 	Now func() time.Time
 	// Hosts are names and addresses that the server certificate is for, beside localhost, 127.0.0.1, ::1 and the
@@ -60,7 +63,7 @@ type AuthorityOptions struct {
 // where the keys are, in one directory of one process. All methods may be called by any number of goroutines.
 type Authority struct {
 	dir     string
-	o       AuthorityOptions
+	o       Options
 	keys    *keyring
 	rolling sync.Mutex   // held over a whole rollover
 	mu      sync.RWMutex // guards what follows, and the files
@@ -86,11 +89,11 @@ type pair struct {
 	key  *ecdsa.PrivateKey
 }
 
-// OpenAuthority reads the CA in the directory, or makes it where there is none, and brings it up to date as Renew does.
+// Open reads the CA in the directory, or makes it where there is none, and brings it up to date as Renew does.
 // root.key may be taken out of the directory once it is made; it is wanted again when the issuing CA is to be renewed.
 // What it made or changed over to must be published before anything is issued.
 // A directory with only a part of a CA is an error: a new CA in the place of a lost one would lock every device out.
-func OpenAuthority(dir string, o AuthorityOptions) (*Authority, error) {
+func Open(dir string, o Options) (*Authority, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -124,6 +127,9 @@ func OpenAuthority(dir string, o AuthorityOptions) (*Authority, error) {
 	}
 	return a, nil
 }
+
+// DeviceValidity is how long a device's certificate is valid where a request does not say.
+func (a *Authority) DeviceValidity() time.Duration { return a.o.DeviceValidity }
 
 // Bundle is what verifiers need: every certificate that this CA signs with or signed with.
 func (a *Authority) Bundle() Bundle {
@@ -167,7 +173,7 @@ func (a *Authority) Renew(publish func(Bundle) error) error {
 
 // serves says whether the issuing CA and the server certificate are good now, even if they cannot be renewed.
 func (a *Authority) serves() bool {
-	ends, err := a.serverEnd()
+	ends, err := a.ServerEnd()
 	now := a.o.Now()
 	return err == nil && now.Before(ends) && now.Before(a.Bundle().Issuing[0].NotAfter)
 }
@@ -177,7 +183,7 @@ type Request struct {
 	Device string
 	// Key is the device's public key, from a request that ParseRequest accepted; nil to have a key pair made here.
 	Key crypto.PublicKey
-	// Validity is how long; AuthorityOptions.DeviceValidity where zero. No certificate outlives its issuer.
+	// Validity is how long; Options.DeviceValidity where zero. No certificate outlives its issuer.
 	Validity time.Duration
 	// Kind is whose it is, in the URI; a device's where empty.
 	Kind string
@@ -185,8 +191,8 @@ type Request struct {
 
 // The kinds of certificates beside devices': those of production lots, and those whose device is not known yet.
 const (
-	kindClaim       = "claim"
-	kindProvisioned = "provisioned"
+	KindClaim       = "claim"
+	KindProvisioned = "provisioned"
 )
 
 // Issued is a new certificate. It admits nobody until it is registered.
@@ -235,23 +241,23 @@ func (a *Authority) Issue(r Request) (*Issued, error) {
 	if issued.Certificate, err = sign(t, issuer, r.Key); err != nil {
 		return nil, fmt.Errorf("certificate for %s: %w", r.Device, err)
 	}
-	issued.Chain = certPEM(issued.Certificate, issuer.cert)
+	issued.Chain = CertPEM(issued.Certificate, issuer.cert)
 	return issued, nil
 }
 
 // load reads the CA, makes what is not there yet, and leaves memory as it is.
 func (a *Authority) load() (h held, err error) {
-	if h.root, err = a.read(rootName); err != nil {
+	if h.root, err = a.read(RootName); err != nil {
 		return h, err
 	}
-	if h.use, err = a.read(issuingName); err != nil {
+	if h.use, err = a.read(IssuingName); err != nil {
 		return h, err
 	}
 	if h.root.cert == nil && h.use.cert != nil {
 		return h, fmt.Errorf("issuing.crt is there, root.crt is not; restore it from a backup")
 	}
 	if h.root.cert == nil {
-		if h.root, err = a.make(rootName, h.root.key, rootValidity, -1, pair{}); err != nil {
+		if h.root, err = a.make(RootName, h.root.key, rootValidity, -1, pair{}); err != nil {
 			return h, err
 		}
 	}
@@ -259,7 +265,7 @@ func (a *Authority) load() (h held, err error) {
 		return h, errors.New("root.key does not belong to root.crt; restore both from one backup")
 	}
 	if h.use.cert == nil {
-		if h.use, err = a.make(issuingName, h.use.key, issuingValidity, 0, h.root); err != nil {
+		if h.use, err = a.make(IssuingName, h.use.key, issuingValidity, 0, h.root); err != nil {
 			return h, err
 		}
 	}
@@ -289,7 +295,7 @@ func (a *Authority) read(name string) (p pair, err error) {
 	if len(certs) > 0 {
 		p.cert = certs[0]
 	}
-	if name == serverName {
+	if name == ServerName {
 		p.key, err = readKey(a.path(name + ".key"))
 	} else {
 		p.key, err = a.keys.read(a.path(name + ".key"))
@@ -343,7 +349,7 @@ func (a *Authority) make(name string, key *ecdsa.PrivateKey, validity time.Durat
 	if err != nil {
 		return pair{}, err
 	}
-	return pair{cert, key}, whole.Write(a.path(name+".crt"), certPEM(cert), 0o644)
+	return pair{cert, key}, whole.Write(a.path(name+".crt"), CertPEM(cert), 0o644)
 }
 
 // certify signs a CA's certificate for a key; a zero parent is the new CA itself. pathLen is how many CAs may stand below,
@@ -372,14 +378,14 @@ func (a *Authority) retire(p pair) error {
 			return err
 		}
 	}
-	return whole.Write(base+".crt", certPEM(p.cert), 0o644)
+	return whole.Write(base+".crt", CertPEM(p.cert), 0o644)
 }
 
-// serverEnd is when the server certificate ends.
-func (a *Authority) serverEnd() (time.Time, error) {
+// ServerEnd is when the server certificate ends.
+func (a *Authority) ServerEnd() (time.Time, error) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	certs, err := readCerts(a.path(serverName + ".crt"))
+	certs, err := readCerts(a.path(ServerName + ".crt"))
 	if err != nil || len(certs) == 0 {
 		return time.Time{}, fmt.Errorf("read the server certificate: %w", err)
 	}
@@ -387,7 +393,7 @@ func (a *Authority) serverEnd() (time.Time, error) {
 }
 
 func (a *Authority) renewServer() error {
-	p, err := a.read(serverName)
+	p, err := a.read(ServerName)
 	names, addrs := a.hosts()
 	if err == nil && p.cert != nil && p.key != nil && p.key.PublicKey.Equal(p.cert.PublicKey) && !a.due(p.cert) &&
 		p.cert.CheckSignatureFrom(a.use.cert) == nil && slices.Equal(p.cert.DNSNames, names) &&
@@ -413,7 +419,7 @@ func (a *Authority) renewServer() error {
 	if err != nil {
 		return err
 	}
-	if err := whole.Write(a.path(serverName+".key"), text, 0o600); err != nil {
+	if err := whole.Write(a.path(ServerName+".key"), text, 0o600); err != nil {
 		return err
 	}
 	return a.writeServer(cert)
@@ -421,11 +427,11 @@ func (a *Authority) renewServer() error {
 
 // writeServer has the doors show this certificate, and what leads from it to every trusted root.
 func (a *Authority) writeServer(cert *stdx509.Certificate) error {
-	chain := certPEM(append([]*stdx509.Certificate{cert, a.use.cert}, a.shown()...)...)
-	if is, err := os.ReadFile(a.path(serverName + ".crt")); err == nil && bytes.Equal(is, chain) {
+	chain := CertPEM(append([]*stdx509.Certificate{cert, a.use.cert}, a.shown()...)...)
+	if is, err := os.ReadFile(a.path(ServerName + ".crt")); err == nil && bytes.Equal(is, chain) {
 		return nil
 	}
-	return whole.Write(a.path(serverName+".crt"), chain, 0o644)
+	return whole.Write(a.path(ServerName+".crt"), chain, 0o644)
 }
 
 // shownAt gives the cross-certificates up to the first that has ended: what is behind it leads nowhere.
@@ -474,7 +480,7 @@ func (a *Authority) template(name pkix.Name, validity time.Duration, issuer *std
 	t := &stdx509.Certificate{
 		SerialNumber:          new(big.Int).SetBytes(serial),
 		Subject:               name,
-		NotBefore:             now.Add(-backdate).UTC().Truncate(time.Second),
+		NotBefore:             now.Add(-Backdate).UTC().Truncate(time.Second),
 		NotAfter:              now.Add(validity).UTC().Truncate(time.Second),
 		BasicConstraintsValid: true,
 	}

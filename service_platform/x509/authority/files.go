@@ -1,4 +1,4 @@
-package x509
+package authority
 
 import (
 	"crypto/ecdsa"
@@ -8,7 +8,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 )
 
@@ -28,7 +27,8 @@ func keyPEM(k *ecdsa.PrivateKey) (Secret, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
-func certPEM(certs ...*stdx509.Certificate) []byte {
+// CertPEM writes certificates one behind the other.
+func CertPEM(certs ...*stdx509.Certificate) []byte {
 	var b []byte
 	for _, c := range certs {
 		b = append(b, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
@@ -66,15 +66,15 @@ func readCerts(path string) ([]*stdx509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	certs, err := parseCerts(b)
+	certs, err := ParseCerts(b)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return certs, nil
 }
 
-// parseCerts reads the PEM certificates in b; there must be one.
-func parseCerts(b []byte) ([]*stdx509.Certificate, error) {
+// ParseCerts reads the PEM certificates in b; there must be one.
+func ParseCerts(b []byte) ([]*stdx509.Certificate, error) {
 	var certs []*stdx509.Certificate
 	for {
 		var block *pem.Block
@@ -94,14 +94,4 @@ func parseCerts(b []byte) ([]*stdx509.Certificate, error) {
 		return nil, errors.New("no PEM certificate in it")
 	}
 	return certs, nil
-}
-
-// warnReadable tells of files with a secret that others on this machine can read; those that are not there are passed over.
-func warnReadable(log *slog.Logger, files ...string) {
-	for _, f := range files {
-		if info, err := os.Stat(f); err == nil && info.Mode().Perm()&0o077 != 0 {
-			log.Warn("others on this machine can read a file with a secret; chmod 600 it, and think of whether it was copied", "file", f,
-				"mode", fmt.Sprintf("%04o", info.Mode().Perm()))
-		}
-	}
 }
