@@ -22,8 +22,11 @@ type table struct {
 	kv   atomic.Pointer[jetstream.KeyValue]
 }
 
-// markerTTL is how long a table remembers that an entry is gone, for those who watch; whoever was away for longer finds out
-// from what he is not told again. Then nothing of the entry is left. Shorter in tests.
+// markerTTL is how long a volatile table remembers that an entry is gone, for those who watch; whoever was away for longer finds
+// out from what he is not told again. Then nothing of the entry is left. Shorter in tests.
+//
+// A table on disk remembers it for as long as it keeps anything. The server writes nowhere that a value went because a newer one
+// came: it follows from the newer one being there. Killed after the marker had gone, it would find the old value, and nothing newer.
 var markerTTL = time.Minute
 
 // Table opens a table.
@@ -144,7 +147,10 @@ func (t *table) Update(ctx context.Context, key string, value []byte, revision u
 // Delete removes a key.
 func (t *table) Delete(ctx context.Context, key string, revision uint64) error {
 	return t.do(ctx, key, func(kv jetstream.KeyValue) error {
-		o := []jetstream.KVDeleteOpt{jetstream.PurgeTTL(markerTTL)}
+		var o []jetstream.KVDeleteOpt
+		if t.conf.Storage == jetstream.MemoryStorage {
+			o = append(o, jetstream.PurgeTTL(markerTTL))
+		}
 		if revision != 0 {
 			o = append(o, jetstream.LastRevision(revision))
 		}

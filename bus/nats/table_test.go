@@ -11,17 +11,17 @@ import (
 	"github.com/naru-platform/naru/bus"
 )
 
-// A table that things come and go in does not grow: nothing is left of what was removed, in a bucket of before too.
+// A volatile table that things come and go in does not grow: nothing is left of what was removed, in a bucket of before too.
 func TestTableForgetsWhatWasRemoved(t *testing.T) {
 	was := markerTTL
 	markerTTL = time.Second
 	t.Cleanup(func() { markerTTL = was })
 	b := open(t, t.TempDir())
-	if _, err := b.js().CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "naru_table_before", Storage: jetstream.FileStorage}); err != nil {
+	if _, err := b.js().CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "naru_table_before", Storage: jetstream.MemoryStorage}); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"fresh", "before"} {
-		table, err := b.Table(t.Context(), name, bus.TableOptions{})
+		table, err := b.Table(t.Context(), name, bus.TableOptions{Volatile: true})
 		if err != nil {
 			t.Fatal(err)
 		}
