@@ -69,8 +69,8 @@ own that starts anew for each run, one after the other, so many rounds; what is 
 		Example: "  naru bench ingest\n  naru bench ingest --plain --publishers 1000 --window 1\n  naru bench ingest --target 127.0.0.1:1883\n  naru bench ingest --peers --rounds 5 -o json\n  naru bench ingest --peers=mosquitto",
 		RunE: func(c *cobra.Command, _ []string) error {
 			b.TLS, b.Tracing = !plain && b.Target == "", !noTrace
-			if b.Publishers < 1 || b.Window < 1 || b.Window > 65535 || b.Payload < 8 {
-				return errors.New("want at least 1 publisher, a window of 1 to 65535 and a payload of 8 bytes")
+			if b.Publishers < 1 || b.Window < 1 || b.Window > 65535 || b.Payload < 8 || seconds <= 0 {
+				return errors.New("want at least 1 publisher, a window of 1 to 65535, a payload of 8 bytes and some time")
 			}
 			if beside != "" {
 				if b.Target != "" || plain || noTrace {

@@ -38,7 +38,7 @@ is connected or not. DATA is JSON, or text where it is not. With --wait it waits
 anything but an answer, or has not come by then.`,
 		Example: "  naru command send d-17 reboot '{\"delay\":5}' --ttl 10m\n  naru command send sim-0 ping --wait 10s",
 		RunE: func(c *cobra.Command, args []string) error {
-			s.Device, s.Name, s.By, s.QoS = args[0], args[1], me(), &qos
+			s.Device, s.Name, s.By, s.QoS, s.TTL = args[0], args[1], me(), &qos, inHours(s.TTL)
 			data := []byte(nil)
 			if len(args) > 2 {
 				data = []byte(args[2])

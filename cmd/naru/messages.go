@@ -445,6 +445,7 @@ func topicEcho(o *options) *cobra.Command {
 			if count < 0 {
 				return fmt.Errorf("--count %d: want how many, or 0 for no end", count)
 			}
+			o.listening(c, first(args, ">"))
 			n := 0
 			var werr error
 			err = echo(c.Context(), cl, first(args, ">"), false, func(raw []byte, h topic.Heard, missed int64) bool {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -12,6 +13,9 @@ import (
 	"unicode"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/naru-platform/naru/internal/when"
 )
 
 // options are the flags that every command has.
@@ -64,6 +68,13 @@ func plainText(raw []byte) []byte {
 func (o *options) hint(c *cobra.Command, format string, args ...any) {
 	if !o.json() {
 		fmt.Fprintln(c.ErrOrStderr(), printable(fmt.Sprintf(format, args...)))
+	}
+}
+
+// listening tells who looks at a terminal what nothing is heard of yet.
+func (o *options) listening(c *cobra.Command, to string) {
+	if term.IsTerminal(int(os.Stderr.Fd())) {
+		o.hint(c, "listening to %s, until Ctrl-C", to)
 	}
 }
 
@@ -184,6 +195,14 @@ func count(n int64, what string) string {
 		return "1 " + what
 	}
 	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// inHours is a text as the platform reads it: a duration in days or weeks is written in hours, and anything else stays.
+func inHours(s string) string {
+	if d, ok := when.Duration(s); ok {
+		return d.String()
+	}
+	return s
 }
 
 // exactly is a duration in full, without the units in which it has nothing: 30d, 24h, 1h30m.

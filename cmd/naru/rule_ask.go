@@ -197,7 +197,7 @@ on messages on which the running one does not.`,
 			if err != nil {
 				return err
 			}
-			q := values("since", since, "until", until, "for", lasts)
+			q := values("since", inHours(since), "until", inHours(until), "for", inHours(lasts))
 			for name, n := range map[string]int{"version": version, "limit": limit, "rate": rate} {
 				if n != 0 {
 					q.Set(name, strconv.Itoa(n))

@@ -55,7 +55,7 @@ func twinGet(o *options) *cobra.Command {
 			}
 			q := shadowQuery(name)
 			if at != "" {
-				q.Set("at", at)
+				q.Set("at", inHours(at))
 			}
 			if version != "" {
 				q.Set("version", version)
@@ -194,7 +194,7 @@ func twinDrift(o *options) *cobra.Command {
 		Example: "  naru twin drift --older 10m",
 		RunE: func(c *cobra.Command, _ []string) error {
 			q := url.Values{}
-			for k, v := range map[string]string{"older": older, "after": after} {
+			for k, v := range map[string]string{"older": inHours(older), "after": after} {
 				if v != "" {
 					q.Set(k, v)
 				}
@@ -381,6 +381,7 @@ func twinWatch(o *options) *cobra.Command {
 				return err
 			}
 			defer body.Close()
+			o.listening(c, "the twins of "+args[0])
 			lines := bufio.NewScanner(body)
 			lines.Buffer(nil, 4<<20)
 			for lines.Scan() {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/http"
 	"strings"
 	"testing"
 )
@@ -34,5 +35,21 @@ func TestWrongFieldsOfATwinAreNamed(t *testing.T) {
 	}
 	if _, err := twinRequest(strings.NewReader("{"), nil, "-", 0); err == nil || !strings.Contains(err.Error(), "no JSON") {
 		t.Errorf("half a request gives %v", err)
+	}
+}
+
+// A time to look back is written alike everywhere: 7d is one for messages, so it is for twins.
+func TestDaysAreDurationsEverywhere(t *testing.T) {
+	for args, want := range map[string]string{"twin get d --at 7d": "at=168h0m0s", "twin drift --older 1w": "older=168h0m0s", "rule backtest r --since 2d": "since=48h0m0s",
+		"twin get d --at 2026-11-23T03:00:00Z": "at=2026-11-23T03%3A00%3A00Z"} {
+		asks := ""
+		note := func(w http.ResponseWriter, r *http.Request) {
+			asks = r.URL.RawQuery
+			says(http.StatusNotFound, map[string]string{"detail": "not there"})(w, r)
+		}
+		_, _, err := asked(t, map[string]http.HandlerFunc{"/": note}, strings.Fields(args)...)
+		if err == nil || !strings.Contains(asks, want) {
+			t.Errorf("%s asks for %s (%v); want %s", args, asks, err, want)
+		}
 	}
 }

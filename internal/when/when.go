@@ -26,7 +26,7 @@ func Parse(s string, now time.Time) (time.Time, error) {
 		}
 		return time.UnixMilli(ms).UTC(), nil
 	}
-	if ago, ok := duration(strings.TrimPrefix(s, "-")); ok {
+	if ago, ok := Duration(strings.TrimPrefix(s, "-")); ok {
 		return now.Add(-ago), nil
 	}
 	for _, layout := range []string{time.RFC3339, time.DateOnly} {
@@ -40,8 +40,8 @@ func Parse(s string, now time.Time) (time.Time, error) {
 // maxMilli is the end of the year 9999, beyond which RFC 3339 has no word.
 const maxMilli = 253402300799999
 
-// duration is Go's, with days and weeks.
-func duration(s string) (time.Duration, bool) {
+// Duration reads a duration as Go writes it, or in days (7d) or weeks (2w), and says whether it is one; none is below zero.
+func Duration(s string) (time.Duration, bool) {
 	for unit, is := range map[string]time.Duration{"d": 24 * time.Hour, "w": 7 * 24 * time.Hour} {
 		if n, ok := strings.CutSuffix(s, unit); ok {
 			f, err := strconv.ParseFloat(n, 64)
