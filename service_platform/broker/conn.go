@@ -129,6 +129,8 @@ type outbound struct {
 	commanded    uint64             // of the one that was acknowledged last, of a session that keeps none
 	halted       bool               // the broker stops: nothing more is read, and what was taken is acknowledged
 	held         *[]func()          // keeps deliveries back, while SUBACK is on its way
+	undelivered  []*session.Drawn   // of shared subscriptions, since the connection was ended
+	left         bool               // nobody takes them any more; see passOn
 }
 
 // serve is the connection's life until its client has been let in, and for WebSocket all of it. A goroutine that has gone
@@ -724,6 +726,7 @@ func (c *conn) leaveSession(why message.Reason) {
 	ctx, cancel := context.WithTimeout(context.Background(), stopPatience)
 	defer cancel()
 	ends, err := c.kept.Disconnect(ctx, c.epoch, c.final)
+	c.passOn()
 	if err != nil && !c.b.stop.Load() {
 		c.b.env.Log.Warn("write down that a client has gone", "client_id", c.clientID, "error", err)
 	}

@@ -3,6 +3,8 @@ package broker
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/naru-platform/naru/message"
@@ -24,6 +26,7 @@ type flight struct {
 	released bool // PUBREL was sent, or is to be
 	told     bool // it was sent
 	command  *carried
+	drawn    *session.Drawn
 }
 
 // waiting is a message that waits for the client to acknowledge others.
@@ -41,7 +44,14 @@ func (c *conn) deliver(m *message.Message, o session.Options, late bool) {
 	defer c.out.Unlock()
 	c.mu.Lock()
 	if c.ended || !c.joined {
+		if o.Drawn != nil {
+			c.undelivered = append(c.undelivered, o.Drawn)
+		}
+		left := c.left
 		c.mu.Unlock()
+		if left { // it was drawn before, and comes late
+			c.passOn()
+		}
 		return
 	}
 	if c.held != nil && !late {
@@ -105,7 +115,7 @@ func (c *conn) outgoing(b []byte, m *message.Message, o session.Options) []byte 
 	b = c.appendPublish(b, &p, m, o)
 	k := c.carry(m, o, len(b) > n)
 	if len(b) > n && o.QoS > 0 {
-		c.fly(p.ID, flight{qos: o.QoS, command: k})
+		c.fly(p.ID, flight{qos: o.QoS, command: k, drawn: o.Drawn})
 	}
 	return b
 }
@@ -192,6 +202,39 @@ func (c *conn) aliasOut(p *packet.Publish, topic string) (fresh bool) {
 	c.aliasesOut[string([]byte(topic))] = a
 	p.Properties.Set(packet.TopicAlias, uint32(a))
 	return true
+}
+
+// passOn has what the client of a shared subscription had in hand, and keeps no session, go to another one. Its session has
+// ended, so that it is not drawn itself.
+func (c *conn) passOn() {
+	c.mu.Lock()
+	list := c.undelivered
+	c.left, c.undelivered = true, nil
+	for id, f := range c.inflight {
+		if f.drawn != nil {
+			list = append(list, f.drawn)
+			delete(c.inflight, id)
+		}
+	}
+	for _, w := range c.waiting {
+		if w.o.Drawn != nil {
+			list = append(list, w.o.Drawn)
+		}
+	}
+	c.waiting = nil
+	c.mu.Unlock()
+	if len(list) == 0 || c.b.stop.Load() {
+		return
+	}
+	slices.SortFunc(list, (*session.Drawn).Compare)
+	c.b.group.Go(func() { // not here: who delivers may be what commits
+		ctx, cancel := context.WithTimeout(context.Background(), stopPatience)
+		defer cancel()
+		if err := c.b.store.Redraw(ctx, list); err != nil && !c.b.stop.Load() {
+			c.b.refusals.add(refusal{reason: message.ReasonOf(err, message.BusUnavailable), device: c.device, client: c.clientID, address: c.addr,
+				detail: fmt.Errorf("%d messages of a shared subscription that it had not acknowledged could not be given to others: %w", len(list), err)})
+		}
+	})
 }
 
 // Wake says that the session's queue may have something for the client.

@@ -336,6 +336,88 @@ func TestAMemberThatTakesNothingIsNotPreferred(t *testing.T) {
 	}
 }
 
+// A member that keeps no session goes with messages that it has not acknowledged: sent, waiting for its receive maximum, or on
+// their way to it. Others get them, but for those of QoS 2 (MQTT-4.8.2-5) and what it did acknowledge.
+func TestWhatAMemberHadInHandGoesToAnother(t *testing.T) {
+	for name, nodes := range map[string]int{"alone": 1, "among neighbours": 2} {
+		for other, life := range map[string]uint32{"casual": 0, "kept": 3600, "away": 3600} {
+			t.Run(name+", to one that is "+other, func(t *testing.T) {
+				w, into := newTown(t, nodes, func(c *Config) { c.Cluster = map[bool]string{true: "on", false: "off"}[nodes > 1] }), newTally()
+				narrow := keeping("one", true, 0)
+				narrow.Properties.Set(packet.ReceiveMaximum, 2)
+				one, _ := w.at(0, narrow)
+				one.subscribe(packet.Subscription{Filter: shareAll, QoS: 2})
+				pub, list := w.publisher(nodes-1), numbered("m", 5)
+				pub.says(list, 1)
+				pub.send(publish("a/b", "twice", 2, 100))
+				one.ack(packet.PUBACK, one.hear().ID, 0)
+				one.hear()
+				if m := one.hear(); string(m.Payload) != "m-2" { // so the acknowledgement has come
+					t.Fatalf("%s came; want m-2", m.Payload)
+				}
+				two := w.member("two", life, 2, into).comes(nodes - 1)
+				if other == "away" {
+					two.gone(nodes - 1)
+				}
+				one.Close()
+				if other == "away" {
+					w.nodes[nodes-1].eventually(func() string {
+						if n := w.nodes[nodes-1].session("two").Waiting; n != 4 {
+							return fmt.Sprintf("%d messages wait for the other one; want 4", n)
+						}
+						return ""
+					})
+					two.comes(nodes - 1)
+				}
+				into.once(t, list[1:])
+				pub.says([]string{"last"}, 1)
+				into.once(t, []string{"last"})
+				into.mu.Lock()
+				defer into.mu.Unlock()
+				if len(into.got["m-0"])+len(into.got["twice"]) > 0 {
+					t.Errorf("what was acknowledged, or is of QoS 2, came to another one: %v", into.got)
+				}
+			})
+		}
+	}
+}
+
+// Members that keep no session come and go without ever acknowledging, while one stays: that one gets every message.
+func TestNothingIsLostWithMembersThatComeAndGo(t *testing.T) {
+	for name, nodes := range map[string]int{"alone": 1, "among neighbours": 2} {
+		t.Run(name, func(t *testing.T) {
+			w, into := newTown(t, nodes, func(c *Config) { c.Cluster = map[bool]string{true: "on", false: "off"}[nodes > 1] }), newTally()
+			w.member("stays", 0, 1, into).comes(nodes - 1)
+			pub, stop := w.publisher(0), make(chan struct{})
+			var all []string
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				for i := 0; into.roomFor(i, 200, stop); i++ {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					all = append(all, fmt.Sprint("m-", i))
+					pub.send(publish("a/b", all[i], 1, uint16(i%60000+1)))
+				}
+			})
+			for i := range 30 {
+				p, _ := w.at(i%nodes, keeping(fmt.Sprint("c-", i), true, 0))
+				p.subscribe(packet.Subscription{Filter: shareAll, QoS: 1})
+				for range 5 {
+					p.hear()
+				}
+				p.Close()
+			}
+			close(stop)
+			wg.Wait()
+			into.wait(t, all)
+			t.Logf("%d messages", len(all))
+		})
+	}
+}
+
 func TestAGroupEndsWithItsLastMemberAndBeginsAgain(t *testing.T) {
 	w, into := newTown(t, 2), newTally()
 	key := groupKeyOf(w)

@@ -21,8 +21,8 @@ import (
 type heard struct {
 	x       *Session
 	o       Options
-	publish bool // a subscription keeps the retain flag
-	shared  bool // by a shared subscription: the session's own ones give a copy of their own (MQTT 5 §4.8.2)
+	publish bool   // a subscription keeps the retain flag
+	group   string // of the shared subscription; the session's own ones give a copy of their own (MQTT 5 §4.8.2). Empty for these
 }
 
 // delivery is for a client, now.
@@ -134,6 +134,9 @@ func (s *Store) hear(ctx context.Context, tx component.Tx, log string, b bus.Sto
 			h.o.Retain = m.Retain && h.publish
 			if h.o.QoS == 0 || !h.x.Kept() {
 				if h.x.client != nil {
+					if h.group != "" && h.o.QoS == 1 {
+						h.o.Drawn = &Drawn{h.group, log, at}
+					}
 					now = append(now, delivery{h.x.client, m, h.o})
 				}
 				continue
@@ -288,12 +291,14 @@ func (s *Store) matches(t *trie.Trie[*Subscription], m *message.Message) (list [
 	t.Match(m.Subject, func(sub *Subscription) {
 		if sub.of.group() {
 			if sub.sees(m.Subject) {
-				list = append(list, heard{x: sub.of, shared: true})
+				list = append(list, heard{x: sub.of, group: sub.of.rec.Who.Key()})
 			}
 			return
 		}
+		group := ""
 		if sub.Share != "" {
-			if sub = s.fit(sub.groupKey(), m, memberAway); sub == nil {
+			group = sub.groupKey()
+			if sub = s.fit(group, m, memberAway); sub == nil {
 				return
 			}
 		}
@@ -303,7 +308,7 @@ func (s *Store) matches(t *trie.Trie[*Subscription], m *message.Message) (list [
 		qos := min(sub.QoS, m.QoS)
 		for i := range list {
 			h := &list[i]
-			if h.x == sub.of && sub.Share == "" && !h.shared && h.o.AWS == sub.AWS {
+			if h.x == sub.of && sub.Share == "" && h.group == "" && h.o.AWS == sub.AWS {
 				// Overlapping subscriptions of one spelling give one message, at the highest QoS, with all identifiers (MQTT-3.3.4-2, -3).
 				h.o.QoS = max(h.o.QoS, qos)
 				h.o.IDs = append(h.o.IDs, sub.ids()...)
@@ -312,7 +317,7 @@ func (s *Store) matches(t *trie.Trie[*Subscription], m *message.Message) (list [
 				return
 			}
 		}
-		list = append(list, heard{sub.of, Options{QoS: qos, IDs: sub.ids(), AWS: sub.AWS}, sub.AsPublished, sub.Share != ""})
+		list = append(list, heard{sub.of, Options{QoS: qos, IDs: sub.ids(), AWS: sub.AWS}, sub.AsPublished, group})
 	})
 	return list
 }

@@ -81,6 +81,9 @@ type Options struct {
 	Command uint64
 	// Lasting says that the message is a copy that nobody changes; else it is good for the call only.
 	Lasting bool
+	// Drawn is where the message lies, of QoS 1 for a member of a shared subscription that keeps no session; else nil. Where the
+	// client ends before it has acknowledged it, it goes to another member by [Store.Redraw] (MQTT 5 §4.8.2).
+	Drawn *Drawn
 }
 
 // Subscription is what a session hears.

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -433,19 +434,79 @@ func (s *Store) pass(w *writing, g *gift, m *message.Message) {
 
 // hand gives a message to a member. One that keeps none gets it when the others can know that: whoever draws after this
 // node does not draw it again.
-func (s *Store) hand(w *writing, sub *Subscription, g *gift, m *message.Message) {
+func (s *Store) hand(tx component.Tx, sub *Subscription, g *gift, m *message.Message) {
 	o := Options{QoS: min(sub.QoS, m.QoS), Retain: m.Retain && sub.AsPublished, IDs: sub.ids(), AWS: sub.AWS}
+	w, neighbours := tx.(*writing)
 	if o.QoS > 0 && sub.of.Kept() {
-		sub.of.enqueueRef(w, m, g.i.log, g.i.at, o)
+		sub.of.enqueueRef(tx, m, g.i.log, g.i.at, o)
+		if !neighbours {
+			tx.After(sub.of.wake)
+		}
 		return
 	}
 	client, kept := sub.of.client, m.Clone()
-	o.Lasting, w.tell = true, true
+	if o.Lasting = true; o.QoS == 1 {
+		o.Drawn = &Drawn{g.group, g.i.log, g.i.at}
+	}
+	if !neighbours {
+		tx.After(func() { client.Deliver(kept, o) })
+		return
+	}
+	w.tell = true
 	w.then = append(w.then, func(err error) {
 		if err == nil {
 			client.Deliver(kept, o)
 		}
 	})
+}
+
+// Drawn is where a message lies that a member of a group was drawn for.
+type Drawn struct {
+	group string
+	log   string
+	at    bus.Position
+}
+
+// Compare orders by place, within a partition; it is for messages of one session, whose order among partitions nobody knows.
+func (d *Drawn) Compare(e *Drawn) int {
+	return cmp.Or(strings.Compare(d.log, e.log), cmp.Compare(d.at.Generation, e.at.Generation), cmp.Compare(d.at.Partition, e.at.Partition),
+		cmp.Compare(d.at.Sequence, e.at.Sequence), cmp.Compare(d.at.Index, e.at.Index))
+}
+
+// Redraw gives messages to other members of their groups, in their order: the one that had them has ended, and keeps no session.
+// Where a group has no members any more, nobody is owed its messages. It returns when that is on disk, or in the hands of others;
+// it must not be called by a [Client]'s methods.
+func (s *Store) Redraw(ctx context.Context, list []*Drawn) error {
+	var gifts []*gift
+	var messages []*message.Message
+	for _, d := range list {
+		g := &gift{group: d.group, i: item{kind: itemRef, log: d.log, at: d.at}}
+		switch m, err := s.giftOf(ctx, g); {
+		case errors.Is(err, bus.ErrNotFound):
+			s.lost(g)
+		case err != nil:
+			return err
+		default:
+			gifts, messages = append(gifts, g), append(messages, m)
+		}
+	}
+	return s.changeSoon(ctx, func(tx component.Tx) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for i, g := range gifts {
+			if w, ok := tx.(*writing); ok {
+				s.pass(w, g, messages[i])
+			} else if sub := s.fit(g.group, messages[i], memberAway); sub != nil {
+				s.hand(tx, sub, g, messages[i])
+			}
+		}
+		return nil
+	})
+}
+
+// lost tells of a message that no member can have.
+func (s *Store) lost(g *gift) {
+	s.tell(clientWho(g.group), message.RetentionExceeded, fmt.Errorf("a message for one of a shared subscription is no longer in log %s", g.i.log))
 }
 
 // heir is the store that has what was a store's own.
@@ -559,7 +620,7 @@ func (s *Store) accept(ctx context.Context, w *writing, list []*gift) error {
 		w.tell = true // the others need not keep it any more
 		m, err := s.giftOf(ctx, g)
 		if errors.Is(err, bus.ErrNotFound) {
-			s.tell(clientWho(g.group), message.RetentionExceeded, fmt.Errorf("a message for one of a shared subscription is no longer in log %s", g.i.log))
+			s.lost(g)
 			continue
 		}
 		if err != nil {
