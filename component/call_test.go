@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/component/componenttest"
 	"github.com/naru-platform/naru/message"
@@ -125,7 +126,7 @@ func TestCallsEndIsTheMessagesFate(t *testing.T) {
 				t.Errorf("%q does not follow from what was heard: %+v", m.Data, m)
 			}
 		}
-		_, dead := r.Dead(worker)
+		_, dead := buried(r, worker, 5)
 		reasons := map[string]string{}
 		for _, d := range dead {
 			m, err := d.Message()
@@ -424,6 +425,44 @@ func TestStoppingEndsCallsAndTheNextStartMakesThemAgain(t *testing.T) {
 	})
 }
 
+// buried waits until so many letters of a component are there, and gives them.
+func buried(r *componenttest.Rig, name string, n int) (letters []*message.Message, dead []operator.Dead) {
+	r.Until(func() bool { letters, dead = r.Dead(name); return len(letters) >= n }, func() string { return fmt.Sprintf("%d letters of %s are there; want %d", len(letters), name, n) })
+	return letters, dead
+}
+
+// A consumer of which every message dies, one after the other, writes its letters together: its neighbours share the disk.
+func TestDeadLettersOfCallsAreWrittenTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 100
+		r := componenttest.New(t)
+		defer r.Close()
+		r.Start(calling(func(_ context.Context, m *message.Message, _ component.Try) ([]*message.Message, error) {
+			<-time.After(2 * time.Millisecond)
+			return nil, message.Rejectf(message.NotDecodable, "garbage")
+		}, func(s *component.Spec, _ *component.Part) { s.Calls = 1 }))
+		last := func() uint64 {
+			l, err := r.Bus.Log(t.Context(), message.Operator, bus.LogOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			info, err := l.Info(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return info.Generations[0].Partitions[0].Last
+		}
+		before := last()
+		for i := range n {
+			r.Say(reading(fmt.Sprint("d", i), "x"))
+		}
+		buried(r, worker, n)
+		if batches := last() - before; batches > n/10 {
+			t.Errorf("%d letters took %d batches", n, batches)
+		}
+	})
+}
+
 func TestADeadMessageIsCalledForAgainWhenItsLetterIsRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := componenttest.New(t)
@@ -438,7 +477,7 @@ func TestADeadMessageIsCalledForAgainWhenItsLetterIsRetried(t *testing.T) {
 		r.Start(spec)
 		r.Say(reading("a", "1"), reading("b", "2"))
 		r.Settled(worker, "device")
-		letters, dead := r.Dead(worker)
+		letters, dead := buried(r, worker, 2)
 		well = true
 		want := map[string]uint64{component.Handled: 1, component.Dead: 1}
 		for range 2 {

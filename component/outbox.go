@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,6 +16,9 @@ const (
 	outboxBatch = 512       // messages written at once
 	outboxBytes = 512 << 10 // or their bytes, or what the engine takes
 	markSize    = 16 + 8
+	// gatherLetters is how long dead letters wait for more: a worker of which every message dies would write each by itself, and all that
+	// share its disk would wait for that.
+	gatherLetters = 50 * time.Millisecond
 )
 
 // largest is the largest record that fits into a batch beside the outbox's mark.
@@ -32,7 +36,9 @@ type outbox struct {
 	birth  message.ID         // tells the numbers of its entries from those of a store that was lost
 	held   func() bool        // whether this process still owns what speaks here
 	forget func([]said) error // strikes off what has arrived
-	crash  crash
+	// letters, where it is not empty, is the subject of what waits for more of its kind: dead letters of one whose calls end one by one.
+	letters message.Subject
+	crash   crash
 
 	former  []said // what a former process left; run puts it before the entries
 	mu      sync.Mutex
@@ -80,8 +86,13 @@ func (o *outbox) run(ctx, drained context.Context) (err error) {
 		return err
 	}
 	for {
-		if err := o.empty(drained); err != nil {
-			return err
+		for {
+			o.gather(ctx)
+			if n, err := o.flush(drained); err != nil {
+				return err
+			} else if n == 0 {
+				break
+			}
 		}
 		select {
 		case <-o.wake:
@@ -93,6 +104,31 @@ func (o *outbox) run(ctx, drained context.Context) (err error) {
 			return err
 		}
 	}
+}
+
+// gather waits a little where there is nothing but dead letters, for more of them.
+func (o *outbox) gather(ctx context.Context) {
+	late := time.NewTimer(gatherLetters)
+	defer late.Stop()
+	for o.onlyLetters() {
+		select {
+		case <-o.wake:
+		case <-late.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// onlyLetters says whether all there is are dead letters, and not as many as are written at once.
+func (o *outbox) onlyLetters() bool {
+	if o.letters == "" {
+		return false
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.entries) > 0 && len(o.entries) < outboxBatch && !slices.ContainsFunc(o.entries, func(s said) bool { return s.m.Subject != o.letters || len(s.told) > 0 })
 }
 
 // errLeft says that a process ended before what was committed to be said was appended; the next one does.

@@ -12,6 +12,7 @@ import (
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/internal/answer"
 	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/message/operator"
 )
 
 const (
@@ -89,6 +90,7 @@ func newWorker(ctx context.Context, env Env, part *Part, keep keeper, m *metrics
 	if part.Call != nil {
 		w.caller = newCaller(w)
 		w.parked.keyOf = w.caller.keyOf
+		keep.(*local).out.letters = operator.DeadSubject(env.Spec.Name)
 	}
 	if err := keep.restore(ctx, w); err != nil {
 		return nil, err
