@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/bus/nats"
@@ -35,10 +36,14 @@ func TestTwinUpdatesTakeEffectOnceThroughSIGKILL(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := newPlatform(t, "--config", config)
+	pace := time.NewTicker(2 * time.Millisecond) // what all senders together say is read again one by one in the end
+	defer pace.Stop()
 	senders := make([]*sender, 8)
 	for i := range senders {
 		s := newSender(fmt.Sprintf("d-%d", i), p.plain)
-		s.topic, s.payload, s.window = "twin/update", twinUpdate(s.id), 4
+		update := twinUpdate(s.id)
+		s.topic, s.window = "twin/update", 4
+		s.payload = func(n int) []byte { <-pace.C; return update(n) }
 		senders[i] = s
 	}
 	killUnderLoad(p, 20, senders)

@@ -41,7 +41,7 @@ func TestAFaultyWorkerHoldsUpNobodyElse(t *testing.T) {
 			fine(w)
 		case <-q.Context().Done():
 		}
-	}, "--timeout", "2s", "--attempts", "1000")
+	}, "--timeout", "1s", "--attempts", "1000")
 	add("fails", func(w http.ResponseWriter, _ *http.Request, _ int64) {
 		if !over.Load() {
 			http.Error(w, "the database is away", http.StatusInternalServerError)
@@ -60,7 +60,7 @@ func TestAFaultyWorkerHoldsUpNobodyElse(t *testing.T) {
 		fine(w)
 	}, "--attempts", "2")
 
-	const devices, each = 10, 30
+	const devices, each = 10, 12
 	senders := make([]*sender, devices)
 	stop := make(chan struct{})
 	var group sync.WaitGroup
@@ -69,7 +69,7 @@ func TestAFaultyWorkerHoldsUpNobodyElse(t *testing.T) {
 		senders[i].window = 1
 		group.Go(func() { senders[i].run(stop) })
 	}
-	until(t, "the worker that is well has had some hundreds", func() bool { return asked["well"].Load() > devices*each })
+	until(t, "the worker that is well has had a hundred and more", func() bool { return asked["well"].Load() > devices*each })
 	close(stop)
 	group.Wait() // each is acknowledged, whatever the workers do
 	well := p.finished("well")
