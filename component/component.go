@@ -153,6 +153,9 @@ type Env struct {
 	// Forget removes what is kept of a child that is not declared any more: its store, with its position and what was
 	// waiting in it, and its account. It gives an error while the child runs anywhere, and may be repeated.
 	Forget func(ctx context.Context, child string) error
+	// Move lets a child that has its home at a node that is gone have one elsewhere: the first process that can takes it over, and goes on
+	// behind what was last told of it. What it had parked is left behind. It gives an error while the child runs anywhere.
+	Move func(ctx context.Context, child string) error
 	// Listening tells where the component listens, by the listener's name, once it does: the address has the real port.
 	Listening func(name, address string)
 	// Fault tells operators what keeps the component from its work though it runs, such as a server that is away; empty

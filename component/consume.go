@@ -219,10 +219,22 @@ func (w *worker) begin(ctx context.Context, log bus.Log) (done uint32, err error
 	if known || w.env.Spec.From != Newest {
 		return 0, nil
 	}
-	g := info.Generations[len(info.Generations)-1]
+	g, places, err := w.lastKnown(ctx, info, log.Name())
+	if err != nil {
+		return 0, err
+	}
+	if places == nil {
+		g = info.Generations[len(info.Generations)-1]
+	}
 	e := event{at: place{log: log.Name()}, noted: make(chan struct{})}
 	for _, p := range g.Partitions {
-		e.began = append(e.began, bus.Position{Log: info.ID, Generation: g.Number, Partition: p.Number, Sequence: p.Last})
+		at, known := places[p.Number] // it goes on where it was elsewhere
+		if places == nil {
+			at = p.Last
+		} else if !known { // with all there is
+			at = max(p.First, 1) - 1
+		}
+		e.began = append(e.began, bus.Position{Log: info.ID, Generation: g.Number, Partition: p.Number, Sequence: at})
 	}
 	if !w.tell(ctx, e) {
 		return 0, ctx.Err()

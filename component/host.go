@@ -463,7 +463,7 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 	r.env = Env{
 		Spec: r.spec, Log: h.Log.With("component", r.spec.Name), Now: h.Now, Bus: h.Bus, Catalog: h.Catalog, Metrics: reg,
 		Node: h.Node, Owner: h.owner, Mint: r.mint, Say: r.say, Door: r.door, View: r.view, Change: r.change, Check: h.checker.Check, Succeed: r.succeed, Peers: h.peers, Listening: r.listening, Fault: r.fault,
-		Calls: r.gate.set, gate: r.gate, Children: r.children, Forget: r.forget,
+		Calls: r.gate.set, gate: r.gate, Children: r.children, Forget: r.forget, Move: r.move,
 		Dir: func() (string, error) {
 			dir := filepath.Join(h.Dir, r.spec.folder())
 			return dir, os.MkdirAll(dir, 0o700)

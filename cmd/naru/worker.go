@@ -22,7 +22,7 @@ func workerCommand(o *options) *cobra.Command {
 SDK. It hears what rules and others give to it, and patterns of its own; each has its own position, retries and dead letters.`,
 	}
 	c.AddCommand(workerList(o), workerShow(o), workerAdd(o), workerTurn(o, "pause", "Stop giving messages to a worker; they wait"),
-		workerTurn(o, "resume", "Give messages to a paused worker again"), workerRemove(o))
+		workerTurn(o, "resume", "Give messages to a paused worker again"), workerMove(o), workerRemove(o))
 	return c
 }
 
@@ -228,6 +228,46 @@ func workerRemove(o *options) *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&force, "force", false, "also where messages wait for it")
+	c.Flags().StringVar(&why, "why", "", "why, for the record")
+	return c
+}
+
+func workerMove(o *options) *cobra.Command {
+	var why string
+	var force bool
+	c := &cobra.Command{
+		Use: "move WORKER", Short: "Have a worker go on elsewhere whose node is gone for good", Args: cobra.ExactArgs(1),
+		Long: `Has a worker go on in the first process that can, behind what was last told of it. What it had handled in its last moment, and had not told,
+is given again, under the same key. What was in its hands where it was, to be tried again, is lost with that node, and wants --force.`,
+		Example: "  naru worker move hot --why 'the machine burned down'",
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			q := url.Values{"by": {me()}}
+			if force {
+				q.Set("force", "true")
+			}
+			if why != "" {
+				q.Set("why", why)
+			}
+			var m worker.Moved
+			if err := cl.do(c.Context(), "POST", workerPath(args[0], "/move"), q, nil, &m); err != nil {
+				return err
+			}
+			return o.show(c.OutOrStdout(), m, func(p *printer) {
+				p.line("%s goes on in the first process that can; next: naru worker show %s", m.Name, m.Name)
+				if m.Left > 0 {
+					p.line("%d messages that were in its hands are left behind, of them", m.Left)
+				}
+				for _, x := range m.Exceptions {
+					p.line("  %s  %s  %s", x.ID, x.Subject, x.Detail)
+				}
+			})
+		},
+	}
+	c.Flags().BoolVar(&force, "force", false, "also where messages were in its hands, which are lost")
 	c.Flags().StringVar(&why, "why", "", "why, for the record")
 	return c
 }

@@ -28,6 +28,7 @@ func (w *Workers) routes() []component.Route {
 		{Pattern: "DELETE " + one, Handler: answer.Func(w.serveRemove)},
 		{Pattern: "POST " + one + "/pause", Handler: w.serveChange(pause(true))},
 		{Pattern: "POST " + one + "/resume", Handler: w.serveChange(pause(false))},
+		{Pattern: "POST " + one + "/move", Handler: answer.Func(w.serveMove)},
 		{Pattern: "POST " + one + "/call", Handler: answer.Func(w.serveCall)},
 		{Pattern: "POST " + one + "/instances", Handler: answer.Func(w.serveJoin)},
 		{Pattern: "POST " + one + "/instances/{id}/calls", Handler: answer.Func(w.servePoll)},
@@ -110,6 +111,37 @@ func (w *Workers) serveChange(do func(h *Head) (string, error)) answer.Func {
 		}
 		return w.show(k, false), nil
 	}
+}
+
+// Moved is what came of moving a worker.
+type Moved struct {
+	Name string `json:"name"`
+	// Left is how many messages were in its hands where it was, as far as that is known, and are left behind; Exceptions are the oldest of them.
+	Left       uint64                `json:"left_behind"`
+	Exceptions []component.Exception `json:"exceptions,omitempty"`
+}
+
+// serveMove has a worker go on elsewhere whose node is gone for good. One with messages in its hands there is moved only where
+// that is said, since they are not given again.
+func (w *Workers) serveMove(_ http.ResponseWriter, r *http.Request) (any, error) {
+	name := r.PathValue("name")
+	k, err := w.book.get(name)
+	if err != nil {
+		return nil, err
+	}
+	force, _ := strconv.ParseBool(r.URL.Query().Get("force"))
+	s := w.show(k, true)
+	if s.Parked > 0 && !force {
+		return nil, answer.Conflict("%d messages were in the hands of worker %s where it was, and are lost with that: wait for the node, or move it with force", s.Parked, name)
+	}
+	if err := w.env.Move(r.Context(), name); err != nil {
+		return nil, err
+	}
+	who, why := by(r)
+	if _, err := w.book.change(r.Context(), name, who, why, own(move)); err != nil {
+		return nil, err
+	}
+	return Moved{name, s.Parked, s.Exceptions}, nil
 }
 
 // serveRemove removes a worker. One with messages before it is removed only where that is said, since they are owed to

@@ -229,7 +229,7 @@ func (w *Workers) show(d *kept, whole bool) Shown {
 		if h.State == "failed" {
 			s.State, s.Detail = "failed", h.Fault
 		} else if h.State == "standby" && h.Fault != "" && s.State == "starting" {
-			s.State, s.Detail = "away", h.Fault
+			s.State, s.Detail = "away", h.Fault+"; if that node is gone for good: `naru worker move "+k.Name+"`"
 		} else if h.State == "running" && s.Run != nil && w.begun(&k.Record) {
 			s.State, s.Detail = "running", ""
 		}

@@ -34,7 +34,7 @@ type Version struct {
 	At     time.Time `json:"at"`
 	By     string    `json:"by"`
 	Why    string    `json:"why,omitempty"`
-	Change string    `json:"change"` // added, changed, paused, resumed, removed
+	Change string    `json:"change"` // added, changed, paused, resumed, moved, removed
 	Record Record    `json:"record"`
 }
 
@@ -86,7 +86,7 @@ func (b *book) change(ctx context.Context, name, by, why string, do func(h *Head
 		if was && !h.Removed && b.count() >= b.most {
 			return answer.Conflict("there are %d workers, as many as may be (workers_max)", b.most)
 		}
-		if what != "" && (!reflect.DeepEqual(before, h.Record) || was != h.Removed) {
+		if what == moved || what != "" && (!reflect.DeepEqual(before, h.Record) || was != h.Removed) {
 			h.Version++
 			h.Versions = append(h.Versions, Version{h.Version, b.now().UTC(), by, why, what, h.Record})
 			h.Versions = h.Versions[max(0, len(h.Versions)-versionsKept):]
@@ -140,6 +140,16 @@ func pause(on bool) func(h *Head) (string, error) {
 		}
 		return "resumed", nil
 	}
+}
+
+// moved is a change that leaves the record as it is.
+const moved = "moved"
+
+func move(h *Head) (string, error) {
+	if h.Removed {
+		return "", missing(h.Name)
+	}
+	return moved, nil
 }
 
 func remove(h *Head) (string, error) {

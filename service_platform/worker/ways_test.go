@@ -341,3 +341,58 @@ func TestInstancesWaitForTheProcessOfTheirWorker(t *testing.T) {
 		}
 	}
 }
+
+// TestAWorkerMovesFromANodeThatIsGone has a worker go on at another node, behind what it had handled, and back again: what lies at its
+// first node from before is of no use any more.
+func TestAWorkerMovesFromANodeThatIsGone(t *testing.T) {
+	y := newYard(t, "n1", "n2")
+	first, second := y.add("w")
+	y.instance("w", "i", sdk.Options{Bus: y.bus}, func(_ context.Context, c *sdk.Call) error {
+		return c.Say("device."+c.Message.Device+".done", nil)
+	})
+	all := map[message.ID]bool{}
+	handles := func(node string, n int) {
+		t.Helper()
+		for range n {
+			m := telemetry(fmt.Sprint("d-", len(all)), "1")
+			all[m.ID] = true
+			y.say(m)
+		}
+		y.until(fmt.Sprintf("%d are handled at %s", n, node), func() bool {
+			s := y.shown(node, "w")
+			return s.Run != nil && s.Run.Node == node && s.Handled == uint64(n) && s.Behind == 0
+		})
+	}
+	handles(first, 5)
+	if code, body := y.ask(second, "POST", "/api/v1/workers/w/move?by=kim", ""); code != 409 {
+		t.Errorf("a worker that runs is moved: %d %s", code, body)
+	}
+	y.nodes[first].stop()
+	for range 3 { // nobody hears them yet
+		m := telemetry(fmt.Sprint("d-", len(all)), "1")
+		all[m.ID] = true
+		y.say(m)
+	}
+	move := func(to string) {
+		t.Helper()
+		if code, body := y.ask(to, "POST", "/api/v1/workers/w/move?by=kim&why=fire", ""); code != 200 || !strings.Contains(body, `"left_behind":0`) {
+			t.Fatalf("it is not moved: %d %s", code, body)
+		}
+	}
+	move(second)
+	y.until("the three are handled at the other node", func() bool { s := y.shown(second, "w"); return s.Handled == 3 && s.Behind == 0 })
+	y.begin(first)
+	y.until("it is known where it is", func() bool { s := y.shown(first, "w"); return s.Run != nil && s.Run.Node == second })
+	y.nodes[second].stop()
+	move(first)
+	handles(first, 2)
+	for id, n := range y.said("device.*.done", func(of map[message.ID]int) bool { return len(of) == len(all) }) {
+		if n != 1 || !all[id] {
+			t.Errorf("%d messages follow from %s", n, id)
+		}
+	}
+	s := y.shown(first, "w")
+	if n := len(s.Versions); n != 3 || s.Versions[2].Change != "moved" || s.Versions[2].By != "kim" || s.Versions[2].Why != "fire" {
+		t.Errorf("its versions are %+v", s.Versions)
+	}
+}

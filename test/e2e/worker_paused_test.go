@@ -223,3 +223,60 @@ func TestAWorkerThatSleepsPastItsLeaseDoublesNothing(t *testing.T) {
 	}
 	t.Logf("of %d readings, %d were in the hands of both instances, %d of them counted", len(readings), both, counted)
 }
+
+// TestAWorkerMovesFromAProcessThatIsGone kills the process that runs a worker for good, and has another one go on with it: with what was said
+// meanwhile, once each.
+func TestAWorkerMovesFromAProcessThatIsGone(t *testing.T) {
+	outside := &node{Name: "bus", Dir: t.TempDir(), Port: port(t)}
+	outside.start(t)
+	t.Cleanup(outside.kill)
+	const conf = "bus:\n  replicas: 1\n"
+	keeps := configured(t, outside.url(), conf, "operator")
+	keeps.start()
+	first := configured(t, outside.url(), conf, "service_platform.worker")
+	first.start()
+	first.must("worker", "add", "shared", "--hears", "device/+/telemetry")
+	until(t, "the worker runs", func() bool { return first.workers()["shared"].State == "no_instances" })
+	second := configured(t, outside.url(), conf, "service_platform.worker")
+	second.start()
+	beside(t, []string{instanceEnv + "=" + filepath.Join(t.TempDir(), "notes"), "NARU_BUS=" + outside.url()}, os.Args[0])
+	n := 0
+	say := func() {
+		for range 10 {
+			keeps.must("topic", "pub", fmt.Sprintf("device.d-%d.telemetry", n%4), fmt.Sprintf(`{"n":%d}`, n))
+			n++
+		}
+	}
+	say()
+	until(t, "ten are handled", func() bool { w := second.workers()["shared"]; return w.Handled == 10 && w.Parked == 0 })
+	first.kill()
+	say()
+	if out, code := second.naru("worker", "move", "shared", "--why", "a fire"); code != 0 { // while its lease lasts it is taken to run
+		until(t, "it is moved: "+out, func() bool { _, code := second.naru("worker", "move", "shared", "--why", "a fire"); return code == 0 })
+	}
+	until(t, "the other ten are handled", func() bool {
+		w := second.workers()["shared"]
+		return w.Handled == 10 && w.Lag == 0 && w.State == "running"
+	})
+	say()
+	for _, l := range keeps.finished("shared") {
+		if l.Log == message.Device && (l.Accepted != l.Handled || l.Dead != 0) {
+			t.Errorf("ledger: %+v", l)
+		}
+	}
+	b, err := nats.Open(t.Context(), nats.Options{URL: outside.url()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	done, all := map[message.ID]int{}, 0
+	eachStored(t, b, message.DataPlatform, func(m *message.Message) {
+		if message.Pattern("data_platform.done.*").Matches(m.Subject) {
+			done[m.Cause]++
+			all++
+		}
+	})
+	if len(done) != n || all != n {
+		t.Errorf("of %d readings, %d messages follow, from %d", n, all, len(done))
+	}
+}
