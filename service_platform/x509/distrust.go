@@ -20,11 +20,22 @@ var alerts = []struct{ says, why string }{
 
 const distrusted = "its ca.crt does not have this platform's root, or it connects by a name or address that is not in `service_platform.x509.hosts`"
 
+// inTheClear is what crypto/tls says of a client that speaks in the clear where the handshake is encrypted already. So does
+// OpenSSL with its alert where it refuses the server's certificate in TLS 1.3, before it has changed to its keys.
+const inTheClear = "local error: tls: bad record MAC"
+
 // distrusts gives the step and the reason of a handshake that a client ended over the server's certificate; another fault is
 // given back as it is.
 func distrusts(step string, err error) (string, error) {
+	if step != "handshake" {
+		return step, err
+	}
+	if strings.HasSuffix(err.Error(), inTheClear) {
+		return StepServer, message.Rejectf(message.HandshakeFailed,
+			"the client broke off in the clear, as OpenSSL does where it refuses this server's certificate: %s (%s)", distrusted, inTheClear)
+	}
 	_, alert, ok := strings.Cut(err.Error(), "remote error: tls: ")
-	if step != "handshake" || !ok {
+	if !ok {
 		return step, err
 	}
 	for _, a := range alerts {

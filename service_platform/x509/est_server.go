@@ -43,7 +43,7 @@ func (s *service) serveEST(ctx context.Context, o *opened) (stop func(), err err
 	conf.ClientAuth, conf.NextProtos = tls.RequestClientCert, []string{"http/1.1"}
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.config.EST.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("listen for EST: %w; another address: components.%s.est.listen", err, Name)
+		return nil, fmt.Errorf("listen for EST: %w; another address: `est.listen` of %s in the configuration", err, Name)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	crowd := newCrowd(l, estAtOnce, estOfOne)

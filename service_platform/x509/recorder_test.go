@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -426,5 +428,47 @@ func TestClientThatDoesNotTrustTheServerIsToldApart(t *testing.T) {
 	}
 	if got := a.attempts(attemptFilter{step: StepServer}); len(got) != 2 {
 		t.Errorf("%d by the step", len(got))
+	}
+}
+
+// OpenSSL, by which most devices speak TLS, says that it refuses the certificate in the clear where TLS 1.3 is encrypted.
+func TestOpenSSLThatDoesNotTrustTheServerIsToldApart(t *testing.T) {
+	a := newArena(t)
+	conf, err := a.gate.ServerTLS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/old.crt", authority.CertPEM(foreignCA(t, a.clock, nil).cert), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, version := range []string{"-tls1_2", "-tls1_3"} {
+		failed := make(chan error, 1)
+		go func() {
+			c, err := l.Accept()
+			if err == nil {
+				err = c.(*tls.Conn).HandshakeContext(t.Context())
+				_ = c.Close()
+			}
+			failed <- err
+		}()
+		out, err := exec.CommandContext(t.Context(), "openssl", "s_client", "-connect", l.Addr().String(), "-CAfile", dir+"/old.crt", "-verify_return_error", version).CombinedOutput()
+		if err == nil {
+			t.Fatalf("openssl trusts the server: %s", out)
+		}
+		why := <-failed
+		if why == nil {
+			t.Fatal("it is in")
+		}
+		a.gate.RefusePeer("192.0.2.9", "", tls.ConnectionState{}, "handshake", why)
+		a.clock.move(time.Second)
+		if got := a.attempts(attemptFilter{address: "192.0.2.9"})[0]; got.Steps[0].Name != StepServer || !strings.Contains(got.Detail, "ca.crt") {
+			t.Errorf("%s: recorded %+v (%v)", version, got, why)
+		}
 	}
 }

@@ -283,7 +283,7 @@ func (o *opened) checkTemplate(name string) error {
 // templateNames says which templates there are.
 func (o *opened) templateNames() string {
 	if len(o.templates) == 0 {
-		return "there are none; components.service_platform.x509.templates has them"
+		return "there are none; `templates` of service_platform.x509 has them in the configuration"
 	}
 	return "there are " + strings.Join(slices.Sorted(maps.Keys(o.templates)), ", ")
 }
