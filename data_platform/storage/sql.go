@@ -123,6 +123,7 @@ func same(a, b *Table) bool { return reflect.DeepEqual(*a, *b) }
 type dialect struct {
 	own    string // what the names of naru's own tables begin with
 	types  map[Type]string
+	kept   map[string]string // how columns of the system are kept, by name, where that is said
 	bucket func(every time.Duration, column string) string
 	// The others may be nil, for what is plain.
 	value  func(function string, c Column) string // what an aggregate of column t.c is
@@ -236,6 +237,9 @@ func columnsOf(t *Table, d dialect) string {
 		s := quote(c.Name) + " " + d.types[c.Type]
 		if c.Name != "device" && c.Name != "trace_id" && slices.Contains(System, c) {
 			s += " NOT NULL"
+		}
+		if kept, ok := d.kept[c.Name]; ok {
+			s += " " + kept
 		}
 		list = append(list, s)
 	}
