@@ -142,7 +142,7 @@ func (s *service) run(ctx context.Context, ready func()) error {
 		asking: asking{seed: maphash.MakeSeed()}}
 	if o.authority, err = authority.Open(dir, authority.Options{
 		Now: s.env.Now, Hosts: s.config.Hosts, DeviceValidity: time.Duration(s.config.DeviceValidity), Passphrase: passphrase,
-		CRLURL: s.config.CRLURL,
+		CRLURL: s.config.CRLURL, Log: s.env.Log,
 	}); err != nil {
 		return err
 	}
@@ -208,19 +208,23 @@ func (s *service) run(ctx context.Context, ready func()) error {
 	due, look := time.NewTicker(renewEvery), time.NewTicker(lookEvery)
 	defer due.Stop()
 	defer look.Stop()
+	begins := o.authority.Newest()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-look.C:
 			s.look(ctx, o)
+			// The clock went back behind what was made by it: replaced now, and not in an hour; once, if it cannot be.
+			if newest := o.authority.Newest(); s.env.Now().Before(newest) && !newest.Equal(begins) {
+				begins = newest
+				s.renewOrSay(ctx, o)
+			}
 			if err := s.sweepWaiting(ctx, o); err != nil && ctx.Err() == nil {
 				s.env.Log.Error("ownership tokens that have ended cannot be swept; trying again in a while", "error", err)
 			}
 		case <-due.C:
-			if err := s.renew(ctx, o); err != nil && ctx.Err() == nil {
-				s.env.Log.Error("certificate cannot be renewed; trying again in an hour", "error", err)
-			}
+			s.renewOrSay(ctx, o)
 			if err := s.sweep(ctx, o); err != nil && ctx.Err() == nil {
 				s.env.Log.Error("expired entries cannot be swept; trying again in an hour", "error", err)
 			}
@@ -338,6 +342,12 @@ func (s *service) renew(ctx context.Context, o *opened) error {
 	err := o.authority.Renew(func(next authority.Bundle) error { return s.publish(ctx, o, &next) })
 	s.measure(o)
 	return errors.Join(err, s.publish(ctx, o, nil))
+}
+
+func (s *service) renewOrSay(ctx context.Context, o *opened) {
+	if err := s.renew(ctx, o); err != nil && ctx.Err() == nil {
+		s.env.Log.Error("certificate cannot be renewed; trying again in an hour", "error", err)
+	}
 }
 
 // metrics are the component's own.

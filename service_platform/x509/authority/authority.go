@@ -13,6 +13,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/url"
@@ -57,6 +58,8 @@ type Options struct {
 	Passphrase string
 	// CRLURL is written into the certificates that are issued to devices; see Config.
 	CRLURL string
+	// Log is told of a clock that cannot be right; nobody is where nil.
+	Log *slog.Logger
 }
 
 // Authority is the CA: a root that signs issuing CAs, and an issuing CA that signs devices and servers. It exists only
@@ -99,6 +102,9 @@ func Open(dir string, o Options) (*Authority, error) {
 	}
 	if o.DeviceValidity == 0 {
 		o.DeviceValidity = 365 * 24 * time.Hour
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
 	}
 	a := &Authority{dir: dir, o: o}
 	if err := os.MkdirAll(filepath.Join(dir, retiredDir), 0o700); err != nil {
@@ -150,15 +156,25 @@ func (h *held) bundle() Bundle {
 }
 
 // Renew makes a new issuing CA when two thirds of the present one's time have passed, and a new server certificate
-// when two thirds of its time have passed, its names have changed or it does not belong to this CA. A new issuing CA is
-// published as Rollover says, before it signs anything.
+// when two thirds of its time have passed, its names have changed or it does not belong to this CA. What begins in the
+// future, since the clock was ahead when it was made, is replaced too: an issuing CA by one before it that is valid, if
+// there is one. An issuing CA is published as Rollover says, before it signs anything.
 func (a *Authority) Renew(publish func(Bundle) error) error {
 	a.rolling.Lock()
 	defer a.rolling.Unlock()
 	a.mu.Lock()
 	err := a.catchUp()
 	due := err == nil && a.due(a.use.cert)
+	name, begins := a.newest()
 	a.mu.Unlock()
+	if now := a.o.Now(); now.Before(begins) {
+		remedy := "set the clock right; the certificate is made anew by the clock as it is"
+		if name == RootName {
+			remedy = "set the clock right; if it is, the root was made while it was ahead: `naru ca rollover` makes another"
+		}
+		a.o.Log.Error("the clock is before the beginning of the CA's own certificate: it is behind now, or was ahead when that was made, and nobody who checks it accepts it",
+			"clock", now.UTC().Format(time.RFC3339), "certificate", name, "begins", begins.UTC().Format(time.RFC3339), "dir", a.dir, "remedy", remedy)
+	}
 	if err != nil {
 		return err
 	}
@@ -173,9 +189,37 @@ func (a *Authority) Renew(publish func(Bundle) error) error {
 
 // serves says whether the issuing CA and the server certificate are good now, even if they cannot be renewed.
 func (a *Authority) serves() bool {
-	ends, err := a.ServerEnd()
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	certs, err := readCerts(a.path(ServerName + ".crt"))
+	return err == nil && len(certs) > 0 && a.valid(certs[0]) && a.valid(a.use.cert)
+}
+
+func (a *Authority) valid(c *stdx509.Certificate) bool {
 	now := a.o.Now()
-	return err == nil && now.Before(ends) && now.Before(a.Bundle().Issuing[0].NotAfter)
+	return !now.Before(c.NotBefore) && now.Before(c.NotAfter)
+}
+
+// Newest is when the newest of the certificates in use begins: in the future where the clock was ahead when it was made.
+func (a *Authority) Newest() time.Time {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	_, begins := a.newest()
+	return begins
+}
+
+// newest names the certificate in use that begins last; of what begins in the future, the root first.
+func (a *Authority) newest() (name string, begins time.Time) {
+	now := a.o.Now()
+	if root := a.root.cert; now.Before(root.NotBefore) {
+		return RootName, root.NotBefore
+	}
+	name, begins = IssuingName, a.use.cert.NotBefore
+	// One that cannot be read is made anew anyway.
+	if certs, err := readCerts(a.path(ServerName + ".crt")); err == nil && len(certs) > 0 && certs[0].NotBefore.After(begins) {
+		name, begins = ServerName, certs[0].NotBefore
+	}
+	return name, begins
 }
 
 // Request is what a device's certificate is asked for with.
@@ -464,8 +508,18 @@ func (a *Authority) hosts() (names []string, addrs []net.IP) {
 	return names, addrs
 }
 
-// due says that two thirds of the certificate's time have passed.
+// early says that a certificate begins in the future. Before the root's own beginning nothing is: a clock that is behind
+// that is wrong, or the root is of no use, and whatever was made below it by that clock would be in vain.
+func (a *Authority) early(c *stdx509.Certificate) bool {
+	now := a.o.Now()
+	return now.Before(c.NotBefore) && !now.Before(a.root.cert.NotBefore)
+}
+
+// due says that two thirds of the certificate's time have passed, or that it begins in the future.
 func (a *Authority) due(c *stdx509.Certificate) bool {
+	if a.early(c) {
+		return true
+	}
 	life := c.NotAfter.Sub(c.NotBefore)
 	return !a.o.Now().Before(c.NotBefore.Add(life / 3 * 2))
 }

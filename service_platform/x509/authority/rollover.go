@@ -155,28 +155,48 @@ func (a *Authority) prepareRollover() error {
 	})
 }
 
-// prepareIssuing makes a new issuing CA below the root in use, unless one waits already, below that or a new one.
+// prepareIssuing makes a new issuing CA below the root in use, unless one waits already, below that or a new one. One that
+// begins in the future is followed by one that it took over from, if that is good for a while, or where no other can be made.
 func (a *Authority) prepareIssuing() error {
-	if waits, err := a.waits(false); waits || err != nil {
+	if waits, err := a.issuingWaits(); waits || err != nil {
 		return err
+	}
+	none := func(string) error { return nil }
+	if a.early(a.use.cert) {
+		for _, p := range a.old {
+			if p.key != nil && p.key.PublicKey.Equal(p.cert.PublicKey) && a.valid(p.cert) && (a.root.key == nil || !a.due(p.cert)) && p.cert.CheckSignatureFrom(a.root.cert) == nil {
+				return a.layPair(p, none)
+			}
+		}
 	}
 	if a.root.key == nil {
-		return fmt.Errorf("the issuing CA ends %s and must be renewed; put root.key back into %s for one start, or with `naru ca restore-root-key`",
-			a.use.cert.NotAfter.Format(time.DateOnly), a.dir)
+		why := "ends " + a.use.cert.NotAfter.Format(time.DateOnly)
+		if a.early(a.use.cert) {
+			why = fmt.Sprintf("begins %s, and it is %s by this machine's clock: if that is right, the CA", a.use.cert.NotBefore.Format(time.RFC3339), a.o.Now().UTC().Format(time.RFC3339))
+		} else {
+			why += " and"
+		}
+		return fmt.Errorf("the issuing CA %s must be renewed; put root.key back into %s for one start, or with `naru ca restore-root-key`", why, a.dir)
 	}
-	return a.lay(a.root, func(string) error { return nil })
+	return a.lay(a.root, none)
 }
 
-// lay writes a new issuing CA, and what more there is, into a directory of its own, and says at last that all is whole. The
-// one in use is kept before that: what is whole may be changed over to by the next start.
+// issuingWaits says whether an issuing CA waits to be changed over to. One that was made while the clock was ahead does
+// not, unless a new root waits with it, which somebody asked for.
+func (a *Authority) issuingWaits() (bool, error) {
+	waits, err := a.waits(false)
+	if !waits || err != nil {
+		return false, err
+	}
+	if root, err := a.waits(true); root || err != nil {
+		return root, err
+	}
+	certs, err := readCerts(filepath.Join(a.path(rolloverDir), IssuingName+".crt"))
+	return err == nil && (len(certs) == 0 || !a.early(certs[0])), err
+}
+
+// lay makes a new issuing CA and lays it as layPair does.
 func (a *Authority) lay(root pair, more func(dir string) error) error {
-	dir := a.path(rolloverDir)
-	if err := os.RemoveAll(dir); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
 	key, err := newKey()
 	if err != nil {
 		return err
@@ -185,9 +205,22 @@ func (a *Authority) lay(root pair, more func(dir string) error) error {
 	if err != nil {
 		return err
 	}
+	return a.layPair(pair{cert, key}, more)
+}
+
+// layPair writes an issuing CA, and what more there is, into a directory of its own, and says at last that all is whole. The
+// one in use is kept before that: what is whole may be changed over to by the next start.
+func (a *Authority) layPair(p pair, more func(dir string) error) error {
+	dir := a.path(rolloverDir)
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
 	if err := errors.Join(
-		a.keys.write(filepath.Join(dir, IssuingName+".key"), key),
-		whole.Write(filepath.Join(dir, IssuingName+".crt"), CertPEM(cert), 0o644),
+		a.keys.write(filepath.Join(dir, IssuingName+".key"), p.key),
+		whole.Write(filepath.Join(dir, IssuingName+".crt"), CertPEM(p.cert), 0o644),
 		more(dir),
 		a.retire(a.use),
 	); err != nil {
