@@ -18,7 +18,8 @@ import (
 
 // The flight recorder keeps what happened at the doors in a table that forgets within a day: chunks of attempts in a ring
 // for each node, so that a flood of attempts overwrites attempts and nothing else. Strangers have a ring of their own, and
-// so have the holders of claim certificates: whoever is no device of this platform cannot push a device's attempts out.
+// so have the holders of claim certificates: whoever is no device of this platform cannot push a device's attempts out, and
+// one device cannot push out the others'.
 // What was recorded outlives the process, and a new one goes on behind it.
 const (
 	admissionsTable  = "naru_admissions"
@@ -29,6 +30,14 @@ const (
 	unwrittenMax     = 32  // chunks of a ring that may wait for the bus; beyond it attempts are dropped
 	flushEvery       = 250 * time.Millisecond
 	stepsMax         = 16
+
+	// One device, or one certificate, writes so many entries of its own in an hour: whatever it says of itself, which a revoked one
+	// may say too, it is a small part of the ring in a day. Beyond them its newest few ride along in whatever chunk is open, and
+	// fill none.
+	shareMax  = 16
+	shareTime = time.Hour
+	ridesMax  = 4                // of one device in a chunk
+	ridersMax = attemptsPerChunk // of a chunk
 )
 
 // admissionsOptions: on disk, since who looks for the reason of a failure may have started the platform anew before.
@@ -39,6 +48,7 @@ type Attempt struct {
 	At          time.Time `json:"at"`   // the first time
 	Last        time.Time `json:"last"` // and the last
 	Count       int       `json:"count"`
+	Others      int       `json:"others,omitempty"` // further ones of the same device or certificate, unlike this, that there was no room for
 	Node        string    `json:"node"`
 	Door        string    `json:"door"` // mqtt, est, claim; jit where the device was to be registered when it came
 	Address     string    `json:"address,omitempty"`
@@ -59,6 +69,19 @@ type Attempt struct {
 	Detail      string    `json:"detail,omitempty"`
 	Claim       bool      `json:"claim,omitempty"` // the holder of a claim certificate
 	Ended       bool      `json:"ended,omitempty"` // a connection that was there, and was ended; no attempt to get in
+
+	rides bool // beyond its device's share
+}
+
+// whose is who has a share of the ring: a device, else a certificate, else a name from an address.
+func (a *Attempt) whose() string {
+	switch {
+	case a.Known && a.Device != "":
+		return "device " + a.Device
+	case a.Fingerprint != "":
+		return a.Fingerprint
+	}
+	return a.Address + " " + a.Device
 }
 
 // Step is one thing that was looked at.
@@ -143,11 +166,56 @@ var rings = [3]string{"0", "1", "2"}
 // place is that of a chunk: the ring, and how many chunks of this process were before it.
 type place struct{ ring, slot int }
 
-// ring is the chunk being filled and its place.
+// ring is the chunk being filled and its place, and how many entries each has written since a time.
 type ring struct {
-	open  []*Attempt
-	slot  int
-	dirty bool
+	open   []*Attempt
+	riders int // of open
+	slot   int
+	dirty  bool
+	shares map[string]int
+	since  time.Time
+}
+
+// full says whether the open chunk is; riders do not count.
+func (g *ring) full() bool { return len(g.open)-g.riders >= attemptsPerChunk }
+
+// add takes an attempt that is unlike all in the open chunk, and says how many it drops for it.
+func (g *ring) add(a *Attempt) (dropped int) {
+	if g.shares == nil || a.At.Sub(g.since).Abs() >= shareTime || len(g.shares) >= chunks*attemptsPerChunk {
+		g.shares, g.since = map[string]int{}, a.At
+	}
+	who := a.whose()
+	if a.rides = g.shares[who] >= shareMax; !a.rides {
+		g.shares[who]++
+		g.open = append(g.open, a)
+		return 0
+	}
+	of, oldest, first := 0, -1, -1 // the same's riders, and the first of all
+	for i, b := range g.open {
+		if !b.rides {
+			continue
+		}
+		if first < 0 {
+			first = i
+		}
+		if b.whose() == who {
+			if of++; oldest < 0 {
+				oldest = i
+			}
+		}
+	}
+	switch {
+	case of >= ridesMax: // the newest of it are worth the most
+		a.Others = g.open[oldest].Count + g.open[oldest].Others
+		g.open = slices.Delete(g.open, oldest, oldest+1)
+	case g.riders >= ridersMax:
+		dropped = g.open[first].Count + g.open[first].Others
+		g.open = slices.Delete(g.open, first, first+1)
+	default:
+		g.riders++
+	}
+	g.open = append(g.open, a)
+	return dropped
 }
 
 func (r *recorder) record(a Attempt) {
@@ -176,10 +244,10 @@ func (r *recorder) record(a Attempt) {
 			return
 		}
 	}
-	g.open = append(g.open, &a)
-	if len(g.open) >= attemptsPerChunk {
+	r.dropped += g.add(&a)
+	if g.full() {
 		r.seal(class)
-		g.open, g.slot = nil, (g.slot+1)%chunks
+		g.open, g.riders, g.slot = nil, 0, (g.slot+1)%chunks
 	}
 }
 

@@ -50,7 +50,7 @@ func TestFloodOfStrangersIsBounded(t *testing.T) {
 	r.record(Attempt{Device: "d-1", Known: true, At: now})
 	for i := range chunks*attemptsPerChunk + 2*attemptsPerChunk {
 		r.record(Attempt{Device: fmt.Sprint("x-", i), Address: "203.0.113.9", At: now})
-		r.record(Attempt{Device: "lot-7", ClientID: fmt.Sprint("x-", i), Known: true, Claim: true, At: now})
+		r.record(Attempt{Device: fmt.Sprint("lot-", i), Known: true, Claim: true, At: now})
 		if i%attemptsPerChunk == 0 {
 			if err := r.flush(t.Context(), table); err != nil {
 				t.Fatal(err)
@@ -78,6 +78,59 @@ func TestFloodOfStrangersIsBounded(t *testing.T) {
 	}
 	if got := recorded(t, b, attemptFilter{device: "d-2"}); len(got) != 1 {
 		t.Error("the attempt of a device that came in mid-flood is gone")
+	}
+}
+
+// However many names one certificate gives itself, a revoked one or a stranger's too, it pushes nobody else out; and its own
+// newest attempts are there, with how many more there were.
+func TestFloodOfOneCertificateIsItsOwnAffair(t *testing.T) {
+	const flood = chunks*attemptsPerChunk + 100
+	for class, of := range []Attempt{{Device: "x"}, {Known: true}, {Known: true, Claim: true}} {
+		b := newTables()
+		table := admissionsIn(t, b)
+		r := &recorder{node: "n-1"}
+		at := newClock().Now()
+		victim, loud := of, of
+		victim.Device, victim.Fingerprint, victim.At = "d-1", "aa", at
+		loud.Device, loud.Fingerprint = "d-2", "bb"
+		r.record(victim)
+		for i := range flood {
+			loud.At = at.Add(time.Duration(i) * time.Millisecond)
+			loud.ClientID = fmt.Sprint("x-", i)
+			r.record(loud)
+			if i%attemptsPerChunk == 0 {
+				if err := r.flush(t.Context(), table); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := r.flush(t.Context(), table); err != nil {
+			t.Fatal(err)
+		}
+		if got := recorded(t, b, attemptFilter{device: "d-1"}); len(got) != 1 {
+			t.Errorf("ring %d: the other's attempt is gone", class)
+		}
+		got := recorded(t, b, attemptFilter{device: "d-2"})
+		all := 0
+		for _, a := range got {
+			all += a.Count + a.Others
+		}
+		if len(got) != shareMax+ridesMax || all != flood || got[0].ClientID != fmt.Sprint("x-", flood-1) || r.dropped > 0 {
+			t.Errorf("ring %d: %d entries for %d attempts of %d, %d dropped", class, len(got), all, flood, r.dropped)
+		}
+		loud.At, loud.ClientID = at.Add(shareTime), "later"
+		r.record(loud)
+		if r.rings[class].riders != ridesMax {
+			t.Errorf("ring %d: an hour later it has no share again", class)
+		}
+		for i := range 3 * ridersMax { // many that are beyond their shares have a limit together
+			for j := range shareMax + 1 {
+				r.record(Attempt{Known: of.Known, Claim: of.Claim, Device: fmt.Sprint("y-", i), Fingerprint: fmt.Sprint("c", i), ClientID: fmt.Sprint(j), At: loud.At})
+			}
+		}
+		if g := r.rings[class]; g.riders > ridersMax || len(g.open) > attemptsPerChunk+ridersMax {
+			t.Errorf("ring %d: %d ride in a chunk of %d", class, g.riders, len(g.open))
+		}
 	}
 }
 
