@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -246,7 +247,7 @@ func parseQuery(r *http.Request, now time.Time) (q Query, outcome string, err er
 	outcome = v.Get("outcome")
 	all := []string{"", OutcomeHandled, OutcomeNotHeard, OutcomeWaiting, OutcomeParked, OutcomeDead, OutcomeRefused}
 	if !slices.Contains(all, outcome) {
-		return bad("outcome", fmt.Errorf("want one of %v", all[1:]))
+		return bad("outcome", errors.New("want one of "+strings.Join(all[1:], ", ")))
 	}
 	return q, outcome, nil
 }

@@ -36,6 +36,9 @@ func (c *conn) bury(token uint64, p *packet.Publish, t *topicInfo, why error) er
 	if err := c.fill(original, p, t); err != nil {
 		return err
 	}
+	if c.device != "" {
+		original.Device = c.device // who said it, whomever the topic names: the letter is a trouble of the sender's
+	}
 	if t.invalid != nil {
 		original.Subject = message.NewSubject(message.ThirdParty, p.Topic) // it has none; this says which topic was meant
 	}

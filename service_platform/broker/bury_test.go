@@ -56,7 +56,7 @@ func TestARefusedPublishOfAnOldClientIsAcknowledgedWhenItLiesAmongTheDeadLetters
 		subject, data, device string
 		qos                   byte
 	}{
-		{message.ACLDenied, "device.d-2.telemetry", "forged", "d-2", 1},
+		{message.ACLDenied, "device.d-2.telemetry", "forged", "d-1", 1},
 		{message.ACLDenied, "device.d-1.presence", "\xff\x00", "d-1", 1},
 		{message.MessageTooLarge, "device.d-1.telemetry", big, "d-1", 1},
 		{message.ACLDenied, "service_platform.x", "exactly once", "d-1", 2},
