@@ -171,7 +171,7 @@ var reasons = []ReasonInfo{
 	{CertRevoked, "", "cert_revoked", "The client's certificate was withdrawn.", "`naru device show <id>` says when. If the device is to come back, give it a new certificate."},
 	{CertNotYetValid, "", "cert_not_yet_valid", "The client's certificate begins in the future.", "The clocks of this machine and of whoever issued it."},
 	{CertUnregistered, "", "cert_unregistered", "The certificate is signed by a trusted CA, but no device is registered with it.", "`naru device list`. Was the device deleted, or its registration restored from an older copy?"},
-	{CertWrongUsage, "", "cert_wrong_usage", "The certificate is not one for a client (extended key usage clientAuth), or is itself a CA.", "How the certificate was issued."},
+	{CertWrongUsage, "", "cert_wrong_usage", "The certificate is not one for a client (extended key usage clientAuth), is itself a CA, or hangs on a CA that may vouch for no clients.", "How the certificate was issued."},
 	{CertMissing, "", "cert_missing", "The client offered no certificate where one is wanted.", "The client's TLS settings: certificate and key file."},
 	{ClientIDMismatch, "", "client_id_mismatch", "The MQTT client id is not the name in the client's certificate.", "The client id in the device's settings; it must be the device's name, or empty."},
 	{HandshakeFailed, "", "handshake_failed", "The TLS handshake did not come to an end.", "The particulars: TLS version, cipher, or something that does not speak TLS."},

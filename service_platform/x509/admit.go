@@ -179,6 +179,9 @@ func (a *Admission) admit(ctx context.Context, c Client, at *Attempt) (Admitted,
 	if err := checkUsage(leaf); err != nil {
 		return none, at.fail("usage", message.Rejectf(message.CertWrongUsage, "certificate of %q: %w", name(leaf), err))
 	}
+	if by.barred != "" {
+		return none, at.fail("usage", message.Rejectf(message.CertWrongUsage, "certificate of %q: the CA %q that it hangs on may vouch for no clients (extended key usage); issue it by another", name(leaf), by.barred))
+	}
 	at.pass("usage", "for a client")
 	switch {
 	case now.Before(leaf.NotBefore):

@@ -157,6 +157,16 @@ func hostiles(t *testing.T) []hostile {
 		{"extended usage for servers only", message.CertWrongUsage, knocks(byFactory("meter-1", func(c *stdx509.Certificate) {
 			c.ExtKeyUsage = []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageServerAuth}
 		}))},
+		{"a CA below the factory's that is for servers only", message.CertWrongUsage, knocks(func(a *arena) Client {
+			ca := below(a, func(c *stdx509.Certificate) { c.ExtKeyUsage = []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageServerAuth} })
+			return Client{Leaf: leafBy(t, a.clock, ca, "meter-1", nil), Chain: []*stdx509.Certificate{ca.cert}}
+		})},
+		{"a CA below the factory's for a usage that nobody knows", message.CertWrongUsage, knocks(func(a *arena) Client {
+			ca := below(a, func(c *stdx509.Certificate) {
+				c.UnknownExtKeyUsage = []asn1.ObjectIdentifier{{1, 3, 6, 1, 4, 1, 99999, 1}}
+			})
+			return Client{Leaf: leafBy(t, a.clock, ca, "meter-1", nil), Chain: []*stdx509.Certificate{ca.cert}}
+		})},
 		{"no extended usage", message.CertWrongUsage, knocks(byFactory("meter-1", func(c *stdx509.Certificate) { c.ExtKeyUsage = nil }))},
 		{"a key that may only encrypt", message.CertWrongUsage, knocks(byFactory("meter-1", func(c *stdx509.Certificate) { c.KeyUsage = stdx509.KeyUsageKeyEncipherment }))},
 		{"a CA's certificate as a client's", message.CertWrongUsage, knocks(byFactory("meter-1", func(c *stdx509.Certificate) { c.IsCA = true }))},

@@ -29,7 +29,10 @@ type registeredCA struct {
 }
 
 // anchor is what a certificate was verified by: the platform's own CA (the zero value), or a registered one.
-type anchor struct{ ca *registeredCA }
+type anchor struct {
+	ca     *registeredCA
+	barred string // the CA whose extended usage, on every way there, allows no clients; empty where one way is free
+}
 
 // verify checks signatures up to a trusted CA, at a time when the leaf was or will be valid: whether it is now gets
 // reasons of its own. Nothing is locked while it does; and however many CAs are registered and whatever is presented, one
@@ -50,10 +53,13 @@ func (a *Admission) verify(leaf *stdx509.Certificate, presented []*stdx509.Certi
 	}
 	o := stdx509.VerifyOptions{
 		Roots: t.roots, Intermediates: t.issuing, CurrentTime: at,
-		KeyUsages: []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageAny},
+		KeyUsages: []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageAny}, // a wrong usage has a reason of its own: checkUsage, and anchor.barred
 	}
-	_, err := leaf.Verify(o) // by what is the platform's own alone, as nearly all are
-	if err == nil || !errors.As(err, new(stdx509.UnknownAuthorityError)) || len(cas)+len(presented) == 0 {
+	chains, err := leaf.Verify(o) // by what is the platform's own alone, as nearly all are
+	if err == nil {
+		return t.anchorOf(chains, nil)
+	}
+	if !errors.As(err, new(stdx509.UnknownAuthorityError)) || len(cas)+len(presented) == 0 {
 		return anchor{}, err
 	}
 	if len(presented) > intermediatesMax {
@@ -66,22 +72,32 @@ func (a *Admission) verify(leaf *stdx509.Certificate, presented []*stdx509.Certi
 	for _, c := range presented { // an issuing CA so new that the bus has not brought it yet, or what stands below a registered one
 		o.Intermediates.AddCert(c)
 	}
-	chains, err := leaf.Verify(o)
-	if err != nil {
+	if chains, err = leaf.Verify(o); err != nil {
 		return anchor{}, byName(leaf, presented, cas, err)
 	}
 	return t.anchorOf(chains, cas)
 }
 
-// anchorOf is what a certificate was verified by, of several the platform's own, else a registered CA that is not switched off,
-// else the nearest.
+// anchorOf is what a certificate was verified by, of several that allow clients the platform's own, else a registered CA that is
+// not switched off, else the nearest. Where none allows clients it is the one that they would lead to.
 func (t *trust) anchorOf(chains [][]*stdx509.Certificate, cas []*registeredCA) (anchor, error) {
+	barred := ""
+	free := slices.DeleteFunc(slices.Clone(chains), func(chain []*stdx509.Certificate) bool {
+		by := barring(chain)
+		if by != nil {
+			barred = name(by)
+		}
+		return by != nil
+	})
+	if len(free) > 0 {
+		chains, barred = free, ""
+	}
 	var found *registeredCA
 	near := 0
 	for _, chain := range chains {
 		root := chain[len(chain)-1]
 		if holds(t.bundle.Roots, root) {
-			return anchor{}, nil
+			return anchor{barred: barred}, nil
 		}
 		i := slices.IndexFunc(cas, func(ca *registeredCA) bool { return ca.cert.Equal(root) })
 		if i < 0 {
@@ -97,7 +113,19 @@ func (t *trust) anchorOf(chains [][]*stdx509.Certificate, cas []*registeredCA) (
 	case found.Disabled:
 		return anchor{}, fmt.Errorf("the registered CA %q is switched off", found.Name)
 	}
-	return anchor{found}, nil
+	return anchor{found, barred}, nil
+}
+
+// barring is the CA of a chain whose extended key usage does not allow client authentication; nil where there is none. One
+// that has no extended usage allows all.
+func barring(chain []*stdx509.Certificate) *stdx509.Certificate {
+	for _, c := range chain[1:] {
+		if len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) > 0 &&
+			!slices.Contains(c.ExtKeyUsage, stdx509.ExtKeyUsageClientAuth) && !slices.Contains(c.ExtKeyUsage, stdx509.ExtKeyUsageAny) {
+			return c
+		}
+	}
+	return nil
 }
 
 // byName names the registered CA that a certificate, or one presented with it, claims to be of.

@@ -84,3 +84,24 @@ func TestOneOfTwoCAsThatVouchIsSwitchedOff(t *testing.T) {
 		}
 	}
 }
+
+// A CA that may vouch for no clients keeps nobody out who has another way to a trusted one.
+func TestOneOfTwoWaysAllowsClients(t *testing.T) {
+	h := newHouse(t)
+	top := foreignCA(t, h.clock, nil)
+	below := caBy(t, h.clock, top, "Line 3")
+	servers := pair{leafFor(t, h.clock, top, "Line 3", below.key.Public(), func(c *stdx509.Certificate) {
+		c.IsCA, c.BasicConstraintsValid, c.KeyUsage, c.ExtKeyUsage = true, true, stdx509.KeyUsageCertSign, []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageServerAuth}
+	}), below.key}
+	h.trusts(top)
+	leaf := leafBy(t, h.clock, below, "d-1", nil)
+	for _, c := range []struct {
+		presented []*stdx509.Certificate
+		barred    string
+	}{{[]*stdx509.Certificate{servers.cert}, "Line 3"}, {[]*stdx509.Certificate{servers.cert, below.cert}, ""}, {[]*stdx509.Certificate{below.cert, servers.cert}, ""}} {
+		got, err := h.door.verify(leaf, c.presented, h.clock.Now())
+		if err != nil || !got.ca.cert.Equal(top.cert) || got.barred != c.barred {
+			t.Errorf("by %d CAs: %+v, %v", len(c.presented), got, err)
+		}
+	}
+}
