@@ -711,3 +711,25 @@ func TestAQueryHasLimits(t *testing.T) {
 		want(t, "next", fmt.Sprint(all(t, s, "SELECT 1 + 1")), "[[2]]")
 	})
 }
+
+// A connection whose transaction cannot be ended is used no more.
+func TestAConnectionThatCannotRollBackIsNotUsedAgain(t *testing.T) {
+	s := engines["duckdb"](t)()
+	defer s.Close()
+	err := s.(*duck).use(t.Context(), func(db *sql.DB) error {
+		c, err := db.Conn(t.Context())
+		if err != nil {
+			return err
+		}
+		if err := rollback(t.Context(), c); err == nil { // there is none: it fails, as for want of memory
+			t.Error("a transaction that was never begun was rolled back")
+		}
+		if err := c.Close(); !errors.Is(err, sql.ErrConnDone) {
+			t.Errorf("the connection goes back: %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

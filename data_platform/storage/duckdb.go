@@ -224,6 +224,16 @@ func (d *duck) Close() error {
 	return d.shut()
 }
 
+// rollback ends a connection's transaction, also where ctx has ended. Where that fails, as it may for want of memory, the connection does
+// not go back for others to find it in a transaction that is aborted.
+func rollback(ctx context.Context, c *sql.Conn) error {
+	_, err := c.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
+	if err != nil {
+		_ = c.Raw(func(any) error { return driver.ErrBadConn }) // says database/sql to close it
+	}
+	return err
+}
+
 // transact calls f in a transaction of a connection of its own, the only one that writes.
 func (d *duck) transact(ctx context.Context, f func(c *sql.Conn) error) error {
 	d.write.Lock()
@@ -238,12 +248,11 @@ func (d *duck) transact(ctx context.Context, f func(c *sql.Conn) error) error {
 			return err
 		}
 		if err := f(c); err != nil {
-			// Not with ctx: it may have ended, and the connection goes back.
-			_, _ = c.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
+			_ = rollback(ctx, c) // what failed first is the reason
 			return err
 		}
 		if _, err = c.ExecContext(ctx, "COMMIT"); err != nil {
-			_, _ = c.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
+			_ = rollback(ctx, c)
 		}
 		return err
 	}

@@ -89,9 +89,12 @@ func (d *duck) query(ctx context.Context, statement string, args []any, l Limits
 			return fail(err)
 		}
 		end := func() error {
-			_, err := c.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
+			err := rollback(ctx, c)
 			cancel()
-			return errors.Join(err, c.Close())
+			if closed := c.Close(); err == nil {
+				err = closed
+			}
+			return err
 		}
 		if guarded { // as it is, so that what the engine has against it says where
 			if err := prepares(ctx, c, statement); err != nil {
