@@ -548,7 +548,11 @@ func (d *Device) roomForCert(now time.Time) (forgotten, expired []Certificate, e
 		if !now.After(c.NotAfter) {
 			return false
 		}
-		expired = append(expired, c)
+		if c.Revoked() { // and may be in force by a clock that is right
+			forgotten = append(forgotten, c)
+		} else {
+			expired = append(expired, c)
+		}
 		return true
 	})
 	for len(d.Certs) >= certsMax {

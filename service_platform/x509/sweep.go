@@ -13,12 +13,26 @@ import (
 	"github.com/naru-platform/naru/bus"
 )
 
+// sweepGrace is how long withdrawn certificates are remembered beyond their end. One that is forgotten lets a device that was
+// deleted come back, if the clock that said so was ahead.
+const sweepGrace = 30 * 24 * time.Hour
+
 // sweep forgets what has ended by itself: withdrawn certificates, registration codes and tokens, and what was left behind.
+// What keeps somebody out goes only by a clock that can be believed.
 func (s *service) sweep(ctx context.Context, o *opened) error {
 	now := s.env.Now()
-	for _, key := range o.withdrawn.ended(now) {
-		if err := o.trust.Delete(ctx, key, 0); err != nil && !errors.Is(err, bus.ErrNotFound) {
-			return fmt.Errorf("forget what has ended: %w", err)
+	believed, err := s.believeClock(ctx, o)
+	if err != nil {
+		return err
+	}
+	if believed {
+		for _, key := range o.withdrawn.ended(now.Add(-sweepGrace)) {
+			if err := o.trust.Delete(ctx, key, 0); err != nil && !errors.Is(err, bus.ErrNotFound) {
+				return fmt.Errorf("forget what has ended: %w", err)
+			}
+		}
+		if err := s.sweepKeys(ctx, o); err != nil {
+			return err
 		}
 	}
 	for prefix, ended := range map[string]func([]byte) (bool, error){
@@ -47,9 +61,6 @@ func (s *service) sweep(ctx context.Context, o *opened) error {
 				return fmt.Errorf("forget what has ended: %w", err)
 			}
 		}
-	}
-	if err := s.sweepKeys(ctx, o); err != nil {
-		return err
 	}
 	if err := s.sweepOwners(ctx, o); err != nil {
 		return err

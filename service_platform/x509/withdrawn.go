@@ -37,13 +37,11 @@ type revokedCert struct {
 	Unclaimed bool      `json:"unclaimed,omitempty"` // nobody provisioned himself with it
 }
 
-// keepRevoked remembers certificates of a device until they end, before they go from its entry.
+// keepRevoked remembers certificates of a device until they end, before they go from its entry. One that has ended by this
+// clock is remembered too, until sweep believes that.
 func (r *Registry) keepRevoked(ctx context.Context, device string, certs []Certificate) error {
 	now := r.now()
 	for _, c := range certs {
-		if now.After(c.NotAfter) {
-			continue
-		}
 		at := c.RevokedAt
 		if at.IsZero() {
 			at = now.UTC()

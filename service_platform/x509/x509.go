@@ -93,7 +93,8 @@ func build(env component.Env, c Config, a *Admission) (*component.Part, error) {
 }
 
 func newService(env component.Env, c Config, a *Admission) *service {
-	s := &service{env: env, config: c, admission: a}
+	began := time.Now() // which has a monotonic reading
+	s := &service{env: env, config: c, admission: a, uptime: func() time.Duration { return time.Since(began) }}
 	s.metrics.register(env.Metrics)
 	return s
 }
@@ -105,6 +106,7 @@ type service struct {
 	admission *Admission // of this process; nil where it has no door for devices
 	metrics   metrics
 	open      atomic.Pointer[opened] // nil until the CA is there
+	uptime    func() time.Duration   // of this process: grows evenly, whatever is done to the clock
 }
 
 type opened struct {
@@ -114,6 +116,7 @@ type opened struct {
 	registry               *Registry
 	trust                  store
 	keysSwept, ownersSwept time.Time // by sweep alone
+	ahead                  ahead     // by sweep alone
 	cas                    *CAs
 	templates              map[string]Template
 	policies               *names.Known
