@@ -22,6 +22,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/bus/mem"
@@ -644,7 +645,7 @@ func TestBrokerSaysWhyACertificateIsNotAdmitted(t *testing.T) {
 	r.refused(message.ClientIDMismatch)
 
 	// Withdrawn while it is connected: told, closed, and not let in again.
-	r.gate.refuse = message.Rejectf(message.CertRevoked, "revoked")
+	r.gate.refuse = message.Rejectf(message.CertRevoked, "revoked: %s", strings.Repeat("é", 5000)) // what a stranger says, at length
 	for _, f := range r.gate.change {
 		f("d-1")
 	}
@@ -667,7 +668,7 @@ func TestBrokerSaysWhyACertificateIsNotAdmitted(t *testing.T) {
 
 	w := httptest.NewRecorder()
 	r.host.Handler(func(*http.Request) bool { return true }).ServeHTTP(w, httptest.NewRequest("GET", "/api/v1/broker/refusals", nil))
-	if !strings.Contains(w.Body.String(), "cert_revoked") {
+	if !strings.Contains(w.Body.String(), "cert_revoked") || !utf8.Valid(w.Body.Bytes()) || w.Body.Len() > 5<<10 {
 		t.Errorf("the operator is shown %s", w.Body)
 	}
 }

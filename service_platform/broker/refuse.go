@@ -10,6 +10,7 @@ import (
 
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/message/operator"
+	"github.com/naru-platform/naru/service_platform/broker/packet"
 )
 
 const (
@@ -52,7 +53,7 @@ func (r *refusals) add(x refusal) {
 	now := r.b.env.Now()
 	detail := ""
 	if x.detail != nil {
-		detail = x.detail.Error()
+		detail = packet.Readable(x.detail.Error()) // which may repeat what a stranger says
 	}
 	host := x.address
 	if i := strings.LastIndexByte(host, ':'); i >= 0 {

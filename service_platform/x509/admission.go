@@ -398,4 +398,7 @@ func admittedOf(e bus.Entry) (*admitted, error) {
 
 func name(c *stdx509.Certificate) string { return c.Subject.CommonName }
 
+// called is the name as errors tell it: whoever makes a certificate makes its name as long as he likes.
+func called(c *stdx509.Certificate) string { return short(name(c)) }
+
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -87,7 +87,7 @@ func (a *Admission) Refused(c Client, step string, err error) {
 	step, err = distrusts(step, err)
 	at := a.attempt(c)
 	if c.Leaf != nil {
-		at.pass("certificate", "of %q", name(c.Leaf))
+		at.pass("certificate", "of %q", called(c.Leaf))
 		fp := fingerprint(sha256.Sum256(c.Leaf.Raw))
 		a.mu.RLock()
 		at.of(a.certs[fp])
@@ -149,7 +149,7 @@ func (a *Admission) admit(ctx context.Context, c Client, at *Attempt) (Admitted,
 	if leaf == nil {
 		return none, at.fail("certificate", message.Rejectf(message.CertMissing, "no client certificate"))
 	}
-	at.pass("certificate", "of %q by %q", name(leaf), leaf.Issuer.CommonName)
+	at.pass("certificate", "of %q by %q", called(leaf), short(leaf.Issuer.CommonName))
 	select {
 	case <-a.synced:
 	default:
@@ -168,7 +168,7 @@ func (a *Admission) admit(ctx context.Context, c Client, at *Attempt) (Admitted,
 	now := a.o.Now()
 	by, err := a.verify(leaf, c.Chain, now)
 	if err != nil {
-		return none, at.fail("signature", message.Rejectf(message.CertUnknownCA, "certificate of %q by %q: %w", name(leaf), leaf.Issuer.CommonName, err))
+		return none, at.fail("signature", message.Rejectf(message.CertUnknownCA, "certificate of %q by %q: %w", called(leaf), short(leaf.Issuer.CommonName), err))
 	}
 	if by.ca != nil {
 		at.CA = keyIDOf(by.ca.cert)
@@ -177,19 +177,19 @@ func (a *Admission) admit(ctx context.Context, c Client, at *Attempt) (Admitted,
 		at.pass("signature", "by the platform's CA")
 	}
 	if err := checkUsage(leaf); err != nil {
-		return none, at.fail("usage", message.Rejectf(message.CertWrongUsage, "certificate of %q: %w", name(leaf), err))
+		return none, at.fail("usage", message.Rejectf(message.CertWrongUsage, "certificate of %q: %w", called(leaf), err))
 	}
 	if by.barred != "" {
-		return none, at.fail("usage", message.Rejectf(message.CertWrongUsage, "certificate of %q: the CA %q that it hangs on may vouch for no clients (extended key usage); issue it by another", name(leaf), by.barred))
+		return none, at.fail("usage", message.Rejectf(message.CertWrongUsage, "certificate of %q: the CA %q that it hangs on may vouch for no clients (extended key usage); issue it by another", called(leaf), by.barred))
 	}
 	at.pass("usage", "for a client")
 	switch {
 	case now.Before(leaf.NotBefore):
 		return none, at.fail("time", message.Rejectf(message.CertNotYetValid, "certificate of %q begins %s, here it is %s",
-			name(leaf), stamp(leaf.NotBefore), stamp(now)))
+			called(leaf), stamp(leaf.NotBefore), stamp(now)))
 	case now.After(leaf.NotAfter):
 		return none, at.fail("time", message.Rejectf(message.CertExpired, "certificate of %q ended %s, here it is %s",
-			name(leaf), stamp(leaf.NotAfter), stamp(now)))
+			called(leaf), stamp(leaf.NotAfter), stamp(now)))
 	}
 	at.pass("time", "until %s", stamp(leaf.NotAfter))
 	who, err := a.registered(ctx, c, fp, by, at)
@@ -234,12 +234,12 @@ func (a *Admission) registered(ctx context.Context, c Client, fp fingerprint, by
 	}
 	switch {
 	case !known:
-		return Admitted{}, message.Rejectf(message.CertUnregistered, "certificate %x of %q is registered for no device", fp, name(leaf))
+		return Admitted{}, message.Rejectf(message.CertUnregistered, "certificate %x of %q is registered for no device", fp, called(leaf))
 	case err != nil:
 		return Admitted{}, err
 	}
 	if want := a.nameOf(fp, who.Device); want != name(leaf) {
-		return Admitted{}, message.Rejectf(message.CertUnregistered, "certificate %x is registered for device %q and names %q", fp, who.Device, name(leaf))
+		return Admitted{}, message.Rejectf(message.CertUnregistered, "certificate %x is registered for device %q and names %q", fp, who.Device, called(leaf))
 	}
 	a.came(ctx, who.Device, fp)
 	at.Device = who.Device

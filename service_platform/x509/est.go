@@ -238,7 +238,7 @@ func (e *est) issue(w http.ResponseWriter, r *http.Request, c Client, again bool
 	case cn == device:
 	case token == nil && cn == name(c.Leaf): // one that was provisioned before its device had an id
 	case again:
-		return nil, estBad("csr", "simplereenroll: the csr is for %q; its subject must be the certificate's, %q", short(cn), name(c.Leaf))
+		return nil, estBad("csr", "simplereenroll: the csr is for %q; its subject must be the certificate's, %q", short(cn), called(c.Leaf))
 	case cn != "":
 		return nil, estBad("csr", "the csr is for %q, the request for device %q", short(cn), device)
 	}

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/naru-platform/naru/service_platform/x509/authority"
 
@@ -569,6 +570,34 @@ func TestTokenOfAWithdrawnDeviceIsRefused(t *testing.T) {
 		before := a.fleet()
 		if got := a.ask(a.claimClient(), lotTopic, again, nil); got.Accepted || a.fleet() != before {
 			t.Errorf("device %s: answered %s", serial, string(got.Payload))
+		}
+	}
+}
+
+// However long a stranger makes the names in his certificate, what is said of him is short, and whole characters.
+func TestLongNamesMakeShortErrors(t *testing.T) {
+	a := newArena(t)
+	long := strings.Repeat("é", 15000)
+	ca := foreignCA(t, a.clock, func(c *stdx509.Certificate) { c.Subject.CommonName = long })
+	below := leafFor(t, a.clock, ca, long, ca.key.Public(), func(c *stdx509.Certificate) {
+		c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, stdx509.KeyUsageCertSign
+	})
+	servers := func(c *stdx509.Certificate) { c.ExtKeyUsage = []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageServerAuth} }
+	for what, c := range map[string]Client{
+		"a stranger":                         {Leaf: leafBy(t, a.clock, ca, long, nil)},
+		"a stranger with his CAs":            {Leaf: leafBy(t, a.clock, pair{below, ca.key}, long, nil), Chain: []*stdx509.Certificate{below, ca.cert}},
+		"a registered CA's":                  {Leaf: leafBy(t, a.clock, a.factory, long, nil)},
+		"a registered CA's for servers":      {Leaf: leafBy(t, a.clock, a.factory, long, servers)},
+		"a registered CA's that is too late": {Leaf: leafBy(t, a.clock, a.factory, long, func(c *stdx509.Certificate) { c.NotAfter = a.clock.Now().Add(-time.Minute) })},
+	} {
+		_, err := a.gate.AdmitClient(t.Context(), c)
+		if err == nil || len(err.Error()) > 2<<10 || !utf8.ValidString(err.Error()) {
+			t.Errorf("%s: an error of %d bytes", what, len(fmt.Sprint(err)))
+		}
+	}
+	for _, at := range a.attempts(attemptFilter{}) {
+		if strings.Contains(at.Device+at.Issuer+at.Detail, "\ufffd") {
+			t.Errorf("recorded with half a character: %+v", at)
 		}
 	}
 }

@@ -76,9 +76,9 @@ func (a *Admission) justInTime(ctx context.Context, leaf *stdx509.Certificate, c
 	case err == nil:
 		return nil
 	case errors.Is(err, errAway), ctx.Err() != nil: // no verdict on the device, and not remembered
-		return message.Rejectf(message.BusUnavailable, "device %q of the registered CA %q could not be registered: %w", name(leaf), ca.Name, err)
+		return message.Rejectf(message.BusUnavailable, "device %q of the registered CA %q could not be registered: %w", called(leaf), ca.Name, err)
 	}
-	err = message.Rejectf(message.ReasonOf(err, message.CertUnregistered), "certificate %s of %q by the registered CA %q: %w", sum, name(leaf), ca.Name, err)
+	err = message.Rejectf(message.ReasonOf(err, message.CertUnregistered), "certificate %s of %q by the registered CA %q: %w", sum, called(leaf), ca.Name, err)
 	a.refused.put(fp, refusal{now.Add(refusedFor), at.Becomes, err})
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/naru-platform/naru/service_platform/x509/authority"
 )
@@ -74,9 +75,15 @@ func (d Duration) MarshalText() ([]byte, error) {
 // shortMax is as long as the longest device id.
 const shortMax = 128
 
-func short(s string) string {
-	if len(s) > shortMax {
-		return s[:shortMax] + "…"
+func short(s string) string { return cut(s, shortMax) }
+
+// cut shortens a text between two characters.
+func cut(s string, most int) string {
+	if len(s) <= most {
+		return s
 	}
-	return s
+	for most > 0 && !utf8.RuneStart(s[most]) {
+		most--
+	}
+	return s[:most] + "…"
 }

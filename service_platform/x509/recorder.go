@@ -99,10 +99,7 @@ func (a *Attempt) pass(step, format string, args ...any) {
 
 // fail ends the attempt, and gives err back.
 func (a *Attempt) fail(step string, err error) error {
-	a.Detail = err.Error()
-	if len(a.Detail) > 2*textMax {
-		a.Detail = a.Detail[:2*textMax] + "…"
-	}
+	a.Detail = cut(err.Error(), 2*textMax)
 	a.Admitted, a.Reason = false, message.ReasonOf(err, message.HandshakeFailed).String()
 	for again := true; again; { // a rejection that was refused for
 		a.Detail, again = strings.CutPrefix(a.Detail, a.Reason+": ")

@@ -60,7 +60,7 @@ func (a *Admission) verify(leaf *stdx509.Certificate, presented []*stdx509.Certi
 		return t.anchorOf(chains, nil)
 	}
 	if !errors.As(err, new(stdx509.UnknownAuthorityError)) || len(cas)+len(presented) == 0 {
-		return anchor{}, err
+		return anchor{}, shortened{err}
 	}
 	if len(presented) > intermediatesMax {
 		return anchor{}, fmt.Errorf("%d certificates beside its own; %d is the most", len(presented), intermediatesMax)
@@ -73,7 +73,7 @@ func (a *Admission) verify(leaf *stdx509.Certificate, presented []*stdx509.Certi
 		o.Intermediates.AddCert(c)
 	}
 	if chains, err = leaf.Verify(o); err != nil {
-		return anchor{}, byName(leaf, presented, cas, err)
+		return anchor{}, shortened{byName(leaf, presented, cas, err)}
 	}
 	return t.anchorOf(chains, cas)
 }
@@ -85,7 +85,7 @@ func (t *trust) anchorOf(chains [][]*stdx509.Certificate, cas []*registeredCA) (
 	free := slices.DeleteFunc(slices.Clone(chains), func(chain []*stdx509.Certificate) bool {
 		by := barring(chain)
 		if by != nil {
-			barred = name(by)
+			barred = called(by)
 		}
 		return by != nil
 	})
@@ -127,6 +127,12 @@ func barring(chain []*stdx509.Certificate) *stdx509.Certificate {
 	}
 	return nil
 }
+
+// shortened is an error of crypto/x509 whose text is cut: it repeats what certificates call themselves.
+type shortened struct{ error }
+
+func (b shortened) Error() string { return cut(b.error.Error(), 2*textMax) }
+func (b shortened) Unwrap() error { return b.error }
 
 // byName names the registered CA that a certificate, or one presented with it, claims to be of.
 func byName(leaf *stdx509.Certificate, presented []*stdx509.Certificate, cas []*registeredCA, err error) error {

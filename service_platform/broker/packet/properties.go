@@ -91,7 +91,7 @@ func (p *Properties) Set(id PropertyID, v uint32) {
 // 1024 bytes; the others are kept as they are. It panics where the property is not a string.
 func (p *Properties) SetString(id PropertyID, s string) {
 	if id == ReasonString {
-		s = readable(s)
+		s = Readable(s)
 	}
 	p.present |= 1 << id
 	*p.stringField(id) = s
@@ -102,7 +102,8 @@ const (
 	roomMax         = 64   // user properties; the room for more is given back, so that one packet does not hold it for a connection's life
 )
 
-func readable(s string) string {
+// Readable makes a text one that a packet, a log line or a message may carry: UTF-8 without NUL, at most 1 KiB long.
+func Readable(s string) string {
 	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 	if len(s) <= reasonStringMax {
 		return s
