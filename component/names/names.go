@@ -20,6 +20,9 @@ import (
 // Policies are the names of the policies that a device may be given; the brokers tell them.
 const Policies = "policy"
 
+// Destinations are the names of the HTTP servers that rules may send to; the process that sends tells them.
+const Destinations = "destination"
+
 // Table has the names, under `<kind>.<node, hexadecimal>`.
 const Table = "naru_names"
 

@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/component/names"
 	"github.com/naru-platform/naru/component/twins"
 	"github.com/naru-platform/naru/message"
 	serviceplatform "github.com/naru-platform/naru/message/service_platform"
@@ -61,6 +62,7 @@ type Engine struct {
 	files  *files
 	counts *registry
 	twins  *twins.Twins
+	places *names.Known // destinations
 
 	testing chan struct{} // has one in it while a backtest runs
 	over    chan struct{} // closed when the component stops
@@ -83,7 +85,7 @@ func build(env component.Env, c Config) (*Engine, error) {
 		return nil, fmt.Errorf("backtest_rate is %d; want at least 1 message a second", c.BacktestRate)
 	}
 	e := &Engine{env: env, conf: c, loaded: make(chan struct{}), counts: newRegistry(env.Metrics), testing: make(chan struct{}, 1), over: make(chan struct{})}
-	e.book, e.twins = newBook(e), twins.New(env)
+	e.book, e.twins, e.places = newBook(e), twins.New(env), names.NewKnown(env.Bus, names.Destinations, env.Now)
 	if c.RulesDir != "" {
 		dir, err := filepath.Abs(c.RulesDir)
 		if err != nil {

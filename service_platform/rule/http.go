@@ -1,14 +1,18 @@
 package rule
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/component/names"
 	"github.com/naru-platform/naru/internal/answer"
 )
 
@@ -94,9 +98,32 @@ func (e *Engine) show(k *kept, number int, whole bool) (Shown, error) {
 		return s, nil
 	}
 	if r, err := Compile(d, s.Version, e.env.Node); err == nil {
-		s.Warnings, s.Extensions = append(r.Warnings(), e.cycles(r)...), r.Extensions()
+		s.Warnings, s.Extensions = slices.Concat(r.Warnings(), e.cycles(r), e.nowhere(d)), r.Extensions()
 	}
 	return s, nil
+}
+
+// nowhere warns of destinations that nobody has: what is sent there is dead, until there is one.
+func (e *Engine) nowhere(d *Document) (list []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	look := func(where string, a *Action) {
+		if a == nil || a.HTTP == nil {
+			return
+		}
+		var unknown *names.Unknown
+		switch err := e.places.Check(ctx, a.HTTP.Destination); {
+		case errors.As(err, &unknown):
+			list = append(list, fmt.Sprintf("%s.http: %v; what goes there dies until `naru destination add %s`", where, err, a.HTTP.Destination))
+		case errors.Is(err, names.ErrNobody):
+			list = append(list, fmt.Sprintf("%s.http: there is no destination yet; what goes to %s dies until `naru destination add %s`", where, a.HTTP.Destination, a.HTTP.Destination))
+		}
+	}
+	for i := range d.Actions {
+		look(fmt.Sprintf("actions[%d]", i), &d.Actions[i])
+	}
+	look("error_action", d.ErrorAction)
+	return list
 }
 
 func (e *Engine) serveList(_ http.ResponseWriter, _ *http.Request) (any, error) {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/naru-platform/naru/component/componenttest"
+	"github.com/naru-platform/naru/component/names"
 	"github.com/naru-platform/naru/message"
 	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 )
@@ -113,5 +114,20 @@ func TestHTTPActionThatCannotBeIsRefused(t *testing.T) {
 		if err := safePath(p); (err == nil) != ok {
 			t.Errorf("path %q gives %v", p, err)
 		}
+	}
+}
+
+// A name that no destination has is told to who writes the rule, which is added all the same: the destination may come later.
+func TestADestinationThatNobodyHasIsWarnedOf(t *testing.T) {
+	r := running(t)
+	const doc = `{"sql": "SELECT n FROM 'a'", "actions": [{"republish": {"topic": "b"}}, {"http": {"destination": "pagr"}}], "error_action": {"http": {"destination": "pager"}}}`
+	if got := put(t, r, "x", doc).Warnings; len(got) != 2 || !strings.Contains(got[0], "actions[1].http") || !strings.Contains(got[1], "error_action.http") || !strings.Contains(got[0], "naru destination add pagr") {
+		t.Errorf("where there is no destination, it warns %q", got)
+	}
+	if err := names.Tell(t.Context(), r.Bus, names.Destinations, "n2", []string{"pager"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := put(t, r, "y", doc).Warnings; len(got) != 1 || !strings.Contains(got[0], `did you mean "pager"`) {
+		t.Errorf("where another name is meant, it warns %q", got)
 	}
 }

@@ -12,12 +12,14 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/component/names"
 	"github.com/naru-platform/naru/internal/outbound"
 	"github.com/naru-platform/naru/message"
 	serviceplatform "github.com/naru-platform/naru/message/service_platform"
@@ -110,6 +112,8 @@ func (w *Webhook) run(ctx context.Context, ready func()) error {
 		}
 	})
 	told := false
+	var named []string
+	var when time.Time
 	again := time.NewTicker(againEvery)
 	defer again.Stop()
 	for ctx.Err() == nil {
@@ -121,6 +125,13 @@ func (w *Webhook) run(ctx context.Context, ready func()) error {
 			case !told:
 				told = true
 				ready()
+			}
+			if all := namesOf(list); !slices.Equal(all, named) || time.Since(when) > tellEvery {
+				if err := names.Tell(ctx, w.env.Bus, names.Destinations, w.env.Node, all); err != nil && ctx.Err() == nil {
+					w.env.Log.Warn("tell which destinations there are; trying again", "error", err)
+				} else {
+					named, when = all, time.Now()
+				}
 			}
 		}
 		select {
@@ -136,7 +147,20 @@ func (w *Webhook) run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-const againEvery = 5 * time.Second
+const (
+	againEvery = 5 * time.Second
+	tellEvery  = 20 * time.Second // the names are told again, since their table forgets
+)
+
+// namesOf are the names of the destinations that are there.
+func namesOf(list []*Destination) (all []string) {
+	for _, d := range list {
+		if !d.Deleted {
+			all = append(all, d.Name)
+		}
+	}
+	return all
+}
 
 // declare has the destinations of the table run, and forgets those that were deleted.
 func (w *Webhook) declare(ctx context.Context, list []*Destination) error {

@@ -12,9 +12,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component/componenttest"
+	"github.com/naru-platform/naru/component/names"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/message/operator"
 	serviceplatform "github.com/naru-platform/naru/message/service_platform"
@@ -125,6 +127,8 @@ func TestDestinationGetsWhatRulesSay(t *testing.T) {
 	if got := e.all()[0]; q.URL.Path != "/hook/alarms/d-1" || got != `d-1 {"t":31}` || !strings.Contains(q.Header.Get("Traceparent"), m.Trace.ID.String()) {
 		t.Errorf("%s gets %s under %s", q.URL.Path, got, q.Header.Get("Traceparent"))
 	}
+	known := names.NewKnown(r.Bus, names.Destinations, time.Now)
+	r.Until(func() bool { return known.Check(t.Context(), "pager") == nil }, func() string { return "nobody tells that it is there" })
 	r.Settled(Name+"/pager", "service_platform")
 	r.Settled(Name, "service_platform")
 	_, list := ask(t, r, "GET", "/api/v1/destinations", "")
