@@ -192,6 +192,10 @@ type Part struct {
 	// start. m must not be changed.
 	// A component has one of the four.
 	Call func(ctx context.Context, m *message.Message, try Try) (say []*message.Message, err error)
+	// Passes says that no message of a log concerns the component as it is now. A batch is then passed as a whole: all of it is
+	// counted as not matched by what its header says, and no message is read. It is asked for each batch, by the goroutine that
+	// would handle it, and goes with Handle; nil is never.
+	Passes func(log string) bool
 	// Key is what the order of calls is kept by; m.Key() where it is nil.
 	Key func(m *message.Message) string
 	// Take decides the fate of one queued message, as Handle does. Its outcome and effects are recorded under the

@@ -487,6 +487,8 @@ func (r *run) build(reg prometheus.Registerer) (_ *Part, err error) {
 		return nil, fmt.Errorf("component %s: Call wants a local state; Calls (%d) and Key want Call", r.spec.Name, r.spec.Calls)
 	case part.HandleAll != nil && r.spec.State != Local, part.HandleAll == nil && (r.spec.Gather != 0 || r.spec.GatherMax != 0), r.spec.Gather < 0, r.spec.GatherMax < 0:
 		return nil, fmt.Errorf("component %s: HandleAll wants a local state; Gather (%v) and GatherMax (%d) want HandleAll", r.spec.Name, r.spec.Gather, r.spec.GatherMax)
+	case part.Passes != nil && part.Handle == nil:
+		return nil, fmt.Errorf("component %s: Passes wants Handle", r.spec.Name)
 	case handles != (len(r.spec.Hears) > 0):
 		return nil, fmt.Errorf("component %s: its handlers do not fit what it declares to hear", r.spec.Name)
 	case (part.Take != nil) != (len(r.spec.Takes) > 0):

@@ -74,7 +74,8 @@ func New(env component.Env, c Config) (*component.Part, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &component.Part{Handle: e.Handle, Run: e.run, Routes: e.routes(), Close: e.close}, nil
+	passes := func(log string) bool { s := e.now.Load(); return s != nil && !s.mayHear(log) }
+	return &component.Part{Handle: e.Handle, Passes: passes, Run: e.run, Routes: e.routes(), Close: e.close}, nil
 }
 
 func build(env component.Env, c Config) (*Engine, error) {

@@ -132,6 +132,50 @@ func TestRuleSaysWhatItsActionsAre(t *testing.T) {
 	}
 }
 
+// What is said for datasets is passed as a whole while no rule may hear it, and heard from when one may.
+func TestRuleThatNamesTheDataPlatformHearsItFromThenOn(t *testing.T) {
+	r := running(t, "hot", hot)
+	talk := func() *message.Message { return say("data_platform.telemetry.d-1", `{"celsius":31}`) }
+	before, after, over := talk(), talk(), talk()
+	r.Say(before)
+	rep := r.Settled(Name, "data_platform")
+	if rep.Outcomes[component.NotMatched].Count != 1 {
+		t.Errorf("without a rule: %+v", rep.Outcomes)
+	}
+	put(t, r, "loud", `{"sql": "SELECT celsius FROM 'data_platform/telemetry/+'", "actions": [{"republish": {"topic": "loud"}}]}`)
+	r.Say(after)
+	r.Settled(Name, "data_platform")
+	if code, body := ask(t, r, "DELETE", "/api/v1/rules/loud?by=tester", ""); code != 200 {
+		t.Fatal(body)
+	}
+	r.Say(over)
+	rep = r.Settled(Name, "data_platform")
+	if rep.Outcomes[component.NotMatched].Count != 2 || rep.Outcomes[component.Handled].Count != 1 {
+		t.Errorf("with a rule for a while: %+v", rep.Outcomes)
+	}
+	want(t, "said", said(r, before, after, over), `loud {"celsius":31}`)
+}
+
+func TestLogIsPassedWhereNoRuleMayHearIt(t *testing.T) {
+	rule := func(from message.Pattern) *live {
+		return &live{Rule: &Rule{Name: string(from), from: []message.Pattern{from}}}
+	}
+	for from, hears := range map[message.Pattern]bool{"device.*.telemetry": false, "data_platform.telemetry.>": true, "data_platform.>": true, "*.telemetry.>": true, ">": true, "3rd_party.>": false} {
+		if newSet([]*live{rule(from)}, nil).mayHear(message.DataPlatform) != hears {
+			t.Errorf("%s: the log of the data platform is heard: %v", from, !hears)
+		}
+		trials := map[string]*trial{"t": {now: rule(from).Rule}}
+		if newSet(nil, trials).mayHear(message.DataPlatform) != hears {
+			t.Errorf("%s in shadow mode: the log of the data platform is heard: %v", from, !hears)
+		}
+	}
+	for _, log := range []string{message.Device, message.ServicePlatform} { // they hold more than rules name
+		if !newSet(nil, nil).mayHear(log) {
+			t.Errorf("%s is passed", log)
+		}
+	}
+}
+
 func TestFailingRuleConcernsNoOther(t *testing.T) {
 	r := running(t,
 		"a-bad", `{"sql": "SELECT a FROM 'device/+/telemetry'", "actions": [{"republish": {"topic": "x/${missing}"}}, {"republish": {"topic": "operator/alarm/${a}"}}, {"republish": {"topic": "ok/${a}"}}],

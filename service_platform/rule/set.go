@@ -17,6 +17,8 @@ type set struct {
 
 	trials    map[string]*trial // versions in shadow mode, by rule
 	trialTree trie.Trie[*trial]
+
+	roots map[string]bool // first tokens of what they all hear, wildcards among them
 }
 
 // live is a rule in force with its counts, which outlive its versions.
@@ -26,19 +28,27 @@ type live struct {
 }
 
 func newSet(rules []*live, trials map[string]*trial) *set {
-	s := &set{byName: map[string]*live{}, trials: maps.Clone(trials)}
+	s := &set{byName: map[string]*live{}, trials: maps.Clone(trials), roots: map[string]bool{}}
 	for _, t := range trials {
 		for _, p := range t.now.from {
+			s.roots[message.Subject(p).Token(0)] = true
 			s.trialTree.Add(p, t)
 		}
 	}
 	for _, r := range rules {
 		s.byName[r.Name] = r
 		for _, p := range r.from {
+			s.roots[message.Subject(p).Token(0)] = true
 			s.tree.Add(p, r)
 		}
 	}
 	return s
+}
+
+// mayHear says whether some rule may hear something of a log. The logs of devices and of the services hold more than what rules name:
+// topics of Basic Ingest, and answers about twins.
+func (s *set) mayHear(log string) bool {
+	return log == message.Device || log == message.ServicePlatform || s.roots[log] || s.roots["*"] || s.roots[">"]
 }
 
 // concerned gives the rules that hear the subject, by name, in the room given. straight is the rule that a topic of
