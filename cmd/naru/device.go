@@ -220,20 +220,25 @@ func deviceAct(o *options, verb, what string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var d x509.Shown
+			var done x509.RevokedDevice // of disable and enable it is but what is shown
 			in := map[string]string{"by": "operator", "reason": reason}
 			if fingerprint != "" {
 				in["fingerprint"] = fingerprint
 			}
-			if err := cl.post(c.Context(), "/api/v1/devices/"+url.PathEscape(args[0])+"/"+verb, in, &d); err != nil {
+			if err := cl.post(c.Context(), "/api/v1/devices/"+url.PathEscape(args[0])+"/"+verb, in, &done); err != nil {
 				return err
 			}
-			return o.show(c.OutOrStdout(), d, func(p *printer) { p.line("%s", reached(verb, fingerprint, d)) })
+			return o.show(c.OutOrStdout(), done, func(p *printer) {
+				p.line("%s", reached(verb, fingerprint, done.Shown))
+				for _, id := range done.SameKey {
+					p.line("%s has a certificate for the same key, which is in force: naru device revoke %s", id, id)
+				}
+			})
 		},
 	}
 	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
 	if verb == "revoke" {
-		c.Flags().StringVar(&fingerprint, "fingerprint", "", "only the certificate with this `fingerprint`, or its first 8 digits or more (default: all of the device's)")
+		c.Flags().StringVar(&fingerprint, "fingerprint", "", "only the certificate with this `fingerprint`, or its first 8 digits or more, and others with the same key (default: all of the device's)")
 	}
 	return c
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -302,6 +303,14 @@ func readChange(w http.ResponseWriter, r *http.Request) (c Change, err error) {
 	return c, nil
 }
 
+// RevokedDevice is the answer of POST /api/v1/devices/{id}/revoke.
+type RevokedDevice struct {
+	Shown
+	// SameKey are other devices with a certificate in force for a key that was revoked with this one's certificates: that
+	// is not withdrawn. Sorted.
+	SameKey []string `json:"same_key,omitempty"`
+}
+
 func (s *service) revoke(o *opened, w http.ResponseWriter, r *http.Request) error {
 	c, err := readChange(w, r)
 	if err != nil {
@@ -313,7 +322,15 @@ func (s *service) revoke(o *opened, w http.ResponseWriter, r *http.Request) erro
 	}
 	s.metrics.revoked.Add(float64(len(revoked)))
 	s.tell(r, o, d.ID)
-	return answer(w, http.StatusOK, s.changed(r, o, d))
+	done := RevokedDevice{Shown: s.changed(r, o, d)}
+	for _, c := range d.Certs {
+		if c.Revoked() && !c.replaced() {
+			done.SameKey = append(done.SameKey, o.index.holders(c.Key)...)
+		}
+	}
+	slices.Sort(done.SameKey)
+	done.SameKey = slices.DeleteFunc(slices.Compact(done.SameKey), func(id string) bool { return id == d.ID })
+	return answer(w, http.StatusOK, done)
 }
 
 func (s *service) disable(off bool) func(*opened, http.ResponseWriter, *http.Request) error {

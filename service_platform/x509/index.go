@@ -18,10 +18,11 @@ type index struct {
 	log *slog.Logger
 
 	mu      sync.RWMutex
-	devices map[string]indexed // by key
-	ids     []string           // sorted, unless loading
-	certs   map[string]string  // fingerprint -> device
-	gone    map[string]uint64  // key -> revision of its removal, until the table has told of it
+	devices map[string]indexed  // by key
+	ids     []string            // sorted, unless loading
+	certs   map[string]string   // fingerprint -> device
+	keys    map[string][]string // hash of a public key -> devices with a certificate for it that is not revoked
+	gone    map[string]uint64   // key -> revision of its removal, until the table has told of it
 	loading bool
 	revoked uint64 // grows with each change of what is revoked
 	unsaid  func(device string)
@@ -34,7 +35,7 @@ type indexed struct {
 
 // newIndex makes an empty one. unsaid is told of each device with facts that are still to be said.
 func newIndex(log *slog.Logger, unsaid func(device string)) *index {
-	return &index{log: log, devices: map[string]indexed{}, certs: map[string]string{}, gone: map[string]uint64{}, loading: true, unsaid: unsaid}
+	return &index{log: log, devices: map[string]indexed{}, certs: map[string]string{}, keys: map[string][]string{}, gone: map[string]uint64{}, loading: true, unsaid: unsaid}
 }
 
 // apply takes an entry over, unless a newer one is here already.
@@ -58,6 +59,10 @@ func (x *index) apply(e bus.Entry) {
 	}
 	for _, c := range was.Certs {
 		delete(x.certs, c.Fingerprint)
+		left := slices.DeleteFunc(x.keys[c.Key], func(id string) bool { return id == was.ID })
+		if x.keys[c.Key] = left; len(left) == 0 {
+			delete(x.keys, c.Key)
+		}
 	}
 	if e.Deleted {
 		delete(x.devices, e.Key)
@@ -68,6 +73,9 @@ func (x *index) apply(e bus.Entry) {
 		x.devices[e.Key] = indexed{d, e.Revision}
 		for _, c := range d.Certs {
 			x.certs[c.Fingerprint] = d.ID
+			if c.Key != "" && !c.Revoked() && !slices.Contains(x.keys[c.Key], d.ID) {
+				x.keys[c.Key] = append(x.keys[c.Key], d.ID)
+			}
 		}
 	}
 	x.place(was.ID, known && !was.Gone, d.ID, !e.Deleted && !d.Gone)
@@ -152,6 +160,13 @@ func (x *index) owner(fingerprint string) string {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return x.certs[fingerprint]
+}
+
+// holders are the devices with a certificate for a key that is not revoked, in no order.
+func (x *index) holders(key string) []string {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return slices.Clone(x.keys[key])
 }
 
 func (x *index) revocations() uint64 {

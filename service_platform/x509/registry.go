@@ -103,6 +103,9 @@ func (c Certificate) InForce(now time.Time) bool {
 	return !c.Revoked() && now.Before(c.NotAfter) && (c.EndsAt.IsZero() || now.Before(c.EndsAt))
 }
 
+// replaced says that it was withdrawn since another took its place, and not by anybody.
+func (c Certificate) replaced() bool { return c.Reason == superseded && c.RevokedBy == rotation }
+
 // Revoked says whether the certificate was withdrawn.
 func (c Certificate) Revoked() bool { return !c.RevokedAt.IsZero() }
 
@@ -337,7 +340,7 @@ func (r *Registry) importable(ctx context.Context, device string, c Certificate)
 
 // condemn revokes the key of a certificate that is revoked, unless another only took its place.
 func (r *Registry) condemn(ctx context.Context, device string, c Certificate) error {
-	if c.Reason == superseded && c.RevokedBy == rotation {
+	if c.replaced() {
 		return nil
 	}
 	return condemn(ctx, r.trust, c.Key, revokedKey{Device: device, Fingerprint: c.Fingerprint, At: r.now().UTC(), Until: c.NotAfter.Add(revokedKeyKept)})
@@ -377,8 +380,8 @@ func (d *Device) note(now time.Time, f serviceplatform.DeviceChanged) {
 	d.Unsaid = append(d.Unsaid, Fact{message.NewID(now), now, f})
 }
 
-// Revoke withdraws the certificate with the fingerprint, or the beginning of one, or all where it is empty. Withdrawing twice changes nothing:
-// the first time and reason stay. It gives the certificates that it withdrew. Their keys are certified no more, and every
+// Revoke withdraws the certificate with the fingerprint, or the beginning of one, and every other of the device with the same key: who has that
+// key gets in with each of them. Where the fingerprint is empty it withdraws all. Withdrawing twice changes nothing: the first time and reason stay. It gives the certificates that it withdrew. Their keys are certified no more, and every
 // enrolment token of the device that there is by now is void.
 func (r *Registry) Revoke(ctx context.Context, id, fingerprint, by, reason string) (d Device, revoked []Certificate, err error) {
 	d, err = r.changeWithin(ctx, stopping, id, false, func(d *Device) error {
@@ -394,9 +397,13 @@ func (r *Registry) Revoke(ctx context.Context, id, fingerprint, by, reason strin
 			}
 		}
 		d.TokensVoid = r.now().UTC()
+		key := ""
+		if i := slices.IndexFunc(d.Certs, func(c Certificate) bool { return c.Fingerprint == fingerprint }); i >= 0 {
+			key = d.Certs[i].Key
+		}
 		for i := range d.Certs {
 			c := &d.Certs[i]
-			if fingerprint != "" && c.Fingerprint != fingerprint {
+			if fingerprint != "" && c.Fingerprint != fingerprint && (key == "" || c.Key != key) {
 				continue
 			}
 			known = true
