@@ -102,8 +102,64 @@ func importAction(one map[string]json.RawMessage, at string) (*Action, []string,
 		return &Action{Worker: &Worker{Name: name}}, []string{fmt.Sprintf("%s becomes an action for a worker of the name %s, which is yours to run", at, name)}, nil
 	case "kinesis":
 		return importKinesis(one[kind], at)
+	case "http":
+		return importHTTP(one[kind], at)
 	}
-	return nil, nil, fmt.Errorf("%s: naru has no such action; it reads republish, lambda (as a worker's) and kinesis (as data_bridge)", at)
+	return nil, nil, fmt.Errorf("%s: naru has no such action; it reads republish, lambda (as a worker's), kinesis (as data_bridge) and http", at)
+}
+
+// importHTTP makes the place of an http action a destination, which is named after its host and to be registered by who imports.
+func importHTTP(raw json.RawMessage, at string) (*Action, []string, error) {
+	var h struct {
+		URL     string `json:"url"`
+		Headers []struct {
+			Key   string `json:"key"`
+			Value string `json:"value"`
+		} `json:"headers"`
+		Auth     json.RawMessage `json:"auth"`
+		Batching bool            `json:"enableBatching"`
+	}
+	if err := json.Unmarshal(raw, &h); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", at, err)
+	}
+	rest, secure := strings.CutPrefix(h.URL, "https://")
+	host, path, _ := strings.Cut(rest, "/")
+	if !secure || host == "" || strings.ContainsAny(host, "${}@?#") {
+		return nil, nil, fmt.Errorf("%s/url %q: want https:// and a host without expressions, which becomes a destination; what follows the host may have them", at, h.URL)
+	}
+	if strings.ContainsAny(path, "?#") {
+		return nil, nil, fmt.Errorf("%s/url %q has a query, and a path of naru's has none: put what it says into a header or the output", at, h.URL)
+	}
+	out := &HTTP{Destination: placeName(host), Path: path}
+	warnings := []string{fmt.Sprintf("%s sends to destination %s, which is yours to register: `naru destination add %s --url https://%s`; each message is a CloudEvent there, with the output as its data", at, out.Destination, out.Destination, host)}
+	for i, x := range h.Headers {
+		switch name := strings.ToLower(x.Key); {
+		case name == "content-type":
+			out.ContentType = x.Value
+		case headerName(name):
+			out.Headers = append(out.Headers, HTTPHeader{x.Key, x.Value})
+		default:
+			warnings = append(warnings, fmt.Sprintf("%s/headers/%d is left out: %s is the destination's (`naru destination add --header-file` or `--header-env`), or set by naru", at, i, x.Key))
+		}
+	}
+	if len(h.Auth) > 0 {
+		warnings = append(warnings, at+"/auth is left out: naru does not sign requests for AWS")
+	}
+	if h.Batching {
+		warnings = append(warnings, at+"/enableBatching is left out: each message is sent by itself")
+	}
+	return &Action{HTTP: out}, warnings, nil
+}
+
+// placeName is a host as a destination's name.
+func placeName(host string) string {
+	name := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '_' {
+			return r
+		}
+		return '-'
+	}, strings.ToLower(host))
+	return name[:min(len(name), 64)]
 }
 
 func importRepublish(raw json.RawMessage, at string) (*Action, []string, error) {

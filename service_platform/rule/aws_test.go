@@ -84,3 +84,41 @@ func TestRuleOfAWSThatNaruHasNotIsRefusedWithItsPlace(t *testing.T) {
 		}
 	}
 }
+
+func TestHTTPOfAWSBecomesADestinationWithWarnings(t *testing.T) {
+	rule := func(action string) ([]byte, string) {
+		return []byte(`{"ruleName": "r", "topicRulePayload": {"sql": "SELECT a FROM 'x/+'", "awsIotSqlVersion": "2016-03-23", "actions": [{"http": ` + action + `}]}}`), ""
+	}
+	raw, name := rule(`{"url": "https://Pager.example:8443/in/${topic(2)}", "confirmationUrl": "https://Pager.example:8443/confirm", "enableBatching": true,
+		"headers": [{"key": "X-Level", "value": "${level}"}, {"key": "Content-Type", "value": "text/plain"}, {"key": "Authorization", "value": "Bearer x"}],
+		"auth": {"sigv4": {"signingRegion": "us-east-1", "serviceName": "execute-api", "roleArn": "r"}}}`)
+	d, warnings, err := ImportAWS(raw, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := json.Marshal(d.Actions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := `[{"http":{"destination":"pager-example-8443","path":"in/${topic(2)}","headers":[{"name":"X-Level","value":"${level}"}],"content_type":"text/plain"}}]`; string(got) != want {
+		t.Errorf("it becomes %s", got)
+	}
+	all := strings.Join(warnings, "\n")
+	for _, want := range []string{"naru destination add pager-example-8443 --url https://Pager.example:8443", "headers/2 is left out: Authorization", "/auth is left out", "/enableBatching is left out"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("nothing warns of %q:\n%s", want, all)
+		}
+	}
+	if len(warnings) != 4 || strings.Contains(all, "Bearer x") {
+		t.Errorf("warnings are\n%s", all)
+	}
+	if _, err := Compile(d, 1, "n1"); err != nil {
+		t.Errorf("it does not compile: %v", err)
+	}
+	for url, want := range map[string]string{"https://${host}/x": "without expressions", "http://pager/x": "https://", "https://pager/x?token=1": "has a query"} {
+		raw, name := rule(`{"url": "` + url + `"}`)
+		if _, _, err := ImportAWS(raw, name); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s gives %v; want %q", url, err, want)
+		}
+	}
+}
