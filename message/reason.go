@@ -176,7 +176,7 @@ var reasons = []ReasonInfo{
 	{ClientIDMismatch, "", "client_id_mismatch", "The MQTT client id is not the name in the client's certificate.", "The client id in the device's settings; it must be the device's name, or empty."},
 	{HandshakeFailed, "", "handshake_failed", "The TLS handshake did not come to an end.", "The particulars: TLS version, cipher, or something that does not speak TLS."},
 	{DeviceDisabled, "", "device_disabled", "The device is switched off by an operator.", "`naru device show <id>` says by whom."},
-	{SlowHandshake, "", "slow_handshake", "The client took too long to say CONNECT.", "Network to the device; or somebody is probing the port."},
+	{SlowHandshake, "", "slow_handshake", "The client took too long to say CONNECT, or to send its request.", "Network to the device; or somebody is probing the port."},
 	{TokenInvalid, "", "token_invalid", "The token of a request is missing or wrong.", "The token file in the platform's data directory, or NARU_TOKEN."},
 	{ConnectionLimit, "", "connection_limit", "More clients came than the broker takes, or takes at once.", "The limit named in the refusal. If all of a fleet comes at once, what it lost before: network, power, this platform. Clients try again by themselves."},
 	{KeyRevoked, "", "key_revoked", "A certificate was asked for, for a key whose certificate was revoked.", "The particulars name that certificate. Whoever has the key of a revoked certificate may be anybody: have the device make a new one."},

@@ -13,6 +13,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -188,11 +189,13 @@ func (e *est) enrol(w http.ResponseWriter, r *http.Request, again bool) {
 	switch {
 	case errors.Is(err, errAway), message.ReasonOf(err, 0) == message.BusUnavailable: // whatever step it came from
 		refusal = &estRefusal{http.StatusServiceUnavailable, "enrolment", errors.New("the platform cannot look that up now; try again")}
-		otherwise = message.BusUnavailable
+		otherwise = awayReason(r.Context(), e.s.env.Bus)
 		w.Header().Set("Retry-After", retryAfter)
-		e.s.env.Log.Warn("a device was not enrolled, since the bus is away", "device", at.Device, "address", at.Address, "error", err)
+		e.s.env.Log.Warn("a device was not enrolled, since the bus is away or its disk is full", "reason", otherwise, "device", at.Device, "address", at.Address, "error", err)
 	case !errors.As(err, &refusal):
 		e.s.env.Log.Error("a device was not enrolled", "device", at.Device, "address", at.Address, "error", err)
+	case refusal.status == http.StatusRequestTimeout:
+		otherwise = message.SlowHandshake
 	case refusal.status == http.StatusRequestEntityTooLarge:
 		otherwise = message.MessageTooLarge
 	case refusal.status == http.StatusUnsupportedMediaType:
@@ -399,6 +402,9 @@ func readCSR(w http.ResponseWriter, r *http.Request) (*stdx509.CertificateReques
 	if err != nil {
 		if errors.As(err, new(*http.MaxBytesError)) {
 			return nil, &estRefusal{http.StatusRequestEntityTooLarge, "csr", fmt.Errorf("the request has more than %d bytes", estBodyMax)}
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil, &estRefusal{http.StatusRequestTimeout, "body", fmt.Errorf("the request did not come within %s; the link is too slow or broke off", estPatience)}
 		}
 		return nil, estBad("csr", "read the request: %w", err)
 	}

@@ -49,8 +49,9 @@ func (s *service) serveEST(ctx context.Context, o *opened) (stop func(), err err
 	crowd := newCrowd(l, estAtOnce, estOfOne)
 	server := &http.Server{
 		ConnState: crowd.state,
-		Handler:   (&est{s, o, door}).handler(), ReadHeaderTimeout: estPatience, ReadTimeout: estPatience, WriteTimeout: estPatience,
-		IdleTimeout: estPatience, MaxHeaderBytes: 16 << 10, ErrorLog: log.New(handshakes{door}, "", 0),
+		Handler:   (&est{s, o, door}).handler(), ReadHeaderTimeout: estPatience, ReadTimeout: estPatience,
+		WriteTimeout: 2 * estPatience, // from the end of the header: whoever is too slow with his body is told so
+		IdleTimeout:  estPatience, MaxHeaderBytes: 16 << 10, ErrorLog: log.New(handshakes{door}, "", 0),
 	}
 	var all sync.WaitGroup
 	ready := make(chan struct{})

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -194,5 +195,27 @@ func TestESTTokenIsTakenBesideACertificateThatDoesNotAdmit(t *testing.T) {
 	got := a.attempts(attemptFilter{device: "d-8"})[0]
 	if got.Reason != "token_invalid" || !strings.Contains(got.Detail, "no such token") || !strings.Contains(got.Detail, "ended") || strings.HasPrefix(got.Detail, "token_invalid") {
 		t.Errorf("recorded %+v", got)
+	}
+}
+
+// late is a body that does not come in time.
+type late struct{}
+
+func (late) Read([]byte) (int, error) { return 0, fmt.Errorf("read: %w", os.ErrDeadlineExceeded) }
+
+// Who is too slow with his request is told that, and not to mend it.
+func TestESTTellsWhoIsSlow(t *testing.T) {
+	a := newArena(t)
+	o := a.s.open.Load()
+	r := httptest.NewRequest("POST", estEnroll, late{})
+	r.Header.Set("Content-Type", "application/pkcs10")
+	r.SetBasicAuth("d-9", a.token("d-9"))
+	w := httptest.NewRecorder()
+	(&est{a.s, o, o.estDoor}).handler().ServeHTTP(w, r)
+	if w.Code != http.StatusRequestTimeout || !strings.Contains(w.Body.String(), "did not come within") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if got := a.attempts(attemptFilter{device: "d-9", step: "body"}); len(got) != 1 || got[0].Reason != "slow_handshake" {
+		t.Errorf("recorded: %+v", got)
 	}
 }

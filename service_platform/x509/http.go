@@ -18,6 +18,7 @@ import (
 	"github.com/naru-platform/naru/service_platform/x509/authority"
 
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/message"
 )
 
 const (
@@ -26,6 +27,7 @@ const (
 	textMax    = 200
 	defaultBy  = "operator"
 	retryAfter = "1"
+	storageLow = "storage_low: the bus's disk is nearly full; free some space or shorten retention, and do it again"
 )
 
 func (s *service) routes() []component.Route {
@@ -474,6 +476,10 @@ func (s *service) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		problem(w, http.StatusNotFound, err.Error())
 	case errors.Is(err, errAway):
 		s.env.Log.Warn("request about a device not done", "method", r.Method, "path", r.URL.Path, "error", err)
+		if awayReason(r.Context(), s.env.Bus) == message.StorageLow {
+			problem(w, http.StatusInsufficientStorage, storageLow+" ("+err.Error()+")")
+			return
+		}
 		w.Header().Set("Retry-After", retryAfter)
 		problem(w, http.StatusServiceUnavailable, "the bus is away, try again in a moment: "+err.Error())
 	case errors.Is(err, ErrRefused), errors.Is(err, authority.ErrRootKey):

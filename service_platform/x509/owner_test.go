@@ -5,6 +5,7 @@ import (
 	stdx509 "crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -182,9 +183,21 @@ func TestBusThatIsAwayIsNoVerdict(t *testing.T) {
 	if got := a.do("POST", "/api/v1/devices/d-9/token", TokenRequest{}, nil); got != 503 {
 		t.Errorf("the registry: %d", got)
 	}
+	full := &a.bus.(*tables).full // and where it is for a full disk, that is told
+	full.Store(true)
+	if status, detail := a.problemOf("POST", "/api/v1/devices/d-9/token", TokenRequest{}); status != 507 || !strings.Contains(detail, "shorten retention") {
+		t.Errorf("the registry, its disk full: %d %s", status, detail)
+	}
+	if status, text := a.est(estCall{path: estEnroll, user: "d-9", token: token, body: csrText(t, ecKey(t, elliptic.P256()), "d-9")}); status != 503 {
+		t.Errorf("EST, the disk full: %d %s", status, text)
+	}
+	full.Store(false)
 	trust.gone.Store(false)
+	if low := a.attempts(attemptFilter{step: "enrolment"}); !slices.ContainsFunc(low, func(at Attempt) bool { return at.Reason == "storage_low" }) {
+		t.Errorf("recorded: %+v", low)
+	}
 	for _, at := range a.attempts(attemptFilter{refused: true}) {
-		if at.Reason != "bus_unavailable" {
+		if at.Reason != "bus_unavailable" && at.Reason != "storage_low" {
 			t.Errorf("recorded: %s at %s: %s", at.Reason, at.Door, at.Detail)
 		}
 	}

@@ -201,7 +201,7 @@ func (p *provisioning) Provision(ctx context.Context, c Client, topic string, pa
 		step, reason := stepOf(err, "provision"), message.ReasonOf(err, message.ACLDenied)
 		switch {
 		case errors.Is(err, errAway):
-			reason = message.BusUnavailable
+			reason = awayReason(ctx, p.s.env.Bus)
 		case r == nil:
 			reason = message.HandlerError
 		case step == stepThrottle:

@@ -86,7 +86,7 @@ func (a *Attempt) whose() string {
 
 // Step is one thing that was looked at.
 type Step struct {
-	Name   string `json:"name"` // handshake, server_certificate, certificate, signature, usage, time, registration, token, claim, throttle, csr, template, hook, client_id, policy, rate_limit, …
+	Name   string `json:"name"` // handshake, server_certificate, certificate, signature, usage, time, registration, token, claim, throttle, body, csr, template, hook, client_id, policy, rate_limit, …
 	OK     bool   `json:"ok"`
 	Detail string `json:"detail,omitempty"`
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/naru-platform/naru/bus"
+	"github.com/naru-platform/naru/message"
 )
 
 // errAway says that a table could not be asked or written: nobody's fault who asked, and perhaps different in a moment.
@@ -17,6 +18,14 @@ type awayError struct{ error }
 
 func (e awayError) Unwrap() error        { return e.error }
 func (e awayError) Is(target error) bool { return target == errAway }
+
+// awayReason is why a table could not be asked or written: storage_low where the bus says that its disk is nearly full.
+func awayReason(ctx context.Context, b bus.Bus) message.Reason {
+	if b.Status(ctx).Space.Shut {
+		return message.StorageLow
+	}
+	return message.BusUnavailable
+}
 
 // store is a table whose faults are told apart from what it says: what is not there, or was changed by another.
 type store struct{ bus.Table }

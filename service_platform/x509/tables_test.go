@@ -17,6 +17,11 @@ type tables struct {
 	bus.Bus
 	mu   sync.Mutex
 	open map[string]*table
+	full atomic.Bool // its disk is
+}
+
+func (b *tables) Status(context.Context) bus.Status {
+	return bus.Status{Space: bus.Space{Shut: b.full.Load()}}
 }
 
 var errNobody = errors.New("no responders")
