@@ -66,6 +66,18 @@ func (a *Admission) applyClaim(e bus.Entry) {
 	}
 }
 
+// checkClaimKey refuses the key of a claim certificate.
+func (a *Admission) checkClaimKey(key string) error {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for _, c := range a.claims {
+		if err := c.checkKey(key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // claimed looks a claim certificate up.
 func (a *Admission) claimed(fp fingerprint) (who Admitted, known bool, err error) {
 	a.mu.RLock()
@@ -149,6 +161,7 @@ func (s *service) addClaim(o *opened, w http.ResponseWriter, r *http.Request) er
 	if _, err := o.trust.Put(r.Context(), claimPrefix+c.Fingerprint, raw); err != nil {
 		return fmt.Errorf("register the claim certificate %s: %w", c.Name, err)
 	}
+	o.claimKeys.apply(bus.Entry{Key: claimPrefix + c.Fingerprint, Value: raw})
 	s.env.Log.Info("a claim certificate was issued", "claim", c.Name, "fingerprint", c.Fingerprint, "templates", c.Templates, "by", c.By)
 	return o.enrolled(w, http.StatusCreated, Enrolled{ID: c.Name, Created: true}, issued)
 }

@@ -250,7 +250,7 @@ func (e *est) issue(w http.ResponseWriter, r *http.Request, c Client, again bool
 	req := authority.Request{Device: device, Key: csr.PublicKey}
 	if token != nil {
 		req.Validity = time.Duration(token.is.Validity)
-		if err := e.o.checkKey(r.Context(), csr.PublicKey); errors.Is(err, ErrRefused) { // before the token is bound to it: with a new key it is good
+		if err := e.o.checkKey(r.Context(), csr.PublicKey, req.Kind, device); errors.Is(err, ErrRefused) { // before the token is bound to it: with a new key it is good
 			return nil, &estRefusal{http.StatusForbidden, "csr", err}
 		} else if err != nil {
 			return nil, err

@@ -123,7 +123,7 @@ func (a *Admission) registerNow(ctx context.Context, leaf *stdx509.Certificate, 
 	if name(leaf) != p.device {
 		c.Name = name(leaf)
 	}
-	r := &Registry{table: store{table}, trust: trust, now: a.o.Now, wrote: a.applyDevice}
+	r := &Registry{table: store{table}, trust: trust, now: a.o.Now, wrote: a.applyDevice, claimKey: a.checkClaimKey}
 	_, _, err = r.Add(ctx, Registration{ID: p.device, Certificate: c, Attributes: p.attributes, Groups: p.groups, Policy: p.policy,
 		CA: ca.Fingerprint, Fresh: !tmpl.Replace, By: "ca:" + ca.Name})
 	return err

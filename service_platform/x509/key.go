@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/naru-platform/naru/service_platform/x509/authority"
@@ -75,23 +76,83 @@ func checkRevokedKey(ctx context.Context, t bus.Table, key string) error {
 		ErrRefused, short(k.Fingerprint), k.Device, stamp(k.At)))
 }
 
-// issue has a certificate signed, unless its key was revoked.
+// issue has a certificate signed, unless its key was revoked, is a claim certificate's, or another device's. Whose device one
+// is for that is to be provisioned is not known yet: that is looked at when it is registered.
 func (o *opened) issue(ctx context.Context, r authority.Request) (*authority.Issued, error) {
 	if r.Key != nil {
-		if err := o.checkKey(ctx, r.Key); err != nil {
+		if err := o.checkKey(ctx, r.Key, r.Kind, r.Device); err != nil {
 			return nil, err
 		}
 	}
 	return o.authority.Issue(r)
 }
 
-// checkKey refuses a public key that was revoked.
-func (o *opened) checkKey(ctx context.Context, public any) error {
+// checkKey refuses a public key that was revoked or is somebody else's.
+func (o *opened) checkKey(ctx context.Context, public any, kind, device string) error {
 	key, err := keyHash(public)
 	if err != nil {
 		return err
 	}
-	return checkRevokedKey(ctx, o.trust, key)
+	if err := checkRevokedKey(ctx, o.trust, key); err != nil {
+		return err
+	}
+	switch kind {
+	case authority.KindClaim: // of its own name perhaps, for other templates
+		return o.otherDevices(key, "")
+	case authority.KindProvisioned:
+		return o.claimKeys.check(key)
+	}
+	return firstOf(o.claimKeys.check(key), o.otherDevices(key, device))
+}
+
+// otherDevices refuses the key of another device's certificate, which is not revoked.
+func (o *opened) otherDevices(key, device string) error {
+	for _, other := range o.index.holders(key) {
+		if other != device {
+			return fmt.Errorf("%w: the key of this request is that of device %s; make a new key, or delete that device first if this is the same one", ErrRefused, other)
+		}
+	}
+	return nil
+}
+
+// claimKeys are the keys of claim certificates, which a whole lot has: none of them is a device's own. It follows the trust
+// table, and hears of this process's own writes at once. The zero value is empty.
+type claimKeys struct {
+	mu  sync.RWMutex
+	all map[string]Claim // by entry; few, one for a lot
+}
+
+func (k *claimKeys) apply(e bus.Entry) {
+	var c Claim
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if e.Deleted || json.Unmarshal(e.Value, &c) != nil {
+		delete(k.all, e.Key)
+		return
+	}
+	if k.all == nil {
+		k.all = map[string]Claim{}
+	}
+	k.all[e.Key] = Claim{Name: c.Name, Key: c.Key}
+}
+
+func (k *claimKeys) check(key string) error {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	for _, c := range k.all {
+		if err := c.checkKey(key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkKey refuses the claim certificate's own key.
+func (c Claim) checkKey(key string) error {
+	if key == "" || c.Key != key {
+		return nil
+	}
+	return fmt.Errorf("%w: the key is that of the claim certificate %s, which a whole lot has; make a key of the device's own", ErrRefused, c.Name)
 }
 
 // sweepKeys forgets revoked keys whose time is over, once in a while.

@@ -126,6 +126,9 @@ type Registry struct {
 	now   func() time.Time
 	// These are told of each write to a table that was done here; they may be nil.
 	wrote, withdrew func(bus.Entry)
+	// These refuse the key of a claim certificate, and that of another device where a certificate is issued here; they may be nil.
+	claimKey     func(key string) error
+	otherDevices func(key, device string) error
 }
 
 // OpenRegistry opens it.
@@ -208,8 +211,13 @@ func (r *Registry) Add(ctx context.Context, g Registration) (d Device, created b
 			if err := firstOf(checkWithdrawn(ctx, r.trust, g.Certificate.Fingerprint), own.stands()); err != nil {
 				return err
 			}
-			if err := checkRevokedKey(ctx, r.trust, g.Certificate.Key); err != nil {
+			if err := r.checkKey(ctx, g.Certificate.Key); err != nil {
 				return err
+			}
+			if r.otherDevices != nil {
+				if err := r.otherDevices(g.Certificate.Key, d.ID); err != nil {
+					return err
+				}
 			}
 		}
 		if !created && g.CA != "" && d.CA != g.CA {
@@ -333,9 +341,17 @@ func (r *Registry) importable(ctx context.Context, device string, c Certificate)
 		return err
 	}
 	if !c.Revoked() {
-		return checkRevokedKey(ctx, r.trust, c.Key)
+		return r.checkKey(ctx, c.Key)
 	}
 	return r.condemn(ctx, device, c)
+}
+
+// checkKey refuses a key that was revoked, or is a claim certificate's.
+func (r *Registry) checkKey(ctx context.Context, key string) error {
+	if err := checkRevokedKey(ctx, r.trust, key); err != nil || r.claimKey == nil {
+		return err
+	}
+	return r.claimKey(key)
 }
 
 // condemn revokes the key of a certificate that is revoked, unless another only took its place.

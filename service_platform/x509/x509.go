@@ -123,6 +123,7 @@ type opened struct {
 	asking                 asking
 	index                  *index
 	withdrawn              withdrawals
+	claimKeys              claimKeys
 	waiting                waiting
 	teller                 *teller
 	crls                   crlCache
@@ -166,6 +167,7 @@ func (s *service) run(ctx context.Context, ready func()) error {
 	o.teller = newTeller(s, o)
 	o.index = newIndex(s.env.Log, o.teller.later)
 	o.registry.wrote, o.registry.withdrew = o.index.apply, o.withdrawn.apply
+	o.registry.claimKey, o.registry.otherDevices = o.claimKeys.check, o.otherDevices
 
 	var all sync.WaitGroup
 	defer all.Wait()
@@ -246,7 +248,7 @@ func (s *service) load(ctx context.Context, all *sync.WaitGroup, o *opened) bool
 	}{
 		{devicesTable, devicePrefix, o.index.apply, o.index.loaded},
 		{trustTable, revokedPrefix, o.withdrawn.apply, func() {}},
-		{trustTable, claimPrefix, o.withdrawn.apply, func() {}},
+		{trustTable, claimPrefix, func(e bus.Entry) { o.withdrawn.apply(e); o.claimKeys.apply(e) }, func() {}},
 		{trustTable, ownershipPrefix, o.waiting.apply, func() {}},
 	} {
 		read.Add(1)
