@@ -57,6 +57,7 @@ type Admission struct {
 	mu        sync.RWMutex  // guards what follows
 	published chan struct{} // closed, and another put in its place, when a CA has published what is trusted
 	trust     *trust
+	unread    error                    // why what was published since cannot be read; nil where it can
 	cas       map[string]*registeredCA // by key in the table
 	templates map[string]Template
 	claims    map[fingerprint]Claim

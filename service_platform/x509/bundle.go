@@ -29,13 +29,23 @@ var ErrOtherCA = errors.New("the platform already has another CA")
 // trusted reads what the platform trusts, other CAs of its own among it.
 func (o *opened) trusted(ctx context.Context) (all authority.Bundle, err error) {
 	e, err := o.trust.Get(ctx, trustKey)
-	if err == nil {
-		err = json.Unmarshal(e.Value, &all)
-	}
 	if err != nil {
 		return all, fmt.Errorf("read the trusted CAs: %w", err)
 	}
-	return all, nil
+	return bundleOf(e)
+}
+
+// errBundle says that what the platform trusts cannot be read, and what to do.
+var errBundle = errors.New("the list of trusted CAs cannot be read")
+
+// bundleOf reads the entry of what the platform trusts. No CA writes over one that cannot be read unless it is told to: the CAs
+// of others, and what was retired, may have stood there.
+func bundleOf(e bus.Entry) (b authority.Bundle, err error) {
+	if err := json.Unmarshal(e.Value, &b); err != nil {
+		return authority.Bundle{}, fmt.Errorf("%w: entry %s of table %s: %w; start service_platform.x509 with `add_root: true`, which publishes its own CA in its "+
+			"place, start other CAs of this platform too, and retire again what was retired", errBundle, trustKey, trustTable, err)
+	}
+	return b, nil
 }
 
 // publish has the platform trust what this process's CA issues by, next where that is given, and forgets here what was
@@ -79,7 +89,7 @@ func (o *opened) retire(ctx context.Context, fingerprint string) error {
 
 // publishTrust adds the bundle to what the platform trusts. A root that is not there yet is added only if it is the
 // first, or add says so: a CA whose directory was lost must not be replaced by a new one in silence, because the
-// devices out there do not trust the new one's server certificate.
+// devices out there do not trust the new one's server certificate. With add it also takes the place of what cannot be read.
 func publishTrust(ctx context.Context, t bus.Table, mine authority.Bundle, add bool) error {
 	for {
 		var have authority.Bundle
@@ -89,8 +99,8 @@ func publishTrust(ctx context.Context, t bus.Table, mine authority.Bundle, add b
 		case err != nil:
 			return fmt.Errorf("read the trusted CAs: %w", err)
 		default:
-			if err := json.Unmarshal(e.Value, &have); err != nil {
-				return fmt.Errorf("read the trusted CAs in table %s: %w", trustTable, err)
+			if have, err = bundleOf(e); err != nil && !add {
+				return err
 			}
 		}
 		if len(have.Roots) > 0 && !add && !slices.ContainsFunc(mine.Roots, func(c *stdx509.Certificate) bool { return holds(have.Roots, c) }) {
@@ -129,9 +139,9 @@ func unpublishTrust(ctx context.Context, t bus.Table, fingerprint string) error 
 		if err != nil {
 			return fmt.Errorf("read the trusted CAs: %w", err)
 		}
-		var have authority.Bundle
-		if err := json.Unmarshal(e.Value, &have); err != nil {
-			return fmt.Errorf("read the trusted CAs in table %s: %w", trustTable, err)
+		have, err := bundleOf(e)
+		if err != nil {
+			return err
 		}
 		if slices.Contains(have.Retired, fingerprint) {
 			return nil

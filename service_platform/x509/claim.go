@@ -230,7 +230,8 @@ func (o *opened) claimList(ctx context.Context) ([]Claim, error) {
 	for _, e := range entries {
 		var c Claim
 		if err := json.Unmarshal(e.Value, &c); err != nil {
-			return nil, fmt.Errorf("the claim certificate %s cannot be read: %w", e.Key, err)
+			o.unread.tell("a claim certificate cannot be read; it is not listed, and admits nobody", e, err)
+			continue
 		}
 		list = append(list, c)
 	}

@@ -5,6 +5,7 @@ import (
 	stdx509 "crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -209,7 +210,7 @@ func TestBusThatIsAwayIsNoVerdict(t *testing.T) {
 // A registration code is not spent on a CA that is not taken.
 func TestRegistrationCodeIsSpentLast(t *testing.T) {
 	h := newHouse(t)
-	c := &CAs{h.reg.trust, h.clock.Now}
+	c := &CAs{h.reg.trust, h.clock.Now, &unreadables{log: slog.New(slog.DiscardHandler)}}
 	var last string
 	for i := range casMax {
 		r := RegisteredCA{Fingerprint: fmt.Sprintf("%064x", i), Name: "x"}

@@ -45,8 +45,9 @@ type registrationCode struct {
 
 // CAs is the list of registered CAs, in a table on the bus.
 type CAs struct {
-	table bus.Table
-	now   func() time.Time
+	table  bus.Table
+	now    func() time.Time
+	unread *unreadables
 }
 
 // Code gives a registration code, good for one registration within an hour.
@@ -160,7 +161,7 @@ func (c *CAs) spend(ctx context.Context, code string) error {
 	return nil
 }
 
-// List gives the registered CAs by fingerprint.
+// List gives the registered CAs by fingerprint; not those whose entry cannot be read.
 func (c *CAs) List(ctx context.Context) ([]RegisteredCA, error) {
 	entries, err := bus.Entries(ctx, c.table, casPrefix)
 	if err != nil {
@@ -170,7 +171,8 @@ func (c *CAs) List(ctx context.Context) ([]RegisteredCA, error) {
 	for _, e := range entries {
 		var r RegisteredCA
 		if err := json.Unmarshal(e.Value, &r); err != nil {
-			return nil, fmt.Errorf("the registered CA %s cannot be read: %w", e.Key, err)
+			c.unread.tell("a registered CA cannot be read; it is not listed, and vouches for nobody", e, err)
+			continue
 		}
 		list = append(list, r)
 	}

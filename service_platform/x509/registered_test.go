@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	stdx509 "crypto/x509"
 	"errors"
+	"log/slog"
 	"math/big"
 	"slices"
 	"strings"
@@ -28,7 +29,7 @@ func serial(t testing.TB) *big.Int {
 
 func (h *house) cas() *CAs {
 	t, _ := h.bus.Table(h.Context(), trustTable, bus.TableOptions{})
-	return &CAs{t, h.clock.Now}
+	return &CAs{t, h.clock.Now, &unreadables{log: slog.New(slog.DiscardHandler)}}
 }
 
 // register has a CA of somebody else registered, with its proof.

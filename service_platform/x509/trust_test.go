@@ -2,6 +2,8 @@ package x509
 
 import (
 	"bytes"
+	"context"
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -135,5 +137,65 @@ func leafFor(t testing.TB, c *clock, by pair, cn string, key any, change func(*s
 func TestKeysOfDevicesAreApart(t *testing.T) {
 	if deviceKey("a.b") == deviceKey("a=2Eb") || strings.ContainsAny(strings.TrimPrefix(deviceKey("a.b:c"), devicePrefix), ".:") {
 		t.Error("keys of two devices meet, or hold what a table's key cannot")
+	}
+}
+
+// An entry that cannot be read is passed over and named once; all others are listed.
+func TestUnreadableEntriesSpoilNoList(t *testing.T) {
+	a := newArena(t)
+	table := a.bus.(*tables).open[trustTable]
+	for _, key := range []string{casPrefix + "zz", claimPrefix + "zz"} {
+		if _, err := table.Put(t.Context(), key, []byte("garbage")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{"/api/v1/devices", "/api/v1/claims", "/api/v1/ca/registered", "/api/v1/admissions/by-ca", "/api/v1/devices/d-1"} {
+		for range 2 {
+			var got json.RawMessage
+			if status := a.do("GET", path, nil, &got); status != 200 {
+				t.Errorf("%s: %d %s", path, status, got)
+			}
+		}
+	}
+	if said := a.logs.String(); strings.Count(said, "it is not listed") != 2 || !strings.Contains(said, casPrefix+"zz") || !strings.Contains(said, claimPrefix+"zz") {
+		t.Errorf("not named once each:\n%s", said)
+	}
+}
+
+// What is trusted but cannot be read is named, with the remedy; nobody writes over it unless told to, and then all is well.
+func TestUnreadableTrustIsNamedAndMended(t *testing.T) {
+	a := newArena(t)
+	o, leaf := a.s.open.Load(), certOf(t, a.device)
+	if _, err := o.trust.Put(t.Context(), trustKey, []byte(`{"roots":`)); err != nil {
+		t.Fatal(err)
+	}
+	a.settle()
+	if _, err := a.gate.AdmitClient(t.Context(), Client{Leaf: leaf}); err != nil { // it knows those of before
+		t.Error(err)
+	}
+	fresh := NewAdmission(a.bus, AdmissionOptions{Now: a.clock.Now})
+	ctx, cancel := context.WithCancel(t.Context())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- fresh.Run(ctx, func() { close(ready) }) }()
+	<-ready
+	named := func(err error) bool {
+		return err != nil && strings.Contains(err.Error(), trustKey+" of table "+trustTable) && strings.Contains(err.Error(), "add_root")
+	}
+	if _, err := fresh.AdmitClient(t.Context(), Client{Leaf: leaf}); !named(err) {
+		t.Errorf("a door that starts now: %v", err)
+	}
+	if err := a.s.renew(t.Context(), o); !named(err) {
+		t.Errorf("the CA: %v", err)
+	}
+	if err := publishTrust(t.Context(), o.trust, o.authority.Bundle(), true); err != nil {
+		t.Fatal(err)
+	}
+	a.settle()
+	if _, err := fresh.AdmitClient(t.Context(), Client{Leaf: leaf}); err != nil {
+		t.Errorf("once it is mended: %v", err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

@@ -39,8 +39,11 @@ type anchor struct {
 // budget bounds how many signatures of a stranger are checked (crypto/x509's, of one Verify).
 func (a *Admission) verify(leaf *stdx509.Certificate, presented []*stdx509.Certificate, now time.Time) (anchor, error) {
 	a.mu.RLock()
-	t, cas := a.trust, slices.Collect(maps.Values(a.cas))
+	t, cas, unread := a.trust, slices.Collect(maps.Values(a.cas)), a.unread
 	a.mu.RUnlock()
+	if t == nil && unread != nil {
+		return anchor{}, unread
+	}
 	if t == nil {
 		return anchor{}, errors.New("this platform trusts no CA yet; start service_platform.x509")
 	}
@@ -152,11 +155,15 @@ func (a *Admission) applyTrust(e bus.Entry) {
 		return
 	}
 	var b authority.Bundle
-	if e.Deleted {
-		b = authority.Bundle{}
-	} else if err := json.Unmarshal(e.Value, &b); err != nil {
-		a.o.Log.Error("the list of trusted CAs cannot be read; keeping the one before", "table", trustTable, "error", err)
-		return
+	if !e.Deleted {
+		var err error
+		if b, err = bundleOf(e); err != nil {
+			a.o.Log.Error("keeping the trusted CAs of before, if there were", "error", err)
+			a.mu.Lock()
+			a.unread = err
+			a.mu.Unlock()
+			return
+		}
 	}
 	t := &trust{stdx509.NewCertPool(), stdx509.NewCertPool(), b}
 	for _, c := range b.Roots {
@@ -167,7 +174,7 @@ func (a *Admission) applyTrust(e bus.Entry) {
 	}
 	a.mu.Lock()
 	was := a.trust
-	a.trust = t
+	a.trust, a.unread = t, nil
 	close(a.published)
 	a.published = make(chan struct{})
 	a.mu.Unlock()

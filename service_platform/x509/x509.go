@@ -118,6 +118,7 @@ type opened struct {
 	keysSwept, ownersSwept time.Time // by sweep alone
 	ahead                  ahead     // by sweep alone
 	cas                    *CAs
+	unread                 *unreadables
 	templates              map[string]Template
 	policies               *names.Known
 	asking                 asking
@@ -160,7 +161,8 @@ func (s *service) run(ctx context.Context, ready func()) error {
 	if err := publishTemplates(ctx, o.trust, o.templates); err != nil {
 		return err
 	}
-	o.cas = &CAs{o.trust, s.env.Now}
+	o.unread = &unreadables{log: s.env.Log}
+	o.cas = &CAs{o.trust, s.env.Now, o.unread}
 	if o.registry, err = OpenRegistry(ctx, s.env.Bus, s.env.Now); err != nil {
 		return err
 	}
