@@ -45,7 +45,8 @@ type Config struct {
 	DeviceValidity Duration `json:"device_validity"`
 	// Hosts are names and addresses under which devices reach the listeners, for the server certificate.
 	Hosts []string `json:"hosts"`
-	// AddRoot has this directory's root trusted beside another one that the platform already has.
+	// AddRoot has this directory's root trusted beside another one that the platform already has, or in the place of a list of trusted
+	// CAs that cannot be read.
 	AddRoot bool `json:"add_root"`
 	// PassphraseFile holds the passphrase that the CA's keys are encrypted with; where it is empty, the environment
 	// variable NARU_CA_PASSPHRASE does, and without either a machine key in the component's directory.
