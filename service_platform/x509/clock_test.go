@@ -2,12 +2,14 @@ package x509
 
 import (
 	stdx509 "crypto/x509"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/service_platform/x509/authority"
 )
 
 // sweepProven sweeps until the clock is believed, however it was moved.
@@ -133,4 +135,50 @@ func TestClockIsBelievedOnceItHasProvenItself(t *testing.T) {
 	}
 	up += time.Second
 	sweep(0, "a day later")
+}
+
+// A list that was made while the clock was ahead is not served once it is right, and its number does not go back.
+func TestRevocationListOfTheFutureIsNotServed(t *testing.T) {
+	a := startAPI(t)
+	a.clock.move(3 * 365 * day)
+	ahead := a.crl("")
+	a.clock.move(-3 * 365 * day)
+	now := a.crl("")
+	if now.ThisUpdate.After(a.clock.Now()) || !now.NextUpdate.Before(a.clock.Now().Add(2*day)) {
+		t.Errorf("it is %s, and the list is of %s until %s", a.clock.Now(), now.ThisUpdate, now.NextUpdate)
+	}
+	if now.Number.Cmp(ahead.Number) <= 0 {
+		t.Errorf("number %s after %s", now.Number, ahead.Number)
+	}
+}
+
+// Where the CA's directory cannot be written the last list is served, until it ends.
+func TestLastRevocationListIsServedWhereNoneCanBeMade(t *testing.T) {
+	a := startAPI(t)
+	a.do("POST", "/api/v1/devices", Enrolment{ID: "d-1"}, nil)
+	first := a.crl("")
+	away := a.dir + "-away"
+	if err := os.Rename(a.dir, away); err != nil {
+		t.Fatal(err)
+	}
+	a.do("POST", "/api/v1/devices/d-1/revoke", nil, nil)
+	for range 2 {
+		if a.crl("").Number.Cmp(first.Number) != 0 {
+			t.Error("another list, of which the number is on no disk")
+		}
+	}
+	if n := strings.Count(a.logs.String(), "no revocation list can be made"); n != 1 {
+		t.Errorf("told %d times", n)
+	}
+	a.clock.move(authority.CRLValidity)
+	if got := a.do("GET", "/api/v1/ca/crl", nil, nil); got < 500 {
+		t.Errorf("a list that has ended is served: %d", got)
+	}
+	a.clock.move(2*crlRetry - authority.CRLValidity)
+	if err := os.Rename(away, a.dir); err != nil {
+		t.Fatal(err)
+	}
+	if l := a.crl(""); l.Number.Cmp(first.Number) <= 0 || len(l.RevokedCertificateEntries) != 1 {
+		t.Errorf("once it can be written again: number %s, %d entries", l.Number, len(l.RevokedCertificateEntries))
+	}
 }

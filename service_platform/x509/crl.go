@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/naru-platform/naru/service_platform/x509/authority"
 )
 
 const (
@@ -17,6 +19,7 @@ const (
 	// A list that took long to make is served for longer, though something changed: for as many times as long as making
 	// it took. So the lists of however many revocations take a tenth of a processor at most, and small ones are always new.
 	crlFloor = 10
+	crlRetry = time.Minute // after a list could not be made
 )
 
 // crlCheap is what a list may take to make without being served for longer. Tests, whose machine may be slow, give more.
@@ -40,6 +43,7 @@ type crlCache struct {
 type crlList struct {
 	making sync.Mutex
 	made   atomic.Pointer[crlMade]
+	failed time.Time // when it could not be made, by the component's clock; under making
 }
 
 type crlMade struct {
@@ -47,6 +51,11 @@ type crlMade struct {
 	at      time.Time // by the component's clock
 	version [2]uint64
 	serve   time.Time // until then, whatever changes
+}
+
+// holds says whether the list is neither of the future, by a clock that was ahead, nor older than so long. None is neither.
+func (m *crlMade) holds(now time.Time, within time.Duration) bool {
+	return m != nil && !now.Before(m.at) && now.Sub(m.at) < within
 }
 
 func (c *crlCache) of(issuer string) *crlList {
@@ -80,7 +89,7 @@ func (s *service) crl(o *opened, w http.ResponseWriter, r *http.Request) error {
 	return err
 }
 
-// revocationList gives the list of before while no revocation came or went.
+// revocationList gives the list of before while no revocation came or went, or where no other can be made, until it ends.
 func (s *service) revocationList(o *opened, issuer string) ([]byte, error) {
 	by, err := o.authority.Issuer(issuer)
 	if err != nil {
@@ -90,7 +99,7 @@ func (s *service) revocationList(o *opened, issuer string) ([]byte, error) {
 	list := o.crls.of(issuer)
 	good := func() []byte {
 		m := list.made.Load()
-		if m == nil || s.env.Now().Sub(m.at) >= crlFresh || m.version != o.revocations() && !time.Now().Before(m.serve) {
+		if !m.holds(s.env.Now(), crlFresh) || m.version != o.revocations() && !time.Now().Before(m.serve) {
 			return nil
 		}
 		return m.der
@@ -99,7 +108,7 @@ func (s *service) revocationList(o *opened, issuer string) ([]byte, error) {
 		return der, nil
 	}
 	if !list.making.TryLock() {
-		if m := list.made.Load(); m != nil {
+		if m := list.made.Load(); m.holds(s.env.Now(), authority.CRLValidity) {
 			return m.der, nil
 		}
 		list.making.Lock()
@@ -109,7 +118,18 @@ func (s *service) revocationList(o *opened, issuer string) ([]byte, error) {
 		return der, nil
 	}
 	began, version, now := time.Now(), o.revocations(), s.env.Now()
+	last := list.made.Load()
+	keeps := last.holds(now, authority.CRLValidity)
+	if keeps && !now.Before(list.failed) && now.Sub(list.failed) < crlRetry {
+		return last.der, nil
+	}
 	der, err := o.authority.RevocationList(issuer, o.revoked(issuer, bytes.Equal(by.Raw, o.authority.Bundle().Issuing[0].Raw), now))
+	if err != nil && keeps {
+		list.failed = now
+		s.env.Log.Error("no revocation list can be made; the last one is served until it ends, and lacks what was revoked since; is the directory of the CA there, writable and its disk not full?",
+			"issuer", issuer, "made", stamp(last.at), "ends", stamp(last.at.Add(authority.CRLValidity)), "error", err)
+		return last.der, nil
+	}
 	if err != nil {
 		return nil, err
 	}

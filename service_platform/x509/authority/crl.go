@@ -16,7 +16,8 @@ import (
 	"github.com/naru-platform/naru/internal/whole"
 )
 
-const crlValidity = 24 * time.Hour
+// CRLValidity is how long after it was made a revocation list is to be followed by the next one.
+const CRLValidity = 24 * time.Hour
 
 // crlIssuer stands for the issuing CA's key identifier in the address of a list.
 const crlIssuer = "${issuer}"
@@ -51,7 +52,7 @@ func (a *Authority) RevocationList(issuer string, entries []stdx509.RevocationLi
 	now := a.o.Now().UTC()
 	t := &stdx509.RevocationList{
 		RevokedCertificateEntries: entries, Number: new(big.Int).SetUint64(number),
-		ThisUpdate: now.Add(-Backdate).Truncate(time.Second), NextUpdate: now.Add(crlValidity).Truncate(time.Second),
+		ThisUpdate: now.Add(-Backdate).Truncate(time.Second), NextUpdate: now.Add(CRLValidity).Truncate(time.Second),
 	}
 	der, err := stdx509.CreateRevocationList(rand.Reader, t, p.cert, p.key)
 	if err != nil {
