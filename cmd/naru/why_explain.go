@@ -196,10 +196,15 @@ func (b *because) decide(d x509.Shown, known bool, attempts []x509.Attempt, now 
 	if last != nil && last.Reason == "acl_denied" && step(last) == "policy" {
 		denied = slices.ContainsFunc(attempts, func(a x509.Attempt) bool { return a.Admitted }) || b.State == "active"
 	}
-	refused := last != nil && !last.Admitted && !denied && !slowed
+	past := last != nil && last.Reason == "device_disabled" && b.State != "disabled" // it was, when it came
+	refused := last != nil && !last.Admitted && !denied && !slowed && !past
 	switch {
 	case b.State == "disabled":
-		b.say("device_disabled", fmt.Sprintf("It is disabled since %s, by %s: %s.", d.DisabledAt.Format(time.RFC3339), d.DisabledBy, d.DisabledReason), "naru device enable "+id)
+		why := ""
+		if d.DisabledReason != "" {
+			why = ": " + d.DisabledReason
+		}
+		b.say("device_disabled", fmt.Sprintf("It is disabled since %s, by %s%s.", d.DisabledAt.Format(time.RFC3339), d.DisabledBy, why), "naru device enable "+id)
 	case d.Untrusted == x509.Disabled:
 		b.say("cert_unknown_ca", "Its CA is not trusted (disabled): it has no certificate in force by another.", b.enableCA())
 	case d.Untrusted == x509.Retired:
@@ -216,6 +221,8 @@ func (b *because) decide(d x509.Shown, known bool, attempts []x509.Attempt, now 
 		if last.Ended {
 			b.Cause = "Its connection was ended " + ago(last.Last, now) + ". " + b.Cause
 		}
+	case !known && last != nil:
+		b.say("cert_unregistered", "No device of that id is registered: it was deleted since it last came, "+ago(last.Last, now)+".", "naru device add "+id+", if it is to come back")
 	case !known:
 		b.say("cert_unregistered", "No device of that id is registered, and none tried to get in within a day.", "naru device add "+id)
 	case b.State == "expired":
@@ -232,6 +239,10 @@ func (b *because) decide(d x509.Shown, known bool, attempts []x509.Attempt, now 
 		b.Well = true
 		b.Cause = "Nothing keeps it out, and it did not try to get in within a day: not one of its connections reached a listener."
 		b.Remedy = "Look at its power and network, at the address and port it connects to, and at what lies between: a firewall, a load balancer, DNS."
+	case past:
+		b.Well = true
+		b.Cause = "Nothing keeps it out now. It was last refused " + ago(last.Last, now) + ", while it was disabled, and has not come since it was enabled."
+		b.Remedy = "Does it try again? If it stays away, look at its power and network, and at its address and port."
 	case denied:
 		b.Well = true
 		b.Cause = "It gets in. What it asked for was refused by policy, " + ago(last.Last, now) + ": " + last.Detail + "."
