@@ -13,6 +13,7 @@ import (
 	"github.com/naru-platform/naru/data_platform/storage"
 	"github.com/naru-platform/naru/internal/postgrestest"
 	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/message/operator"
 )
 
 // lax is a database of DuckDB behind a model that lets a time through which it does not hold: where a label says odd.
@@ -45,7 +46,9 @@ func (l *lab) oddIsDead(why string) {
 	if rep.Outcomes[component.Handled].Count != 2 || rep.Outcomes[component.Dead].Count != 1 {
 		l.t.Errorf("%+v", rep.Outcomes)
 	}
-	if _, dead := l.Dead(Name + "/rooms"); len(dead) != 1 || dead[0].Reason != message.SchemaMismatch || !strings.Contains(dead[0].Detail, why) {
+	var dead []operator.Dead
+	l.Until(func() bool { _, dead = l.Dead(Name + "/rooms"); return len(dead) > 0 }, func() string { return "no letter is written" }) // behind the position
+	if len(dead) != 1 || dead[0].Reason != message.SchemaMismatch || !strings.Contains(dead[0].Detail, why) {
 		l.t.Errorf("%+v", dead)
 	}
 }

@@ -19,6 +19,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/naru-platform/naru/internal/porttest"
 )
 
 // Owner is the superuser of each server; its password is [Password].
@@ -104,12 +106,15 @@ func New(dir string, settings ...string) (*Server, error) {
 
 // configure adds lines to the configuration, and a port of its own.
 func (s *Server) configure(lines ...string) error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := porttest.Free()
 	if err != nil {
 		return err
 	}
-	s.port = l.Addr().(*net.TCPAddr).Port
-	if err := l.Close(); err != nil {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return err
+	}
+	if s.port, err = strconv.Atoi(port); err != nil {
 		return err
 	}
 	conf, err := os.OpenFile(filepath.Join(s.data(), "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)

@@ -27,6 +27,7 @@ import (
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/bus/mem"
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/internal/porttest"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/message/catalog"
 	"github.com/naru-platform/naru/message/operator"
@@ -107,15 +108,7 @@ func newRigWith(t *testing.T, r *rig, change func(*Config)) *rig {
 func newNodeWith(t *testing.T, r *rig, on *mem.Bus, node string, contracts *message.Catalog, change func(*Config)) *rig {
 	t.Helper()
 	r.t, r.bus, r.node, r.gate = t, on, node, &gate{pair: certificate(t, "localhost")}
-	addr := func() string {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		return l.Addr().String()
-	}
-	r.plain, r.tls = addr(), addr()
+	r.plain, r.tls = porttest.Addr(t), porttest.Addr(t)
 	c := Defaults
 	c.Plain, c.Listen = r.plain, r.tls
 	if change != nil {

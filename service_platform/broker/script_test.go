@@ -18,6 +18,7 @@ import (
 
 	"github.com/naru-platform/naru/bus/mem"
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/internal/porttest"
 	"github.com/naru-platform/naru/message/catalog"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
 )
@@ -186,12 +187,7 @@ type theatre struct {
 }
 
 func newTheatre(t testing.TB) *theatre {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	x := &theatre{addr: l.Addr().String()}
-	l.Close()
+	x := &theatre{addr: porttest.Addr(t)}
 	c := Defaults
 	c.Listen, c.SysInterval = "", "0s"
 	c.Listeners = []Listener{{Name: "open", Address: x.addr, Protocol: "mqtt", Auth: "none", Policy: "open", Mount: "3rd_party.legacy"}}

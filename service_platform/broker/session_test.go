@@ -14,6 +14,7 @@ import (
 	"github.com/coder/websocket"
 	"golang.org/x/crypto/bcrypt"
 
+	"github.com/naru-platform/naru/internal/porttest"
 	"github.com/naru-platform/naru/message/catalog"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
 )
@@ -21,12 +22,7 @@ import (
 // open is a listener as of an ordinary broker.
 func open(t *testing.T, change ...func(*Listener)) (func(*Config), string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	e := Listener{Name: "open", Address: l.Addr().String(), Protocol: "mqtt", Auth: "none", Policy: "open", Mount: "3rd_party.legacy"}
+	e := Listener{Name: "open", Address: porttest.Addr(t), Protocol: "mqtt", Auth: "none", Policy: "open", Mount: "3rd_party.legacy"}
 	for _, f := range change {
 		f(&e)
 	}

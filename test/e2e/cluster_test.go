@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/naru-platform/naru/bus/nats"
+	"github.com/naru-platform/naru/internal/porttest"
 )
 
 // nodeEnv, where it is set, makes the test binary a NATS server: its options as JSON.
@@ -83,7 +84,7 @@ func (n *node) kill() {
 }
 
 func port(t *testing.T) int {
-	_, p, _ := net.SplitHostPort(freeAddr(t))
+	_, p, _ := net.SplitHostPort(porttest.Addr(t))
 	var n int
 	fmt.Sscan(p, &n)
 	return n
@@ -147,7 +148,7 @@ func partWith(t *testing.T, url, more string, components ...string) *platform {
 // configured is part with the whole of a configuration.
 func configured(t *testing.T, url, text string, components ...string) *platform {
 	t.Helper()
-	p := &platform{t: t, data: t.TempDir(), mqtt: freeAddr(t), plain: freeAddr(t)}
+	p := &platform{t: t, data: t.TempDir(), mqtt: porttest.Addr(t), plain: porttest.Addr(t)}
 	conf := filepath.Join(p.data, "naru.yaml")
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/eclipse/paho.golang/paho"
+
+	"github.com/naru-platform/naru/internal/porttest"
 )
 
 // mqttClient connects to a listener without TLS, and gives what it hears to hear.
@@ -44,7 +46,7 @@ func mqttClient(b *testing.B, addr, id string, hear func(c *paho.Client, topic s
 //
 //	go test -run '^$' -bench CommandRoundTrip -benchtime 1000x ./test/e2e
 func BenchmarkCommandRoundTrip(b *testing.B) {
-	apps, config := freeAddr(b), filepath.Join(b.TempDir(), "naru.yaml")
+	apps, config := porttest.Addr(b), filepath.Join(b.TempDir(), "naru.yaml")
 	if err := os.WriteFile(config, fmt.Appendf(nil, `service_platform.broker:
   policies:
     apps: {publish: {allow: ["device/+/command/#"]}, subscribe: {allow: ["device/+/command/#"]}, client_ids: [app]}

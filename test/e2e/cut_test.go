@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"github.com/smallstep/pkcs7"
+
+	"github.com/naru-platform/naru/internal/porttest"
 )
 
 // cutter cuts things off at random moments.
@@ -165,7 +167,7 @@ func (c *cutter) enrol(ctx context.Context, id, token string, with *tls.Certific
 // again with the same key and token, each device has one; and with every certificate that anybody holds he comes in.
 func TestNoCertificateIsStrandedBySIGKILL(t *testing.T) {
 	const rounds = 3 // of each way
-	est := freeAddr(t)
+	est := porttest.Addr(t)
 	dir := t.TempDir()
 	config := filepath.Join(dir, "naru.yaml")
 	if err := os.WriteFile(config, fmt.Appendf(nil, "service_platform.x509:\n  est: {listen: %q}\n  templates:\n    pumps: {name: \"pump-${SerialNumber}\", parameters: [SerialNumber]}\n", est), 0o600); err != nil {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/naru-platform/naru/internal/porttest"
 )
 
 var (
@@ -54,22 +55,6 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// freeAddr is a loopback address that nobody listens at. Its port is none that systems give to connections that are made: where
-// naru is killed and started again at its address, one of these may have it by then.
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	for range 100 {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 12_000+rand.IntN(18_000)))
-		if err != nil {
-			continue
-		}
-		defer l.Close()
-		return l.Addr().String()
-	}
-	t.Fatal("of a hundred ports none is free")
-	return ""
-}
-
 // platform is a naru process on a data directory.
 type platform struct {
 	t      testing.TB
@@ -107,7 +92,7 @@ func (s *syncBuffer) String() string {
 }
 
 func newPlatform(t testing.TB, args ...string) *platform {
-	p := &platform{t: t, data: t.TempDir(), mqtt: freeAddr(t), plain: freeAddr(t), args: args}
+	p := &platform{t: t, data: t.TempDir(), mqtt: porttest.Addr(t), plain: porttest.Addr(t), args: args}
 	t.Cleanup(func() { p.kill() })
 	return p
 }

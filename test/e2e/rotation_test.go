@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/naru-platform/naru/internal/porttest"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
 	"github.com/naru-platform/naru/service_platform/x509"
 )
@@ -21,7 +22,7 @@ import (
 // TestRotationUnderTrafficLosesAndRefusesNothing has a device send without a pause while it gets certificate after
 // certificate, by command and by EST, and changes over to each at the other one of two nodes.
 func TestRotationUnderTrafficLosesAndRefusesNothing(t *testing.T) {
-	est := freeAddr(t)
+	est := porttest.Addr(t)
 	first, second := twoNodes(t, fmt.Sprintf("service_platform.x509:\n  est: {listen: %q}\n", est))
 	dir := first.add("d-r")
 	c := &cutter{platform: first, dir: dir, est: est}
@@ -102,7 +103,7 @@ func TestRotationUnderTrafficLosesAndRefusesNothing(t *testing.T) {
 
 // TestCurlAndOpenSSLEnrolThenMosquittoPublishes goes by EST with nothing of naru's on the device's side.
 func TestCurlAndOpenSSLEnrolThenMosquittoPublishes(t *testing.T) {
-	est, dir := freeAddr(t), t.TempDir()
+	est, dir := porttest.Addr(t), t.TempDir()
 	config := filepath.Join(dir, "naru.yaml")
 	if err := os.WriteFile(config, fmt.Appendf(nil, "service_platform.x509:\n  est: {listen: %q}\n", est), 0o600); err != nil {
 		t.Fatal(err)

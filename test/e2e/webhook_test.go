@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/naru-platform/naru/internal/porttest"
 )
 
 // pager is an HTTP server elsewhere, which can be ill in all ways.
@@ -95,7 +97,7 @@ func TestHTTPActionOutlivesAllIllsOfItsServer(t *testing.T) {
 	if err := os.WriteFile(rule, []byte("name: page\nsql: SELECT n FROM 'device/+/telemetry'\nactions: [{http: {destination: pager, path: 'in/${topic(2)}'}}]\nerror_action: {republish: {topic: errors}}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	addr := freeAddr(t)
+	addr := porttest.Addr(t)
 	g := &pager{mood: "well", taken: map[string]int{}, order: map[string][]int{}, unhang: make(chan struct{})}
 	g.serve(t, addr)
 	p := newPlatform(t, "--config", config)

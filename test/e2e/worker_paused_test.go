@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/naru-platform/naru/bus/nats"
+	"github.com/naru-platform/naru/internal/porttest"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/service_platform/worker/sdk"
 )
@@ -98,7 +99,7 @@ func TestAWorkerThatSleepsPastItsLeaseDoublesNothing(t *testing.T) {
 	runs.must("worker", "add", "shared", "--hears", "device/+/telemetry", "--attempts", "100", "--concurrency", "8")
 	until(t, "the worker runs", func() bool { return runs.workers()["shared"].State == "no_instances" })
 	leads := configured(t, outside.url(), conf, "service_platform.worker")
-	addr := freeAddr(t)
+	addr := porttest.Addr(t)
 	leads.args = []string{"--http", addr}
 	leads.start()
 	defer func() {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/naru-platform/naru/bus/nats"
+	"github.com/naru-platform/naru/internal/porttest"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -26,7 +27,7 @@ func newWorkshop(t *testing.T) (p *platform, url string) {
 	if err := os.WriteFile(file, []byte("service_platform.worker:\n  allow: [127.0.0.0/8]\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	addr := freeAddr(t)
+	addr := porttest.Addr(t)
 	return newPlatform(t, "--config", file, "--http", addr), "http://" + addr
 }
 
@@ -179,7 +180,7 @@ func TestAPoisonousMessageIsQuarantinedAndItsDeviceGoesOn(t *testing.T) {
 func TestTheExampleWorkersDoTheirWork(t *testing.T) {
 	p, url := newWorkshop(t)
 	p.start()
-	python, node := freeAddr(t), freeAddr(t)
+	python, node := porttest.Addr(t), porttest.Addr(t)
 	beside(t, []string{"LISTEN=" + python}, "python3", "../../examples/worker-python/worker.py")
 	beside(t, []string{"LISTEN=" + node}, "node", "../../examples/worker-node/worker.js")
 	p.must("worker", "add", "hot-go", "--hears", "device/+/telemetry")

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/internal/porttest"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
 	"github.com/naru-platform/naru/service_platform/x509"
 )
@@ -254,7 +255,7 @@ func twoNodes(t *testing.T, more string) (first, second *platform) {
 	server := ca.sign(&stdx509.Certificate{Subject: pkix.Name{CommonName: "bus"}, SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-time.Hour),
 		NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []stdx509.ExtKeyUsage{stdx509.ExtKeyUsageServerAuth}}, key, ca.cert)
 	t.Setenv("SSL_CERT_FILE", keepPEM(t, filepath.Join(dir, "bus-ca.crt"), nil, ca.cert.Raw)) // who joins trusts the bus by it
-	busAddr, password := freeAddr(t), write("password", "only for this test")
+	busAddr, password := porttest.Addr(t), write("password", "only for this test")
 	first = newPlatform(t, "--bus-listen", busAddr, "--config", write("first.yaml", more+fmt.Sprintf("service_platform.broker:\n  cluster: \"on\"\nbus:\n  user: naru\n  password_file: %s\n  cert_file: %s\n  key_file: %s\n",
 		password, keepPEM(t, filepath.Join(dir, "bus.crt"), nil, server.Raw), keepPEM(t, filepath.Join(dir, "bus.key"), key))))
 	first.start()

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/naru-platform/naru/internal/porttest"
 )
 
 // naru runs the real binary with a configuration, and gives what runs its commands.
@@ -59,16 +61,12 @@ func naru(t *testing.T, config string) (command func(args ...string) string) {
 
 func free(t *testing.T) (addr, port string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr = porttest.Addr(t)
+	_, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	_, port, err = net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l.Addr().String(), port
+	return addr, port
 }
 
 // node runs a script, and gives what it prints. A script may end by killing itself once it has printed its answer.
