@@ -16,39 +16,61 @@ import (
 // needs no home, since it makes anew elsewhere what it has.
 const homeTable = "naru_homes"
 
+// homeless stands in that table for a consumer that was moved from its home, or forgotten. No node has its name.
+const homeless = "\x00"
+
 // housed says whether the consumer has a home.
 func (r *run) housed() bool { return r.spec.State == Local && r.spec.From == Newest }
 
-// abroad says at which other node the consumer's home is; nothing where it is here, or nowhere yet.
-func (r *run) abroad(ctx context.Context) (node string, err error) {
+// homeOf is what that table says of a consumer; nothing where it does not.
+func (r *run) homeOf(ctx context.Context, consumer string) (node string, revision uint64, err error) {
 	t, err := r.h.Bus.Table(ctx, homeTable, bus.TableOptions{})
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
-	e, err := t.Get(ctx, r.spec.Name)
+	e, err := t.Get(ctx, consumer)
 	switch {
-	case errors.Is(err, bus.ErrNotFound) || err == nil && string(e.Value) == r.h.Node:
-		return "", nil
+	case errors.Is(err, bus.ErrNotFound):
+		return "", 0, nil
 	case err != nil:
-		return "", fmt.Errorf("look where %s keeps its place: %w", r.spec.Name, err)
+		return "", 0, fmt.Errorf("look where %s keeps its place: %w", consumer, err)
 	}
-	return string(e.Value), nil
+	return string(e.Value), e.Revision, nil
 }
 
-// settle makes this node the consumer's home where it has none. It is false where another one was faster. What lies here from
-// before is then of a time when it had its home here and went, and goes: others have gone on since.
+// abroad says at which other node a consumer's home is; nothing where it is here, or nowhere.
+func (r *run) abroad(ctx context.Context, consumer string) (node string, err error) {
+	if node, _, err = r.homeOf(ctx, consumer); node == r.h.Node || node == homeless {
+		node = ""
+	}
+	return node, err
+}
+
+// settle makes this node the consumer's home where it has none; its lease is held. It is false where another one was faster. What
+// lies here of one that was moved or forgotten is of a time before that, and goes first: others may have gone on since. What lies here
+// of one that never had a home written down is its own.
 func (r *run) settle(ctx context.Context) (bool, error) {
+	node, revision, err := r.homeOf(ctx, r.spec.Name)
+	switch {
+	case err != nil:
+		return false, err
+	case node == r.h.Node:
+		return true, nil
+	case node == homeless:
+		if err := r.h.discard(filepath.Join(r.h.Dir, r.spec.folder())); err != nil {
+			return false, fmt.Errorf("remove what is left here of %s, which was moved since: %w", r.spec.Name, err)
+		}
+	case node != "":
+		return false, nil
+	}
 	t, err := r.h.Bus.Table(ctx, homeTable, bus.TableOptions{})
 	if err != nil {
 		return false, err
 	}
-	_, err = t.Update(ctx, r.spec.Name, []byte(r.h.Node), 0)
+	_, err = t.Update(ctx, r.spec.Name, []byte(r.h.Node), revision)
 	if errors.Is(err, bus.ErrConflict) {
-		node, err := r.abroad(ctx)
-		return node == "", err
-	}
-	if err == nil {
-		err = r.h.discard(filepath.Join(r.h.Dir, r.spec.folder()))
+		node, _, err = r.homeOf(ctx, r.spec.Name) // it may have been this one, whose answer was lost
+		return err == nil && node == r.h.Node, err
 	}
 	return err == nil, err
 }
@@ -84,7 +106,12 @@ func (r *run) move(ctx context.Context, name string) error {
 	}
 	c := Child{Name: name}
 	consumer := c.spec(&r.spec).Name
-	lease, err := r.h.Bus.Lease(ctx, "consumer/"+consumer, r.h.Node, leaseTTL)
+	if node, err := r.abroad(ctx, consumer); err != nil {
+		return err
+	} else if node == "" {
+		return answer.Conflict("%s has its home at this node, or nowhere: there is nothing that it could be moved from", consumer)
+	}
+	lease, err := r.h.Bus.Lease(ctx, "consumer/"+consumer, r.h.Node+" (move)", leaseTTL) // not the name that it runs under
 	if errors.Is(err, bus.ErrHeld) {
 		return answer.Conflict("%s runs: %v; it is moved from a node that is gone", consumer, err)
 	}
@@ -99,11 +126,12 @@ func (r *run) move(ctx context.Context, name string) error {
 	return unhouse(ctx, r.h.Bus, consumer)
 }
 
-// unhouse lets a consumer have another home.
+// unhouse lets a consumer have another home, and be begun anew in the one it had.
 func unhouse(ctx context.Context, b bus.Bus, consumer string) error {
 	t, err := b.Table(ctx, homeTable, bus.TableOptions{})
 	if err != nil {
 		return err
 	}
-	return t.Delete(ctx, consumer, 0)
+	_, err = t.Put(ctx, consumer, []byte(homeless))
+	return err
 }

@@ -572,7 +572,7 @@ func (r *run) own(ctx context.Context, ttl time.Duration) (bus.Lease, error) {
 	for {
 		node, err := "", error(nil)
 		if r.housed() {
-			if node, err = r.abroad(ctx); err != nil {
+			if node, err = r.abroad(ctx, r.spec.Name); err != nil {
 				return nil, err
 			}
 		}

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,7 +18,6 @@ import (
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/bus/bustest"
-	"github.com/naru-platform/naru/internal/porttest"
 )
 
 // quiet is a log for engines that say a lot.
@@ -39,8 +37,13 @@ func startCluster(t *testing.T) *cluster {
 	const n = 3
 	ports, routes := make([]int, n), make([]*url.URL, n)
 	for i := range ports {
-		routes[i] = &url.URL{Scheme: "nats", Host: porttest.Addr(t)}
-		ports[i], _ = strconv.Atoi(routes[i].Port()) // it is one
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ports[i] = l.Addr().(*net.TCPAddr).Port
+		l.Close()
+		routes[i] = &url.URL{Scheme: "nats", Host: fmt.Sprintf("127.0.0.1:%d", ports[i])}
 	}
 	c := &cluster{}
 	var urls []string

@@ -342,6 +342,35 @@ func TestInstancesWaitForTheProcessOfTheirWorker(t *testing.T) {
 	}
 }
 
+// TestAWorkerWhoseHomeIsNotWrittenDownKeepsWhatItHas, as one of a time before homes were.
+func TestAWorkerWhoseHomeIsNotWrittenDownKeepsWhatItHas(t *testing.T) {
+	y := newYard(t, "n1", "n2")
+	first, second := y.add("w")
+	y.nodes[second].stop()
+	y.instance("w", "i", sdk.Options{Bus: y.bus}, func(context.Context, *sdk.Call) error { return nil })
+	for i := range 8 {
+		if i == 5 {
+			y.until("five are handled", func() bool { s := y.shown(first, "w"); return s.Handled == 5 && s.Behind == 0 })
+			y.nodes[first].stop()
+			b, err := nats.Open(t.Context(), nats.Options{URL: y.bus})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.Close()
+			homes, err := b.Table(t.Context(), "naru_homes", bus.TableOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := homes.Delete(t.Context(), "service_platform.worker/w", 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		y.say(telemetry(fmt.Sprint("d-", i), "1"))
+	}
+	y.begin(first)
+	y.until("all are handled, by its own account", func() bool { s := y.shown(first, "w"); return s.Handled == 8 && s.Behind == 0 })
+}
+
 // TestAWorkerMovesFromANodeThatIsGone has a worker go on at another node, behind what it had handled, and back again: what lies at its
 // first node from before is of no use any more.
 func TestAWorkerMovesFromANodeThatIsGone(t *testing.T) {
@@ -364,8 +393,10 @@ func TestAWorkerMovesFromANodeThatIsGone(t *testing.T) {
 		})
 	}
 	handles(first, 5)
-	if code, body := y.ask(second, "POST", "/api/v1/workers/w/move?by=kim", ""); code != 409 {
-		t.Errorf("a worker that runs is moved: %d %s", code, body)
+	for _, node := range []string{first, second} {
+		if code, body := y.ask(node, "POST", "/api/v1/workers/w/move?by=kim", ""); code != 409 {
+			t.Errorf("a worker that runs is moved by %s: %d %s", node, code, body)
+		}
 	}
 	y.nodes[first].stop()
 	for range 3 { // nobody hears them yet
