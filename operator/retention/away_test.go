@@ -46,7 +46,7 @@ func TestRetentionAdvisesToForgetOnlyWhoStaysAway(t *testing.T) {
 		t.Helper()
 		now = now.Add(d)
 		said.Reset()
-		if _, err := r.floor(t.Context(), marks, message.Device, at); err != nil {
+		if _, err := r.floor(t.Context(), marks, map[string]uint32{}, message.Device, at); err != nil {
 			t.Fatal(err)
 		}
 		return said.String()

@@ -66,7 +66,7 @@ func TestRetentionKeepsWhatIsNotReadFromTheCopy(t *testing.T) {
 		r.Start(Spec)
 		report := func(consumer, log string, part uint32, upto uint64) {
 			r.Host.Peers().Add(component.Report{Checkpoint: component.Checkpoint{Consumer: consumer, Log: log,
-				Position: bus.Position{Generation: 1, Partition: part, Sequence: upto}}, Required: true, Child: true, At: time.Now()})
+				Position: bus.Position{Log: message.NewID(time.Now()), Generation: 1, Partition: part, Sequence: upto}}, Required: true, Child: true, At: time.Now()})
 		}
 		copied := bus.CopyName(message.DataPlatform)
 		r.Host.Peers().Add(component.Report{Checkpoint: component.Checkpoint{Consumer: "data_platform.pump", Log: message.DataPlatform,

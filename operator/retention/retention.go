@@ -106,10 +106,14 @@ func (r *Retention) trim(ctx context.Context, marks bus.Table, name string) erro
 	if err != nil {
 		return err
 	}
+	newest, err := newestOf(ctx, marks, name, info.ID)
+	if err != nil {
+		return err
+	}
 	for _, g := range info.Generations {
 		for _, p := range g.Partitions {
 			at := bus.Position{Log: info.ID, Generation: g.Number, Partition: p.Number}
-			floor, err := r.floor(ctx, marks, name, at)
+			floor, err := r.floor(ctx, marks, newest, name, at)
 			if err != nil {
 				return err
 			}
@@ -131,12 +135,32 @@ func (r *Retention) trim(ctx context.Context, marks bus.Table, name string) erro
 	return nil
 }
 
-// floor is how far every required consumer has come. A consumer that was ever required counts with the last position
-// known of it, whether it runs or not; where none is known at all, nothing is trimmed.
-func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at bus.Position) (uint64, error) {
+// newestOf is, for each consumer that has marks in a log, the newest generation in which it has one.
+func newestOf(ctx context.Context, marks bus.Table, name string, id message.ID) (map[string]uint32, error) {
+	entries, err := bus.Entries(ctx, marks, name+"/")
+	if err != nil {
+		return nil, err
+	}
+	newest := map[string]uint32{}
+	for _, e := range entries {
+		var p bus.Position
+		if part := strings.SplitN(e.Key, "/", 4); len(part) == 4 && json.Unmarshal(e.Value, &p) == nil && p.Log == id {
+			consumer := component.MarkOf(part[3])
+			newest[consumer] = max(newest[consumer], p.Generation)
+		}
+	}
+	return newest, nil
+}
+
+// floor is how far every required consumer has come in a partition. A consumer that was ever required counts with the last
+// position known of it, whether it runs or not; where none is known at all, nothing is trimmed. One that is not known here,
+// but elsewhere in the log and nowhere in a later generation, has all of the partition before it: a generation is begun
+// when the one before is finished. newest is of before; what is reported by now is added to it.
+func (r *Retention) floor(ctx context.Context, marks bus.Table, newest map[string]uint32, name string, at bus.Position) (uint64, error) {
 	prefix := fmt.Sprintf("%s/%d/%d/", name, at.Generation, at.Partition)
 	forgotten := r.env.Peers.Forgotten()
 	reported, beyond := map[string]bool{}, map[string]bool{} // marks of this generation; consumers that are in a later one
+	heard, unread := map[string]bool{}, map[string]bool{}    // consumers that are in the log; those that may have all of the partition before them
 	for _, report := range r.env.Peers.Reports() {
 		if !report.Required || report.Log != name && report.Log != bus.CopyName(name) {
 			continue
@@ -148,6 +172,11 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at 
 				return 0, err
 			}
 		}
+		begun := !report.Position.Log.IsZero() // else it stands still before the first batch, and says nothing of how far it is
+		heard[report.Consumer] = true
+		if begun {
+			newest[report.Consumer] = max(newest[report.Consumer], have.Generation)
+		}
 		if have.Generation > at.Generation {
 			beyond[report.Consumer] = true
 		}
@@ -155,6 +184,10 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at 
 			continue
 		}
 		reported[mark] = true
+		if !begun { // its mark may be of a former worker that knew more
+			unread[report.Consumer] = true
+			continue
+		}
 		if report.Needed > 0 && report.Needed <= have.Sequence && report.Log == name {
 			have.Sequence = report.Needed - 1 // what is parked is read from the log again
 		}
@@ -172,34 +205,51 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, name string, at 
 			}
 		}
 	}
+	for consumer, generation := range newest {
+		if generation <= at.Generation && (heard[consumer] || forgotten[consumer].IsZero()) {
+			unread[consumer] = true
+		}
+	}
 	var gone, away []string
 	floor, known := ^uint64(0), false
+	keep := func(key string, upto uint64, present bool) {
+		known = true
+		floor = min(floor, upto)
+		if present {
+			delete(r.since, key)
+		} else if _, known := r.since[key]; !known {
+			r.since[key] = r.env.Now()
+		} else if r.env.Now().Sub(r.since[key]) >= tellAfter {
+			away = append(away, component.MarkOf(strings.TrimPrefix(key, prefix)))
+		}
+	}
 	watch, cancel := context.WithCancel(ctx)
 	defer cancel()
 	err := marks.Watch(watch, prefix, func(e bus.Entry) {
 		var p bus.Position
-		if e.Deleted || json.Unmarshal(e.Value, &p) != nil || p.Log != at.Log {
+		if e.Deleted || json.Unmarshal(e.Value, &p) != nil || p.Log != at.Log && !p.Log.IsZero() {
 			return
 		}
-		if consumer := strings.TrimPrefix(e.Key, prefix); !forgotten[component.MarkOf(consumer)].IsZero() && !reported[consumer] {
+		if p.Log.IsZero() { // who stood still was noted so, once
+			p.Sequence = 0
+		}
+		mark := strings.TrimPrefix(e.Key, prefix)
+		consumer := component.MarkOf(mark)
+		delete(unread, consumer)
+		if !forgotten[consumer].IsZero() && !reported[mark] {
 			gone = append(gone, e.Key)
 			return
 		}
-		known = true
-		floor = min(floor, p.Sequence)
-		if mark := strings.TrimPrefix(e.Key, prefix); reported[mark] || beyond[component.MarkOf(mark)] {
-			delete(r.since, e.Key)
-		} else if _, known := r.since[e.Key]; !known {
-			r.since[e.Key] = r.env.Now()
-		} else if r.env.Now().Sub(r.since[e.Key]) >= tellAfter {
-			away = append(away, component.MarkOf(mark))
-		}
+		keep(e.Key, p.Sequence, reported[mark] || beyond[consumer])
 	}, cancel)
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return 0, err
 	}
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
+	}
+	for consumer := range unread {
+		keep(prefix+consumer, 0, heard[consumer])
 	}
 	for _, consumer := range away {
 		if r.env.Now().Sub(r.told[consumer]) >= tellEvery {
