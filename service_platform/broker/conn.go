@@ -129,7 +129,7 @@ type outbound struct {
 	commanded    uint64             // of the one that was acknowledged last, of a session that keeps none
 	halted       bool               // the broker stops: nothing more is read, and what was taken is acknowledged
 	held         *[]func()          // keeps deliveries back, while SUBACK is on its way
-	undelivered  []*session.Drawn   // of shared subscriptions, since the connection was ended
+	undelivered  []*session.Drawn   // of shared subscriptions, before CONNACK and since the connection was ended
 	left         bool               // nobody takes them any more; see passOn
 }
 
@@ -575,6 +575,8 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	c.out.Lock()
 	c.mu.Lock()
 	c.joined = true
+	early := c.undelivered // drawn for a session that goes on, before its client was let in
+	c.undelivered = nil
 	c.mu.Unlock()
 	connack := ack.Append(nil, c.version)
 	c.b.metrics.out(connack)
@@ -587,6 +589,7 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 		c.recheck()
 	}
 	c.presence(true, 0, c.b.store.Version())
+	c.redraw(early)
 	c.Wake()
 	c.b.env.Log.Debug("connected", "client_id", name, "listener", c.in.Name, "address", c.addr, "version", c.version, "session_present", present)
 	return nil

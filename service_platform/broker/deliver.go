@@ -223,6 +223,11 @@ func (c *conn) passOn() {
 	}
 	c.waiting = nil
 	c.mu.Unlock()
+	c.redraw(list)
+}
+
+// redraw has messages go to whom they are drawn for anew. When the broker stops, there is nobody who could have them.
+func (c *conn) redraw(list []*session.Drawn) {
 	if len(list) == 0 || c.b.stop.Load() {
 		return
 	}
