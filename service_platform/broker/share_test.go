@@ -347,9 +347,13 @@ func TestWhatAMemberHadInHandGoesToAnother(t *testing.T) {
 				narrow.Properties.Set(packet.ReceiveMaximum, 2)
 				one, _ := w.at(0, narrow)
 				one.subscribe(packet.Subscription{Filter: shareAll, QoS: 2})
+				watch, _ := w.at(0, keeping("watch", true, 0))
+				watch.subscribe(packet.Subscription{Filter: "a/#"})
 				pub, list := w.publisher(nodes-1), numbered("m", 5)
 				pub.says(list, 1)
 				pub.send(publish("a/b", "twice", 2, 100))
+				for string(watch.hear().Payload) != "twice" { // until then it may be drawn for who comes
+				}
 				one.ack(packet.PUBACK, one.hear().ID, 0)
 				one.hear()
 				if m := one.hear(); string(m.Payload) != "m-2" { // so the acknowledgement has come
