@@ -51,8 +51,8 @@ func (c crash) at(boundary string) error {
 }
 
 // memtableBytes is how much of what was written last is kept in memory, twice that while it is written to a table: what is written and
-// taken back in the meantime, as an outbox does all the time, never becomes one. It grows to that only where there is so much.
-const memtableBytes = 32 << 20
+// taken back in the meantime, as an outbox does all the time, never becomes one. The log on disk takes as much, in each store.
+const memtableBytes = 16 << 20
 
 // openStore opens a component's store on a file system; nil is the machine's. waits is told of waiting for space. Where
 // the disk is full it waits for space too, until ctx is done.

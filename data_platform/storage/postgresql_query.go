@@ -104,6 +104,9 @@ func (p *postgres) query(ctx context.Context, statement string, args []any, l Li
 	if err != nil {
 		cancel()
 		if ctx.Err() == context.DeadlineExceeded && parent.Err() == nil {
+			if p.asks.Stat().AcquiredConns() < p.asks.Config().MaxConns {
+				return nil, refuse("the server made no connection for the query within %v; ask later, or raise the timeout", l.Timeout)
+			}
 			return nil, refuse("all %d connections for queries were busy for %v; ask later, or raise connections of %s", p.asks.Config().MaxConns, l.Timeout, Name)
 		}
 		return nil, p.explain(err)

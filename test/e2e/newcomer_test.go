@@ -109,7 +109,7 @@ func TestMistakesGetOneClearLine(t *testing.T) {
 		{[]string{"ledger", "--data", dir + "/nowhere"}, "naru up --data"},
 		{[]string{"messages", "--server", "nonsense"}, "want a URL"},
 		{[]string{"trace", "xyz", "--data", dir}, "no platform is running"},
-		{[]string{"ledgr"}, "unknown command"},
+		{[]string{"ledgr"}, `no command "ledgr"; is "ledger" meant?`},
 		{[]string{"up", "--nonsense"}, "--help"},
 		{[]string{"run", "nothing", "--data", dir}, "operator.journal"},
 		{[]string{"status", "-o", "xml"}, "there are text, json"},
