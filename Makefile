@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 TOOL := go tool -modfile=tools/go.mod
+# Two clones that build with -trimpath share what cgo made in the cache, and vet then looks for sources in the other one.
+export GOFLAGS := $(filter-out -trimpath -trimpath=true,$(shell go env GOFLAGS))
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 .PHONY: help run build test race long fuzz bench lint clean
 
