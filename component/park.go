@@ -328,6 +328,14 @@ func (w *worker) take(ctx context.Context, d bus.Delivery) error {
 	return w.store.set(outcomeKey(m.ID), beAppend(uint64(w.env.Now().UnixNano())))
 }
 
+// untilSweep is how long until outcomes of queued messages are to be forgotten; with State Derived there are none.
+func (w *worker) untilSweep() time.Duration {
+	if w.store == nil {
+		return sweepEvery
+	}
+	return max(sweepEvery-w.env.Now().Sub(w.swept), 0)
+}
+
 // sweep forgets the outcomes of queued messages that cannot come again any more.
 func (w *worker) sweep() error {
 	w.swept = w.env.Now()

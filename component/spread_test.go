@@ -115,6 +115,30 @@ func TestPartitionsSpreadOverProcessesAndComeBack(t *testing.T) {
 	})
 }
 
+func TestAPartitionGoesOnForHoursWithoutAFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := componenttest.New(t)
+		defer r.Close()
+		r.Start(of(echo, derived))
+		for i := range 5 {
+			r.Say(reading("d0", strconv.Itoa(i)))
+			r.Settled(worker, "device")
+			time.Sleep(2 * time.Hour) // with nothing to do, and longer than between two looks for what can be forgotten
+		}
+		r.Stop()
+		inOrder(t, r, 1, 5)
+		families, err := r.Host.Metrics.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "naru_component_restarts_total" {
+				t.Errorf("it was started anew: %v", f.GetMetric())
+			}
+		}
+	})
+}
+
 func TestAnOwnerThatSleptPastItsLeaseHarmsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := componenttest.New(t)

@@ -129,7 +129,7 @@ func (w *worker) run(stop, ctx context.Context) error {
 	}
 	for {
 		w.dispatch(calling)
-		timer.Reset(min(w.untilDue(), w.untilHeld(), w.untilCommit(), w.untilGathered(), sweepEvery))
+		timer.Reset(min(w.untilDue(), w.untilHeld(), w.untilCommit(), w.untilGathered(), w.untilSweep()))
 		var err error
 		select {
 		case <-w.stopping:
@@ -152,7 +152,7 @@ func (w *worker) run(stop, ctx context.Context) error {
 			if err = w.retryDue(ctx); err == nil {
 				err = w.goOn(ctx)
 			}
-			if err == nil && w.env.Now().Sub(w.swept) >= sweepEvery {
+			if err == nil && w.untilSweep() == 0 {
 				err = w.sweep()
 			}
 		}
