@@ -1,6 +1,7 @@
 package rule
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/url"
@@ -119,6 +120,11 @@ func (c *action) republish(a *Republish) error {
 		if err := c.template(t.field, s, false); err != nil {
 			return err
 		}
+		if t.field == "correlation_data" && c.last() {
+			if _, err := correlation(s); err != nil {
+				return err
+			}
+		}
 	}
 	for i, p := range a.UserProperties {
 		if err := errors.Join(c.template(fmt.Sprintf("user_properties[%d].name", i), p.Name, true), c.template(fmt.Sprintf("user_properties[%d].value", i), p.Value, false)); err != nil {
@@ -137,8 +143,8 @@ func (c *action) republish(a *Republish) error {
 				return fmt.Errorf("response_topic: %w", err)
 			}
 		}
-		if v[3] != "" {
-			m.Correlation = []byte(v[3])
+		if m.Correlation, err = correlation(v[3]); err != nil {
+			return err
 		}
 		if v[4] != "" {
 			n, err := strconv.ParseUint(v[4], 10, 32)
@@ -153,6 +159,18 @@ func (c *action) republish(a *Republish) error {
 		return nil
 	}
 	return nil
+}
+
+// correlation reads correlation data, which are bytes, and so in base64 in a text, as get_mqtt_property() gives them.
+func correlation(v string) ([]byte, error) {
+	if v == "" {
+		return nil, nil
+	}
+	b, err := base64.StdEncoding.DecodeString(v)
+	if err != nil {
+		return nil, fmt.Errorf("correlation_data %q: want base64, such as ${get_mqtt_property('correlation_data')} or ${encode(id, 'base64')}", v)
+	}
+	return b, nil
 }
 
 // roughly gives the pattern of a topic with expressions: a level with one may be anything, and perhaps several levels.

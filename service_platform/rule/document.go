@@ -42,8 +42,8 @@ type Republish struct {
 
 	ContentType     string         `json:"content_type,omitempty"`
 	ResponseTopic   string         `json:"response_topic,omitempty"`
-	CorrelationData string         `json:"correlation_data,omitempty"`
-	MessageExpiry   string         `json:"message_expiry,omitempty"` // seconds
+	CorrelationData string         `json:"correlation_data,omitempty"` // in base64, as on AWS
+	MessageExpiry   string         `json:"message_expiry,omitempty"`   // seconds
 	UserProperties  []UserProperty `json:"user_properties,omitempty"`
 }
 

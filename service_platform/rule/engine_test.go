@@ -189,6 +189,7 @@ func TestFailingRuleConcernsNoOther(t *testing.T) {
 		t.Errorf("outcomes are %+v", rep.Outcomes)
 	}
 	var topics []string
+	// https://docs.aws.amazon.com/iot/latest/developerguide/rule-error-handling.html#rule-error-message-format
 	var document struct {
 		RuleName, Topic, CloudwatchTraceID, ClientID, Base64OriginalPayload string
 		Failures                                                            []struct{ FailedAction, FailedResource, ErrorMessage string }

@@ -19,7 +19,7 @@ type documented struct {
 	Raw       bool   // Expected are bytes
 	Unmatched bool
 	From      *bool  // whether FROM takes the topic
-	Refused   string // part of Compile's error
+	Refused   string // part of Compile's error, or of the template's
 	Error     string // part of Eval's error
 	Template  string
 	Text      string // what the template gives
@@ -79,6 +79,9 @@ func (c documented) check(t *testing.T) {
 	}
 	s, err := Compile(statement)
 	if c.Refused != "" {
+		if err == nil && c.Template != "" {
+			_, err = s.Template(c.Template)
+		}
 		if err == nil || !strings.Contains(err.Error(), c.Refused) {
 			t.Errorf("%s: %v", statement, err)
 		}

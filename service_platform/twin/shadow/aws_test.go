@@ -53,6 +53,11 @@ func TestDocumentedExamples(t *testing.T) {
 "current":{"state":{"desired":{"attribute1":2},"reported":{"attribute1":2}},"metadata":{"desired":{"attribute1":{"timestamp":1591140517}},"reported":{"attribute1":{"timestamp":1591141596}}},"version":8},"timestamp":1591141596,"clientToken":"token"}`,
 				delta: none,
 			}}},
+		{name: "request state document", url: documents + "#device-shadow-example-request-json", state: `{"reported":{"other":1}}`, version: 4, steps: []step{{
+			ask:      `{"state":{"desired":{"attribute1":2,"attribute2":"string2","attributeN":true},"reported":{"attribute1":1,"attribute2":"string1","attributeN":false}},"clientToken":"token","version":4}`,
+			state:    `{"desired":{"attribute1":2,"attribute2":"string2","attributeN":true},"reported":{"other":1,"attribute1":1,"attribute2":"string1","attributeN":false}}`,
+			accepted: `{"state":{"desired":{"attribute1":2,"attribute2":"string2","attributeN":true},"reported":{"attribute1":1,"attribute2":"string1","attributeN":false}},"metadata":{"desired":{"attribute1":{"timestamp":1591140517},"attribute2":{"timestamp":1591140517},"attributeN":{"timestamp":1591140517}},"reported":{"attribute1":{"timestamp":1591140517},"attribute2":{"timestamp":1591140517},"attributeN":{"timestamp":1591140517}}},"timestamp":1591140517,"clientToken":"token","version":5}`,
+		}}},
 		{name: "error response document", url: documents + "#device-shadow-example-error-json", steps: []step{{
 			ask: `{"clientToken":"token"}`, rejected: `{"code":400,"message":"Missing required node: state","timestamp":1591140517,"clientToken":"token"}`}}},
 		{name: "delta state", url: documents + "#delta-state", version: 17,
@@ -101,6 +106,9 @@ func TestDocumentedExamples(t *testing.T) {
 			{ask: `{"state":{"desired":{"color":{"r":10},"engine":"ON"}}}`, delta: `{"version":2,"timestamp":1591140517,"state":{"color":{"r":10},"engine":"ON"},"metadata":{"color":{"r":{"timestamp":1591140517}},"engine":{"timestamp":1591140517}}}`},
 			{ask: `{"state":{"reported":{"color":{"r":10},"engine":"ON"}}}`, state: `{"desired":{"color":{"r":10},"engine":"ON"},"reported":{"color":{"r":10,"g":255,"b":0},"engine":"ON"}}`, delta: none},
 		}},
+		{name: "a device reports its current state", url: dataFlow + "#update-pub-sub-topic-device", steps: []step{
+			{ask: `{"state":{"reported":{"color":{"r":10},"engine":"ON"}}}`, state: `{"reported":{"color":{"r":10},"engine":"ON"}}`, delta: none},
+		}},
 		{name: "optimistic locking", url: dataFlow + "#optimistic-locking", state: `{"desired":{"colors":["RED","GREEN","BLUE"]}}`, version: 10, steps: []step{
 			{ask: `{"state":{"desired":{"colors":["BLUE"]}},"version":9,"clientToken":"426bfd96-e720-46d3-95cd-014e3ef12bb6"}`,
 				rejected: `{"code":409,"message":"Version conflict","clientToken":"426bfd96-e720-46d3-95cd-014e3ef12bb6","timestamp":1591140517}`, state: `{"desired":{"colors":["RED","GREEN","BLUE"]}}`},
@@ -128,25 +136,26 @@ func TestDocumentedExamples(t *testing.T) {
 				{op: "get", rejected: `{"code":404,"message":"No shadow exists with name: 'simShadow1'","timestamp":1591157529}`},
 				{op: "delete", rejected: `{"code":404,"message":"No shadow exists with name: 'simShadow1'","timestamp":1591157529}`},
 			}},
-		{name: "a shadow made again within 48 hours goes on from its version", url: dataFlow, state: `{"desired":{"a":1}}`, version: 4, steps: []step{
+		{name: "a shadow made again within 48 hours goes on from its version", url: dataFlow + "#delete", state: `{"desired":{"a":1}}`, version: 4, steps: []step{
 			{op: "delete"},
 			{at: begins + 48*3600 - 1, ask: `{"state":{"reported":{"b":2}}}`, state: `{"reported":{"b":2}}`, accepted: `{"state":{"reported":{"b":2}},"metadata":{"reported":{"b":{"timestamp":1591313316}}},"version":5,"timestamp":1591313316}`},
 		}},
-		{name: "a shadow made again after 48 hours begins anew", url: dataFlow, state: `{"desired":{"a":1}}`, version: 4, steps: []step{
+		{name: "a shadow made again after 48 hours begins anew", url: dataFlow + "#delete", state: `{"desired":{"a":1}}`, version: 4, steps: []step{
 			{op: "delete"},
 			{at: begins + 48*3600, ask: `{"state":{"reported":{"b":2}},"version":0}`, accepted: `{"state":{"reported":{"b":2}},"metadata":{"reported":{"b":{"timestamp":1591313317}}},"version":1,"timestamp":1591313317}`},
 		}},
-		{name: "versions tell which delta is newer", url: guide + "using-device-shadows.html#message-ordering", state: `{"reported":{"color":"blue"}}`, version: 10, steps: []step{
+		// The page has the document at version 9, and updates that state 10 and 11; stated versions are those before an update.
+		{name: "versions tell which delta is newer", url: guide + "iot-device-shadows.html#message-ordering", state: `{"reported":{"color":"blue"}}`, version: 10, steps: []step{
 			{ask: `{"state":{"desired":{"color":"RED"}},"version":10}`, delta: `{"state":{"color":"RED"},"metadata":{"color":{"timestamp":1591140517}},"version":11,"timestamp":1591140517}`},
 			{at: begins + 1, ask: `{"state":{"desired":{"color":"GREEN"}},"version":11}`, delta: `{"state":{"color":"GREEN"},"metadata":{"color":{"timestamp":1591140518}},"version":12,"timestamp":1591140518}`},
 		}},
 
-		{name: "a device finds no shadow and makes one", url: devices, shadow: "My_IoT_Thing", steps: []step{
+		{name: "a device finds no shadow and makes one", url: devices + "#device-shadow-comms-device-first-connect", shadow: "My_IoT_Thing", steps: []step{
 			{op: "get", rejected: `{"code":404,"message":"No shadow exists with name: 'My_IoT_Thing'","timestamp":1591140517}`},
 			{ask: `{"state":{"reported":{"welcome":"aws-iot","color":"yellow"}}}`, state: `{"reported":{"welcome":"aws-iot","color":"yellow"}}`},
 			{op: "get", accepted: `{"state":{"reported":{"welcome":"aws-iot","color":"yellow"}},"metadata":{"reported":{"welcome":{"timestamp":1591140517},"color":{"timestamp":1591140517}}},"version":1,"timestamp":1591140517}`},
 		}},
-		{name: "what the page prints without its first brace is not JSON", url: devices, steps: []step{{
+		{name: "what the page prints without its first brace is not JSON", url: devices + "#device-shadow-comms-device-first-connect", steps: []step{{
 			ask: `"state":{"reported":{"welcome":"aws-iot","color":"yellow"}}}`, rejected: `{"code":400,"message":"Invalid JSON","timestamp":1591140517}`}}},
 		{name: "connected, and no more", url: apps + "#thing-connection", steps: []step{
 			{ask: `{"state":{"reported":{"connected":"true"}}}`, state: `{"reported":{"connected":"true"}}`},
