@@ -188,6 +188,22 @@ func (b *ingest) measure(ctx context.Context, say io.Writer, d time.Duration, di
 	return nil
 }
 
+// mayHold says no where this process, and the platform it starts, may not have so many files open as n connections want.
+func mayHold(n int) error {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return fmt.Errorf("ask how many files may be open: %w", err)
+	}
+	if most := int(min(files.Max, 1<<30)) - otherFiles; n > most { // Go has raised the soft limit to the hard one
+		return fmt.Errorf("%d connections want %d open files, and this machine gives a process %d (ulimit -Hn): raise that, or take --connections %d",
+			n, n+otherFiles, files.Max, max(most, 1))
+	}
+	return nil
+}
+
+// otherFiles is what a process has open beside the connections: stores, logs and their streams.
+const otherFiles = 500
+
 // publisher is one connection of the load.
 type publisher struct {
 	conn      net.Conn
@@ -196,11 +212,17 @@ type publisher struct {
 	latencies []time.Duration
 }
 
-func newPublisher(ctx context.Context, id string, b *ingest, dial func(context.Context, string) (net.Conn, error)) (*publisher, error) {
+func newPublisher(ctx context.Context, id string, b *ingest, dial func(context.Context, string) (net.Conn, error)) (_ *publisher, err error) {
 	conn, err := dial(ctx, id)
 	if err != nil {
 		return nil, fmt.Errorf("connect %s: %w", id, err)
 	}
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
 	hello := packet.Connect{Version: packet.V311, CleanStart: true, ClientID: id}
 	if _, err := conn.Write(hello.Append(nil)); err != nil {
 		return nil, err

@@ -38,13 +38,16 @@ func benchIdle(o *options) *cobra.Command {
 		Use: "idle", Short: "Memory and goroutines of connections that say nothing", Args: cobra.NoArgs,
 		Long: `Starts a naru of its own in a temporary directory, connects devices that then say nothing, and reports how much the
 process has grown for each of them: all components, not only the broker, after a garbage collection and without the
-kernel's socket buffers. The number of open files (ulimit -n) bounds the connections.`,
+kernel's socket buffers. The number of open files (ulimit -Hn) bounds the connections.`,
 		Example: "  naru bench idle\n  naru bench idle --plain --connections 15000",
 		RunE: func(c *cobra.Command, _ []string) error {
 			if b.Connections < 1 {
 				return errors.New("want at least 1 connection")
 			}
 			b.TLS = !plain
+			if err := mayHold(b.Connections); err != nil {
+				return err
+			}
 			if err := b.measure(c.Context(), c.ErrOrStderr()); err != nil {
 				return err
 			}

@@ -48,6 +48,9 @@ The rows with a stopped subscriber are the same fan-out once without and once wi
 			if deliveries < 1000 || waiting < 1 || connections < 1 || rounds < 1 {
 				return errors.New("want at least 1000 deliveries, and 1 of everything else")
 			}
+			if err := mayHold(connections); err != nil {
+				return err
+			}
 			list, err := works(deliveries, waiting, connections, only)
 			if err != nil {
 				return err

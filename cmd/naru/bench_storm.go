@@ -35,11 +35,14 @@ func benchStorm(o *options) *cobra.Command {
 		Long: `Starts a naru of its own in a temporary directory, enrols devices, has all of them connect, breaks every connection in the same
 moment, and measures until the last device has its CONNACK. A device that is not let in tries again, later each time, as
 devices do; it has kept its TLS session ticket. Exits with 2 where that takes longer than --within. The load runs on the same
-machine and competes for its cores. The number of open files (ulimit -n) bounds the connections.`,
+machine and competes for its cores. The number of open files (ulimit -Hn) bounds the connections.`,
 		Example: "  naru bench storm\n  naru bench storm --connections 10000",
 		RunE: func(c *cobra.Command, _ []string) error {
 			if b.Connections < 1 {
 				return errors.New("want at least 1 connection")
+			}
+			if err := mayHold(b.Connections); err != nil {
+				return err
 			}
 			if err := b.measure(c.Context(), c.ErrOrStderr()); err != nil {
 				return err
