@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"io"
 	"math/big"
+	"strconv"
 	"strings"
 )
 
@@ -69,7 +70,10 @@ func Numbers(a, b string) bool {
 		return true
 	}
 	x, y := normal(a), normal(b)
-	return x.negative == y.negative && x.digits == y.digits && x.exponent.Cmp(y.exponent) == 0
+	if x.wide != nil && y.wide != nil && x.wide.Cmp(y.wide) == 0 {
+		x.wide, y.wide = nil, nil
+	}
+	return x == y
 }
 
 // number is 0.digits × 10^exponent; the digits neither begin nor end with a zero. It is never written out, so that an
@@ -77,24 +81,41 @@ func Numbers(a, b string) bool {
 type number struct {
 	negative bool
 	digits   string
-	exponent *big.Int
+	point    int64    // the exponent
+	wide     *big.Int // or this one, where it takes more than 64 bits
 }
 
 func normal(s string) number {
-	n := number{exponent: new(big.Int)}
+	var n number
 	s, n.negative = strings.CutPrefix(s, "-")
+	exponent := ""
 	if i := strings.IndexAny(s, "eE"); i >= 0 {
-		n.exponent.SetString(strings.TrimPrefix(s[i+1:], "+"), 10)
-		s = s[:i]
+		s, exponent = s[:i], strings.TrimPrefix(s[i+1:], "+")
 	}
-	whole, fraction, _ := strings.Cut(s, ".")
-	digits := strings.TrimLeft(whole+fraction, "0")
+	n.digits = s
+	whole, fraction, there := strings.Cut(s, ".")
+	if there {
+		n.digits = whole + fraction
+	}
+	n.digits = strings.TrimLeft(n.digits, "0")
 	// The point stands behind the whole part; zeros that were taken away in front bring it nearer.
-	places := int64(len(whole) - (len(whole) + len(fraction) - len(digits)))
-	n.digits = strings.TrimRight(digits, "0")
+	n.point = int64(len(n.digits) - len(fraction))
+	n.digits = strings.TrimRight(n.digits, "0")
 	if n.digits == "" {
-		return number{exponent: new(big.Int)} // zero is zero, also -0.0e5
+		return number{} // zero is zero, also -0.0e5
 	}
-	n.exponent.Add(n.exponent, big.NewInt(places))
+	if exponent == "" {
+		return n
+	}
+	if e, err := strconv.ParseInt(exponent, 10, 32); err == nil {
+		n.point += e
+		return n
+	}
+	wide, _ := new(big.Int).SetString(exponent, 10)
+	if wide.Add(wide, big.NewInt(n.point)); wide.IsInt64() {
+		n.point = wide.Int64()
+	} else {
+		n.point, n.wide = 0, wide
+	}
 	return n
 }

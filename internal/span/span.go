@@ -11,7 +11,7 @@ func Space(b []byte, i int) int {
 }
 
 // String gives the place behind the string that begins at i.
-func String(b []byte, i int) int {
+func String[T []byte | string](b T, i int) int {
 	for i++; b[i] != '"'; i++ {
 		if b[i] == '\\' {
 			i++
@@ -21,7 +21,7 @@ func String(b []byte, i int) int {
 }
 
 // Value gives the place behind the value that begins at i.
-func Value(b []byte, i int) int {
+func Value[T []byte | string](b T, i int) int {
 	switch b[i] {
 	case '"':
 		return String(b, i)

@@ -4,6 +4,8 @@ import (
 	"strconv"
 	"time"
 	"unicode/utf8"
+
+	"github.com/naru-platform/naru/internal/span"
 )
 
 // AppendAccepted writes the answer to whom asked behind b: what was asked for, with its metadata.
@@ -200,7 +202,7 @@ func appendStamp(b []byte, text string, at int64) []byte {
 				i++
 				continue
 			case '"':
-				end := stringEnd(text, i)
+				end := span.String(text, i)
 				if end < len(text) && text[end] == ':' {
 					b = append(b, text[i:end+1]...)
 				} else {

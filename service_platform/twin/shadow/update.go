@@ -213,7 +213,7 @@ func (m *merger) replace(old, ask *node) (node, bool) {
 	case ask.value():
 		n := node{key: old.key, text: ask.text, wrote: m.cause, change: m.cause}
 		switch {
-		case old.value() && same(old.text, ask.text):
+		case old.value() && alike(old.text, ask.text):
 			n.change = old.change
 		case old.value():
 			m.note(old.text, ask.text)
@@ -300,7 +300,7 @@ func diff(desired, reported []node) (delta []node) {
 		switch {
 		case d.text == emptyObject && r.object():
 		case d.value():
-			if !r.value() || !same(d.text, r.text) {
+			if !r.value() || !alike(d.text, r.text) {
 				delta = append(delta, *d)
 			}
 		case r.value() && r.text != emptyObject:

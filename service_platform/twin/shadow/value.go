@@ -1,9 +1,10 @@
 package shadow
 
 import (
-	"math"
-	"strconv"
 	"strings"
+
+	"github.com/naru-platform/naru/internal/same"
+	"github.com/naru-platform/naru/internal/span"
 )
 
 // appendNode writes a node as JSON.
@@ -93,7 +94,7 @@ func arrayFault(text string) (levels int, nulled bool) {
 	for i, open := 0, 0; i < len(text); i++ {
 		switch text[i] {
 		case '"':
-			i = stringEnd(text, i) - 1
+			i = span.String(text, i) - 1
 		case '[', '{':
 			open++
 			levels = max(levels, open)
@@ -107,18 +108,8 @@ func arrayFault(text string) (levels int, nulled bool) {
 	return levels, nulled
 }
 
-// stringEnd is the place behind the string that begins at i.
-func stringEnd(text string, i int) int {
-	for i++; text[i] != '"'; i++ {
-		if text[i] == '\\' {
-			i++
-		}
-	}
-	return i + 1
-}
-
-// same says whether two canonical texts are the same JSON value.
-func same(a, b string) bool {
+// alike says whether two canonical texts are the same JSON value.
+func alike(a, b string) bool {
 	if a == b {
 		return true
 	}
@@ -129,17 +120,20 @@ func same(a, b string) bool {
 	for i < len(a) && j < len(b) {
 		switch c := a[i]; {
 		case c == '"':
-			end, other := stringEnd(a, i), 0
+			end, other := span.String(a, i), 0
 			if b[j] == '"' {
-				other = stringEnd(b, j)
+				other = span.String(b, j)
 			}
 			if a[i:end] != b[j:max(j, other)] {
 				return false
 			}
 			i, j = end, other
 		case c == '-' || digit(c):
-			n, m := numberEnd(a, i), numberEnd(b, j)
-			if !sameNumber(a[i:n], b[j:m]) {
+			if b[j] != '-' && !digit(b[j]) {
+				return false
+			}
+			n, m := span.Value(a, i), span.Value(b, j)
+			if !same.Numbers(a[i:n], b[j:m]) {
 				return false
 			}
 			i, j = n, m
@@ -150,57 +144,4 @@ func same(a, b string) bool {
 		}
 	}
 	return i == len(a) && j == len(b)
-}
-
-func numberEnd(s string, i int) int {
-	for i < len(s) && (digit(s[i]) || strings.IndexByte("+-.eE", s[i]) >= 0) {
-		i++
-	}
-	return i
-}
-
-// sameNumber compares two numbers of RFC 8259 exactly. Empty texts are no numbers. An exponent beyond 2^62 is compared
-// as it is written.
-func sameNumber(a, b string) bool {
-	if a == b {
-		return true
-	}
-	if a == "" || b == "" {
-		return false
-	}
-	x, xok := decimal(a)
-	y, yok := decimal(b)
-	return xok && yok && x == y
-}
-
-// number is a decimal: digits without zeros at either end, times ten to a power. Zero has no digits and no sign.
-type number struct {
-	negative bool
-	digits   string
-	power    int64
-}
-
-func decimal(s string) (number, bool) {
-	var n number
-	s, n.negative = strings.CutPrefix(s, "-")
-	if i := strings.IndexAny(s, "eE"); i >= 0 {
-		e, err := strconv.ParseInt(strings.TrimPrefix(s[i+1:], "+"), 10, 64)
-		if err != nil || e > math.MaxInt64/2 || e < math.MinInt64/2 {
-			return n, false
-		}
-		n.power, s = e, s[:i]
-	}
-	whole, fraction, _ := strings.Cut(s, ".")
-	n.power -= int64(len(fraction))
-	if n.digits = whole; fraction != "" {
-		n.digits += fraction
-	}
-	n.digits = strings.TrimLeft(n.digits, "0")
-	all := len(n.digits)
-	n.digits = strings.TrimRight(n.digits, "0")
-	n.power += int64(all - len(n.digits))
-	if n.digits == "" {
-		return number{}, true
-	}
-	return n, true
 }
