@@ -26,6 +26,9 @@ type fake struct {
 	down    bool
 	lose    int                 // so many answers to puts are lost
 	refuse  int                 // so many entries of puts are refused
+	rate    int                 // so many bytes a second are taken; all there are where zero
+	room    int                 // of them now
+	asOf    time.Time           // was so
 	deny    map[string][]string // error codes for the next requests, by operation
 	counted map[string]int
 	flight  map[string]int // puts under way, by partition
@@ -226,8 +229,8 @@ func (f *fake) put(body []byte) (any, error) {
 			mine[row]++
 			f.most = max(f.most, mine[row])
 		}
-		if f.refuse > 0 {
-			f.refuse--
+		if f.refuse > 0 || !f.takes(len(r.Data)) {
+			f.refuse = max(f.refuse-1, 0)
 			bad++
 			answers = append(answers, map[string]any{"ErrorCode": "ProvisionedThroughputExceededException", "ErrorMessage": "Rate exceeded"})
 			continue
@@ -250,6 +253,21 @@ func (f *fake) put(body []byte) (any, error) {
 		return nil, errors.New("connection reset by peer")
 	}
 	return map[string]any{"FailedRecordCount": bad, "Records": answers}, nil
+}
+
+// takes says whether the rate leaves room for so many bytes more. f.mu is held.
+func (f *fake) takes(n int) bool {
+	if f.rate == 0 {
+		return true
+	}
+	now := time.Now()
+	f.room = min(f.room+int(now.Sub(f.asOf).Seconds()*float64(f.rate)), f.rate)
+	f.asOf = now
+	if n > f.room {
+		return false
+	}
+	f.room -= n
+	return true
 }
 
 func (f *fake) get(body []byte) (any, error) {

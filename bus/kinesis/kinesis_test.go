@@ -245,6 +245,26 @@ func TestPutGivesUpWithTheFault(t *testing.T) {
 	})
 }
 
+func TestALargeBatchGetsThroughANarrowStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, 1, Options{Config: Config{Tokens: 16}})
+		w, err := s.source.Writer(t.Context(), bus.WriterOptions{Name: "door", Owner: message.NewID(time.Now())})
+		s.must(err)
+		want := map[string][]message.ID{}
+		var batch []*message.Message
+		for i := range 14 { // 7 MB, of which the stream takes one a second
+			m := s.message(fmt.Sprint("d-", i))
+			m.Data = make([]byte, 500_000)
+			batch, want[m.Device] = append(batch, m), []message.ID{m.ID}
+		}
+		_, err = w.Write(t.Context(), bus.Position{}, nil, batch)
+		s.must(err)
+		s.f.set(func() { s.f.rate, s.f.asOf = 1<<20, time.Now() })
+		s.must(s.copyWith(s.st, &s.copied, false))
+		s.same(s.read(14, nil), want)
+	})
+}
+
 func TestCopyMadeTwiceHasTheSameBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScene(t, 2, Options{Config: Config{Tokens: 4}})

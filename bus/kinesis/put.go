@@ -19,7 +19,7 @@ import (
 const (
 	putRecords  = 500                    // in one request, as Kinesis takes them
 	putBytes    = 4 << 20                // and their bytes; it takes 5 MiB at least
-	putPatience = 5 * time.Second        // for how long Append tries by itself; who calls it then says what the matter is
+	putPatience = 5 * time.Second        // for how long Append tries by itself while nothing gets in; who calls it then says what the matter is
 	putWait     = 10 * time.Second       // for one answer
 	backOffMin  = 100 * time.Millisecond // after a fault, doubled each time
 	backOffMax  = 5 * time.Second
@@ -93,6 +93,7 @@ func (l *Log) put(ctx context.Context, records map[uint32][]record) (left int, e
 				part := heads[i].part
 				records[part] = records[part][1:]
 				left--
+				until = l.o.Now().Add(putPatience) // who gives up puts all of it once more, and would never come to the end of a large batch
 			}
 		}
 		if skipped > 0 {
