@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -258,11 +257,33 @@ type spool struct {
 // inMemory is how much of an answer is held in memory.
 const inMemory = 1 << 20
 
-var errTooLarge = errors.New("the answer is too large")
+// heldMax is how many bytes of values one answer may have that is put together in memory: a page of rows, and what Grafana asks for.
+const heldMax = 64 << 20
+
+// tooLarge is an answer that has more bytes than it may.
+type tooLarge struct{ most int64 }
+
+func (t *tooLarge) Error() string { return fmt.Sprintf("the answer has more than %d bytes", t.most) }
+
+// weight is about what a row takes in memory.
+func weight(row []any) (n int64) {
+	for _, v := range row {
+		n += 16
+		switch v := v.(type) {
+		case string:
+			n += int64(len(v))
+		case []byte:
+			n += int64(len(v))
+		case json.RawMessage:
+			n += int64(len(v))
+		}
+	}
+	return n
+}
 
 func (s *spool) Write(p []byte) (int, error) {
 	if s.size += int64(len(p)); s.size > s.most {
-		return 0, errTooLarge
+		return 0, &tooLarge{s.most}
 	}
 	if s.file == nil && s.memory.Len()+len(p) <= inMemory {
 		return s.memory.Write(p)

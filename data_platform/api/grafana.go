@@ -170,7 +170,11 @@ func (a *api) few(w http.ResponseWriter, r *http.Request, f func(s storage.Store
 		return nil, a.fault(w, r, s, err)
 	}
 	out := &answered{columns: result.Columns}
+	left := a.held()
 	for row, err := range result.Rows() {
+		if left -= weight(row); err == nil && left < 0 {
+			err = &tooLarge{a.held()}
+		}
 		if err != nil {
 			return nil, a.fault(w, r, s, err)
 		}

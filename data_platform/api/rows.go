@@ -97,6 +97,7 @@ func (a *api) open(w http.ResponseWriter, r *http.Request, t *turns) (s storage.
 // fault says what a store's error is to who asked.
 func (a *api) fault(w http.ResponseWriter, r *http.Request, s storage.Store, err error) error {
 	var refused *storage.RefusedError
+	var large *tooLarge
 	switch {
 	case errors.As(err, &refused):
 		return &answer.Problem{Status: http.StatusBadRequest, Title: http.StatusText(http.StatusBadRequest), Detail: refused.Why, Line: refused.Line, Column: refused.Column}
@@ -120,9 +121,12 @@ func (a *api) fault(w http.ResponseWriter, r *http.Request, s storage.Store, err
 	case errors.Is(err, storage.ErrBusy):
 		w.Header().Set("Retry-After", "30")
 		return &answer.Problem{Status: http.StatusTooManyRequests, Title: http.StatusText(http.StatusTooManyRequests), Detail: err.Error()}
-	case errors.Is(err, errTooLarge):
-		return &answer.Problem{Status: http.StatusRequestEntityTooLarge, Title: http.StatusText(http.StatusRequestEntityTooLarge),
-			Detail: fmt.Sprintf("the answer has more than %d bytes; ask for less, or export a file, or raise answer_max of %s", a.answerMax, Name)}
+	case errors.As(err, &large):
+		remedy := "ask for less, or export a file"
+		if large.most == a.answerMax {
+			remedy += ", or raise answer_max of " + Name
+		}
+		return &answer.Problem{Status: http.StatusRequestEntityTooLarge, Title: http.StatusText(http.StatusRequestEntityTooLarge), Detail: large.Error() + "; " + remedy}
 	}
 	return err
 }
@@ -248,6 +252,9 @@ func (a *api) ask(w http.ResponseWriter, r *http.Request, t *turns, f func(s sto
 	return nil
 }
 
+// held is how many bytes an answer may have that is put together in memory.
+func (a *api) held() int64 { return min(a.answerMax, heldMax) }
+
 func (a *api) spool() *spool { return &spool{dir: a.env.Dir, most: a.answerMax} }
 
 func write(out io.Writer, f *format, result *storage.Result) (n int, err error) {
@@ -366,7 +373,7 @@ func (a *api) page(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	defer end()
-	p, err := read(r.Context(), s, r.PathValue("name"), span, columns)
+	p, err := read(r.Context(), s, r.PathValue("name"), span, columns, a.held()/2) // half, since names and what is between take their part
 	if err != nil {
 		return nil, a.fault(w, r, s, err)
 	}
@@ -421,9 +428,9 @@ type paged struct {
 	next    storage.Place // behind which the next page begins; zero where there is none
 }
 
-// read reads a page. Rows that one message was made share a place, and stand on one page, since the next one begins behind
-// a place: a page may so have a few rows less than its limit, or more where one message was made more than that.
-func read(ctx context.Context, s storage.Store, dataset string, span storage.Span, columns []string) (*paged, error) {
+// read reads a page, which has about so many bytes at most. Rows that one message was made share a place, and stand on one page, since the
+// next one begins behind a place: a page may so have a few rows less than its limit, or more where one message was made more than that.
+func read(ctx context.Context, s storage.Store, dataset string, span storage.Span, columns []string, bytes int64) (*paged, error) {
 	span.Columns = columns
 	place := []int{0, 4} // of time and message_id among storage.System
 	if len(columns) > 0 {
@@ -442,6 +449,7 @@ func read(ctx context.Context, s storage.Store, dataset string, span storage.Spa
 			p.columns = p.columns[:len(columns)]
 		}
 		var places []storage.Place
+		left, full := bytes, false
 		for row, err := range result.Rows() {
 			if err != nil {
 				return nil, err
@@ -452,17 +460,26 @@ func read(ctx context.Context, s storage.Store, dataset string, span storage.Spa
 			}
 			places = append(places, storage.Place{Time: row[place[0]].(time.Time), Message: id})
 			p.rows = append(p.rows, slices.Clone(row[:len(p.columns)]))
-		}
-		if len(p.rows) <= most {
-			return p, nil
+			if left -= weight(row); left < 0 {
+				full = true
+				break
+			}
 		}
 		end := most // where another place begins
+		if full {
+			end = min(end, len(p.rows)-1)
+		} else if len(p.rows) <= most {
+			return p, nil
+		}
 		for end > 0 && places[end] == places[end-1] {
 			end--
 		}
 		if end > 0 {
 			p.rows, p.next = p.rows[:end], places[end-1]
 			return p, nil
+		}
+		if full {
+			return nil, &tooLarge{bytes}
 		}
 	}
 	return nil, &storage.RefusedError{Why: fmt.Sprintf("one message was made more than %d rows; ask for them by SQL", 64*pageMax)}

@@ -244,7 +244,7 @@ func TestRowsOfOneMessageStandOnOnePage(t *testing.T) {
 		seen := map[any]bool{}
 		span := storage.Span{Limit: limit}
 		for pages := 0; ; pages++ {
-			p, err := read(t.Context(), a.store, "telemetry", span, []string{"seq"})
+			p, err := read(t.Context(), a.store, "telemetry", span, []string{"seq"}, heldMax)
 			if err != nil || pages > 20 {
 				t.Fatal(err, pages)
 			}
@@ -341,6 +341,53 @@ func TestALargeAnswerIsWholeOrRefused(t *testing.T) {
 	a.rig.Running(Name)
 	if w := a.get(sql("SELECT i, repeat('x', 1000) AS x FROM range(5000) AS r(i)")); w.Code != http.StatusRequestEntityTooLarge || !strings.Contains(w.Body.String(), "1048576") {
 		t.Errorf("an answer beyond the limit: %d %.200s", w.Code, w.Body)
+	}
+}
+
+// TestWhatIsHeldInMemoryIsBounded asks for few rows that are large.
+func TestWhatIsHeldInMemoryIsBounded(t *testing.T) {
+	a := newAsked(t, 0)
+	var list []storage.Row
+	for i := range 40 {
+		list = append(list, storage.Row{Time: noon, Device: "d", Subject: "s", Message: message.NewID(noon), Recorded: noon, Values: []any{int64(i), nil, strings.Repeat("x", 100_000), nil, nil}})
+	}
+	if _, err := a.store.Load(t.Context(), &storage.Batch{Table: "telemetry", Rows: list}); err != nil {
+		t.Fatal(err)
+	}
+	a.rig.Stop()
+	a.rig.Config[Name] = json.RawMessage(`{"answer_max": 1048576}`)
+	hub := storage.NewHub()
+	hub.Set(a.store, nil)
+	a.rig.Start(With(hub))
+	a.rig.Running(Name)
+	for _, body := range []string{`{"targets":[{"refId":"A","target":"sql","payload":{"sql":"SELECT kind FROM telemetry"}}]}`, `{"payload":{"target":"SELECT kind FROM telemetry"}}`} {
+		path := "grafana/query"
+		if strings.HasPrefix(body, `{"payload`) {
+			path = "grafana/variable"
+		}
+		if w := a.do(http.MethodPost, path, body); w.Code != http.StatusRequestEntityTooLarge || !strings.Contains(w.Body.String(), "more than 1048576 bytes") {
+			t.Errorf("%s answers %d with %d bytes: %.200s", path, w.Code, w.Body.Len(), w.Body)
+		}
+	}
+	seen := map[string]bool{}
+	pages := 0
+	for path := "datasets/telemetry/rows?format=csv&columns=seq,kind"; path != ""; pages++ { // a page has what fits
+		w := a.get(path)
+		if w.Code != 200 || pages > 40 {
+			t.Fatalf("page %d: %d %.200s", pages, w.Code, w.Body)
+		}
+		rows, err := csv.NewReader(w.Body).ReadAll()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, row := range rows[1:] {
+			seen[row[0]] = true
+		}
+		next, _, _ := strings.Cut(strings.TrimPrefix(w.Header().Get("Link"), "<"), ">")
+		path = strings.TrimPrefix(next, "/api/v1/data/")
+	}
+	if len(seen) != 40 || pages < 8 {
+		t.Errorf("%d rows on %d pages; want 40, on more than 7", len(seen), pages)
 	}
 }
 
