@@ -1,7 +1,8 @@
 // Package api answers by HTTP: what datasets and pipelines there are, and their changes; and their rows, the latest of a
 // device, those of a time, over windows, by SQL that only reads, as a file, and in the words of Grafana.
 //
-// Here are the models; in rows.go what is asked of rows, in format.go how they are written, in grafana.go the rest.
+// Here are the models; in datasets.go what tables there are, in rows.go what is asked of rows, in ask.go how that is answered, in format.go and
+// spool.go how rows are written and held, in grafana.go the rest.
 package api
 
 import (
