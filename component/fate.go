@@ -32,12 +32,12 @@ func (w *worker) message(ctx context.Context, c *Checkpoint, at place, p bus.Pos
 	case r != nil && r.tx != nil:
 		return w.decide(ctx, c, at, p, m, w.keepEffects(ctx, r.tx, r.err))
 	}
-	err := w.call(ctx, m)
+	err := w.invoke(ctx, m)
 	return w.decide(ctx, c, at, p, m, err)
 }
 
-// call runs the handler and keeps its effects if it succeeds.
-func (w *worker) call(ctx context.Context, m *message.Message) error {
+// invoke runs the handler and keeps its effects if it succeeds.
+func (w *worker) invoke(ctx context.Context, m *message.Message) error {
 	w.tx.reset(m)
 	began := time.Now()
 	err := w.guard(func() error { return w.part.Handle(ctx, w.tx, m) })

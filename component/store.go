@@ -350,3 +350,6 @@ func (l storeLog) background(err error) {
 		l.log.Error("store: in the background", "error", err)
 	}
 }
+
+func beAppend(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+func beUint64(v []byte) uint64 { return binary.BigEndian.Uint64(v) }

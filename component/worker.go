@@ -3,14 +3,11 @@ package component
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/naru-platform/naru/bus"
-	"github.com/naru-platform/naru/internal/answer"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/message/operator"
 )
@@ -35,7 +32,7 @@ type worker struct {
 
 	events     chan event
 	deliveries chan bus.Delivery
-	calls      chan call
+	changes    chan change     // from outside
 	over       chan struct{}   // closed when run has ended
 	stopping   <-chan struct{} // nothing new is begun
 	holds      map[place]*hold // partitions that are kept back
@@ -80,7 +77,7 @@ type event struct {
 // newWorker goes on from what was committed last.
 func newWorker(ctx context.Context, env Env, part *Part, keep keeper, m *metrics) (*worker, error) {
 	w := &worker{env: env, part: part, retry: env.Spec.Retry.withDefaults(env.Spec.State), keep: keep, metrics: m,
-		events: make(chan event), deliveries: make(chan bus.Delivery), calls: make(chan call), over: make(chan struct{}), stopping: make(chan struct{}), done: make(chan struct{}), swept: env.Now(),
+		events: make(chan event), deliveries: make(chan bus.Delivery), changes: make(chan change), over: make(chan struct{}), stopping: make(chan struct{}), done: make(chan struct{}), swept: env.Now(),
 		points: map[place]*Checkpoint{}, parked: parking{keyOf: keyInLog, rows: map[parkKey][]*parked{}, sums: map[place]Sum{}}, dirty: map[place]bool{}, torn: map[place]bool{},
 		reports: map[place]Report{}, faults: map[place]string{}, from: map[place]bus.Position{}, holds: map[place]*hold{}, gathered: map[place]*gathering{}, gates: map[place]chan struct{}{}}
 	w.tx = &tx{w: w, ops: map[string][]byte{}}
@@ -143,8 +140,8 @@ func (w *worker) run(stop, ctx context.Context) error {
 			err = w.handle(ctx, e)
 		case d := <-w.deliveries:
 			err = w.handleDelivery(ctx, d)
-		case c := <-w.calls:
-			err = w.answer(ctx, c)
+		case c := <-w.changes:
+			err = w.makeChange(ctx, c)
 		case s := <-settles:
 			err = w.caller.settle(ctx, s, calling.Err() != nil)
 		case <-opened:
@@ -213,8 +210,8 @@ func (w *worker) drain(ctx, calling context.Context) error {
 			err = w.handle(ctx, e)
 		case d := <-w.deliveries:
 			err = w.handleDelivery(ctx, d)
-		case c := <-w.calls:
-			err = w.answer(ctx, c)
+		case c := <-w.changes:
+			err = w.makeChange(ctx, c)
 		case s := <-settles:
 			err = w.caller.settle(ctx, s, calling.Err() != nil)
 		default:
@@ -246,55 +243,6 @@ func (w *worker) begun() {
 func (w *worker) handleDelivery(ctx context.Context, d bus.Delivery) error {
 	w.begun()
 	return w.take(ctx, d)
-}
-
-// call is a change from outside the handlers.
-type call struct {
-	f    func(Tx) error
-	done chan error // holds one
-}
-
-// answer makes a change, and says so when it is committed.
-func (w *worker) answer(ctx context.Context, c call) error {
-	w.begun()
-	w.tx.reset(nil)
-	err := w.guard(func() error { return c.f(w.tx) })
-	if err != nil {
-		c.done <- err
-		return nil
-	}
-	if err := w.keepEffects(ctx, w.tx, nil); err != nil {
-		return err
-	}
-	w.pendingMessages++
-	w.after = append(w.after, func(context.Context) { c.done <- nil })
-	return nil
-}
-
-// change has a change made, and waits until it is committed.
-func (w *worker) change(ctx context.Context, f func(Tx) error) error {
-	c := call{f, make(chan error, 1)}
-	gone := answer.Unavailable("%s is stopping", w.env.Spec.Name)
-	select {
-	case w.calls <- c:
-	case <-w.over:
-		return gone
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	select {
-	case err := <-c.done:
-		return err
-	case <-w.over:
-		select {
-		case err := <-c.done:
-			return err
-		default:
-			return gone
-		}
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 func (w *worker) handle(ctx context.Context, e event) error {
@@ -378,272 +326,6 @@ func (w *worker) point(at place) *Checkpoint {
 	return c
 }
 
-// batch decides the fates of a batch's messages and moves the position behind it.
-func (w *worker) batch(ctx context.Context, e event, attempts int) (done bool, err error) {
-	at, s := e.at, e.stored
-	c := w.point(at)
-	if w.torn[at] || s.Position.Sequence <= c.Position.Sequence {
-		return true, nil // a reader that was opened again behind the last commit gives again what is under way
-	}
-	if what := regrown(c, &s); what != "" {
-		return true, w.tear(at, what)
-	}
-	if w.times(-1) == 0 {
-		w.passOver(c, at, &s)
-		return true, nil
-	}
-	if w.keep.idle(&s) && len(w.dirty) == 0 {
-		c.Position = s.Position // nothing is in it: where it is read again, nothing is lost
-		w.account(c, &s)
-		return true, nil
-	}
-	if !w.ready(e) {
-		return false, nil
-	}
-	switch {
-	case w.part.HandleBatch != nil:
-		if done, err = w.wholeBatch(ctx, c, at, s, attempts+1); err == nil && !done {
-			return false, nil
-		}
-	case s.Err != nil:
-	case w.passes(c, at.log, &s):
-		n := Sum{uint64(s.Batch.Count), s.Batch.IDSum}
-		c.Outcomes[NotMatched] = c.Outcomes[NotMatched].Plus(n)
-		w.metrics.messages(at.log, NotMatched, n.Count)
-	default:
-		err = w.eachMessage(ctx, c, at, s)
-	}
-	if err == nil && s.Err != nil {
-		err = w.unreadable(at, &s)
-	}
-	if err != nil {
-		return false, err
-	}
-	// From here on nothing fails: a checkpoint that is reported never has half a batch.
-	c.Within = nil
-	w.pass(c, at, &s)
-	return true, nil
-}
-
-// passes says whether a batch is passed without a look at its messages: not one of which some have their fates already, nor
-// where a test wants each message seen.
-func (w *worker) passes(c *Checkpoint, log string, s *bus.Stored) bool {
-	return w.part.Passes != nil && w.skew == nil && (c.Within == nil || c.Within.Sequence != s.Position.Sequence) && w.part.Passes(log)
-}
-
-// unreadable tells that a batch cannot be read.
-func (w *worker) unreadable(at place, s *bus.Stored) error {
-	return w.alarm(message.CorruptBatch, fmt.Sprintf("%s: batch %d of log %s, generation %d, partition %d cannot be read; what was in it is dead: %v",
-		w.env.Spec.Name, s.Position.Sequence, at.log, at.gen, at.part, s.Err))
-}
-
-// pass moves the position behind a batch whose messages all have their fates.
-func (w *worker) pass(c *Checkpoint, at place, s *bus.Stored) {
-	if s.Err != nil {
-		c.UnreadableBatches++
-		w.metrics.unreadable(at.log)
-	} else {
-		w.account(c, s)
-	}
-	c.Position = s.Position
-	w.dirty[at] = true
-	w.pendingMessages += int(s.Batch.Count) + 1
-	w.pendingBytes += len(s.Batch.Bytes())
-}
-
-// passOver moves the position behind a batch as if it had never been there, for a test that must see that.
-func (w *worker) passOver(c *Checkpoint, at place, s *bus.Stored) {
-	c.Position = s.Position
-	w.dirty[at] = true
-	w.pendingMessages++
-}
-
-// tear has a partition stand still whose log is not the one that was read.
-func (w *worker) tear(at place, what string) error {
-	w.torn[at] = true
-	w.stand(at, message.LogTruncated.String()+": "+what)
-	return w.alarm(message.LogTruncated, w.env.Spec.Name+" stands still: "+what)
-}
-
-// regrown says whether a log has lost what was read of it, and has grown past that place since: then its messages of now
-// lie where others were, some of them before this position, and going on would leave those out without a word. An
-// appender's running count never falls.
-func regrown(c *Checkpoint, s *bus.Stored) string {
-	if s.Err != nil {
-		return ""
-	}
-	row, met := c.Rows[s.Appender]
-	if !met || s.Batch.Header.Running >= row.Upto.Count {
-		return ""
-	}
-	return fmt.Sprintf("batch %d of log %s counts %d messages of %s before it, and %d had been read; the log was cut behind what was read, and has grown again. Bring the log back from a copy, or remove this component's state so that it reads from the beginning",
-		s.Position.Sequence, c.Log, s.Batch.Header.Running, s.Appender, row.Upto.Count)
-}
-
-// account takes a header's running count and sum. What lies between it and the row's last known place was in batches
-// that could not be read.
-func (w *worker) account(c *Checkpoint, s *bus.Stored) {
-	h := &s.Batch.Header
-	before := Sum{h.Running, h.RunningSum}
-	row, met := c.Rows[s.Appender]
-	if !met {
-		row.Start = before
-	} else if before.Count > row.Upto.Count {
-		gap, outcome := before.Minus(row.Upto), Unreadable
-		if row.Trimmed {
-			outcome = Dead
-			w.metrics.died(message.RetentionExceeded, gap.Count)
-		}
-		c.Outcomes[outcome] = c.Outcomes[outcome].Plus(gap)
-		w.metrics.messages(c.Log, outcome, gap.Count)
-	}
-	row.Trimmed = false
-	row.Upto = before.Plus(Sum{uint64(h.Count), h.IDSum})
-	c.Rows[s.Appender] = row
-}
-
-// count adds a message to an outcome.
-func (w *worker) count(c *Checkpoint, outcome string, id message.ID) {
-	s := c.Outcomes[outcome]
-	s.Add(id)
-	c.Outcomes[outcome] = s
-}
-
-// wholeBatch hands a batch to HandleBatch; done is false where that failed and is to be tried again.
-func (w *worker) wholeBatch(ctx context.Context, c *Checkpoint, at place, s bus.Stored, attempt int) (done bool, err error) {
-	w.tx.reset(nil)
-	if err := w.guard(func() error { return w.part.HandleBatch(ctx, w.tx, at.log, s) }); err != nil {
-		if ctx.Err() != nil {
-			return false, ctx.Err()
-		}
-		w.failed(event{at: at, stored: s}, s.Position.Sequence, attempt, err)
-		return false, nil
-	}
-	if err := w.keepEffects(ctx, w.tx, nil); err != nil {
-		return false, err
-	}
-	w.stand(at, "")
-	if s.Err != nil {
-		return true, nil
-	}
-	// Counted by a walk of its own, not from the header, which the ledger holds it against.
-	cursor := s.Batch.Cursor()
-	for i := 0; ; i++ {
-		id, ok := cursor.NextID()
-		if !ok {
-			break
-		}
-		for range w.times(i) {
-			w.count(c, Handled, id)
-		}
-	}
-	if err := cursor.Err(); err != nil {
-		return false, fmt.Errorf("count batch %d of %s: %w", s.Position.Sequence, at.log, err)
-	}
-	w.metrics.messages(at.log, Handled, uint64(s.Batch.Count))
-	return true, nil
-}
-
-func (w *worker) times(index int) int {
-	if w.skew == nil {
-		return 1
-	}
-	return w.skew(index)
-}
-
-// eachMessage hands the messages one by one to Handle.
-func (w *worker) eachMessage(ctx context.Context, c *Checkpoint, at place, s bus.Stored) error {
-	done := 0
-	if c.Within != nil && c.Within.Sequence == s.Position.Sequence {
-		done = int(c.Within.Count)
-	}
-	var results []result
-	if w.shards != nil {
-		var err error
-		if results, err = w.shards.handle(ctx, at, &s, done); err != nil {
-			return err
-		}
-	}
-	var m message.Message
-	cursor := s.Batch.Cursor()
-	for i := 0; cursor.Next(&m); i++ {
-		if i < done {
-			continue
-		}
-		p := s.Position
-		p.Index = uint32(i)
-		w.here = Within{s.Position.Sequence, p.Index}
-		for range w.times(i) {
-			var err error
-			if results == nil {
-				err = w.message(ctx, c, at, p, &m, nil)
-			} else {
-				err = w.message(ctx, c, at, p, &m, &results[i])
-			}
-			if err != nil {
-				return err
-			}
-		}
-		if w.keep.crowded() {
-			if err := w.uncrowd(ctx, at); err != nil {
-				return err
-			}
-		}
-	}
-	w.here = Within{}
-	if err := cursor.Err(); err != nil {
-		return fmt.Errorf("read batch %d of %s: %w", s.Position.Sequence, at.log, err)
-	}
-	return nil
-}
-
-// makeRoom commits what came before, in the middle of a batch if need be, where what a message says finds no room.
-func (w *worker) makeRoom(ctx context.Context, bytes int) error {
-	if w.keep.room(bytes) {
-		return nil
-	}
-	w.cut()
-	if err := w.commit(ctx); err != nil {
-		return &broken{err}
-	}
-	return nil
-}
-
-// cut makes the next commit one in the middle of the batch under way: what came before the message at hand is in it.
-func (w *worker) cut() {
-	if w.here.Sequence == 0 {
-		return
-	}
-	for at, c := range w.points { // there is one, where commits have limits
-		here := w.here
-		c.Within = &here
-		w.dirty[at] = true
-	}
-}
-
-// uncrowd waits in the middle of a batch until less is parked.
-func (w *worker) uncrowd(ctx context.Context, at place) error {
-	w.here.Count++
-	w.stand(at, fmt.Sprintf("%d messages are parked, which is as many as fit into a position", w.parked.n))
-	defer w.stand(at, "")
-	for w.keep.crowded() {
-		w.cut()
-		if err := w.commit(ctx); err != nil {
-			return err
-		}
-		if err := w.pause(ctx, max(w.untilDue(), time.Millisecond)); err != nil {
-			return err
-		}
-		here := w.here
-		w.here = Within{} // what retries say is of no batch
-		err := w.retryDue(ctx)
-		if w.here = here; err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // commit makes positions, effects, what is parked and what is to be said durable, together.
 func (w *worker) commit(ctx context.Context) error {
 	if w.caller != nil {
@@ -690,68 +372,6 @@ func (w *worker) finished() bool {
 	return len(w.points) > 0 && w.parked.n == 0
 }
 
-// report notes a committed checkpoint for those who ask.
-func (w *worker) report(at place, c *Checkpoint) {
-	r := Report{Checkpoint: *c, Required: w.env.Spec.Required, Child: w.env.Spec.of != "", Node: w.env.Node, At: w.env.Now()}
-	if waiting := r.Waiting.Count; w.caller != nil {
-		r.Exceptions = exceptions(w.caller.oldest(at))
-		w.metrics.parked(at.log, uint64(w.caller.failed[at.log]))
-	} else {
-		r.Exceptions = exceptions(w.parked.oldestAt(at))
-		w.metrics.parked(at.log, waiting)
-	}
-	r.Outcomes, r.Rows = map[string]Sum{}, map[string]Row{}
-	for k, v := range c.Outcomes {
-		r.Outcomes[k] = v
-	}
-	for k, v := range c.Rows {
-		r.Rows[k] = v
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	r.Fault = w.faults[at]
-	w.reports[at] = r
-	w.from[at] = c.Position
-	if w.env.Peers != nil {
-		w.env.Peers.Add(r) // who asks in this process need not wait for the table
-	}
-}
-
-// stand notes why a partition stands still; nothing when it moves.
-func (w *worker) stand(at place, why string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.faults[at] == why {
-		return
-	}
-	w.faults[at] = why
-	r := w.reports[at]
-	if r.Log == "" {
-		r.Checkpoint = Checkpoint{Consumer: w.env.Spec.consumer(w.env.Node), Log: at.log, Position: bus.Position{Generation: at.gen, Partition: at.part}}
-		r.Required, r.Child, r.Node = w.env.Spec.Required, w.env.Spec.of != "", w.env.Node
-	}
-	r.Fault, r.At = why, w.env.Now()
-	w.reports[at] = r
-	if w.env.Peers != nil {
-		w.env.Peers.Add(r) // where the bus has no room for it either, it is seen in this process
-	}
-}
-
-// standAll notes that all partitions wait for space, and with nothing that those go on which did.
-func (w *worker) standAll(why string) {
-	w.mu.Lock()
-	var all []place
-	for at := range w.faults {
-		if why != "" || strings.HasPrefix(w.faults[at], message.StorageLow.String()) {
-			all = append(all, at)
-		}
-	}
-	w.mu.Unlock()
-	for _, at := range all {
-		w.stand(at, why)
-	}
-}
-
 // pause waits, unless the component stops.
 func (w *worker) pause(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
@@ -764,25 +384,6 @@ func (w *worker) pause(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// snapshot is what is reported.
-func (w *worker) snapshot() []Report {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	list := make([]Report, 0, len(w.reports))
-	for _, r := range w.reports {
-		list = append(list, r)
-	}
-	return list
-}
-
-// position is where a partition is to be read from.
-func (w *worker) position(at place) (bus.Position, bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	p, ok := w.from[at]
-	return p, ok && !p.Log.IsZero()
 }
 
 func hears(patterns []message.Pattern, s message.Subject) bool {
