@@ -34,7 +34,7 @@ do not agree, and when messages wait for a consumer that is not heard of.`,
 			bad := slices.ContainsFunc(lines, func(l ledger.Line) bool { return !l.Balanced })
 			away := slices.ContainsFunc(lines, func(l ledger.Line) bool { return l.Stale && l.Waiting > 0 })
 			err = o.show(c.OutOrStdout(), lines, func(p *printer) {
-				p.row("LOG", "CONSUMER", "ACCEPTED", "HANDLED", "WAITING", "DEAD", "BALANCED")
+				p.columns("No consumer has told of itself yet; ask again in a moment.", "LOG", "CONSUMER", "ACCEPTED", "HANDLED", "WAITING", "DEAD", "BALANCED")
 				for _, l := range lines {
 					p.row(l.Log, l.Consumer, num(l.Accepted), num(l.Handled), num(l.Waiting), num(l.Dead), yes(l.Balanced))
 				}
@@ -103,7 +103,7 @@ func statusCommand(o *options) *cobra.Command {
 					p.line("  ✗ %s", f)
 				}
 				p.line("")
-				p.row("LOG", "BATCHES", "SIZE", "PARTITIONS", "GENERATION")
+				p.columns("", "LOG", "BATCHES", "SIZE", "PARTITIONS", "GENERATION")
 				for _, l := range s.Logs {
 					p.row(l.Name, num(l.Batches), size(l.Bytes), fmt.Sprint(l.Partitions), fmt.Sprint(l.Generation))
 				}
@@ -116,7 +116,7 @@ func statusCommand(o *options) *cobra.Command {
 }
 
 func componentTable(p *printer, s status.Status) {
-	p.row("COMPONENT", "NODE", "STATE", "SINCE", "RESTARTS", "BEHIND", "OLDEST", "PARKED")
+	p.columns("", "COMPONENT", "NODE", "STATE", "SINCE", "RESTARTS", "BEHIND", "OLDEST", "PARKED")
 	for _, k := range s.Components {
 		var behind, parked uint64
 		for _, l := range k.Lag {

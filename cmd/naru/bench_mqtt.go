@@ -60,7 +60,7 @@ The rows with a stopped subscriber are the same fan-out once without and once wi
 				return err
 			}
 			return o.show(c.OutOrStdout(), rows, func(p *printer) {
-				p.row("WORK", "NARU /s", "P50", "P99", "MOSQUITTO /s", "P50", "P99", "NARU : MOSQUITTO")
+				p.columns("", "WORK", "NARU /s", "P50", "P99", "MOSQUITTO /s", "P50", "P99", "NARU : MOSQUITTO")
 				for _, r := range rows {
 					m := []string{"", "", "", ""}
 					if r.Mosquitto != nil {

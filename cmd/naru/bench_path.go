@@ -100,7 +100,7 @@ profile of the server, of 15 seconds from its first message on.`,
 			}
 			err := o.show(c.OutOrStdout(), b, func(p *printer) {
 				p.line("%d publishers × window %d, %d messages, each one reading, twin update and row", b.Publishers, b.Window, b.Messages)
-				p.row("STAGE", "MSG/S", "DONE AFTER", "BEHIND AT THE END", "FOR")
+				p.columns("", "STAGE", "MSG/S", "DONE AFTER", "BEHIND AT THE END", "FOR")
 				for _, s := range b.Stages {
 					p.row(s.Name, fmt.Sprintf("%.0f", s.PerSecond), s.Done.Round(pathTick).String(), strconv.Itoa(s.Behind), s.Lag.Round(pathTick).String())
 				}

@@ -80,7 +80,7 @@ func (b *ingest) compare(c *cobra.Command, o *options, beside []string, rounds i
 	out.PerSecond = out.Medians[0].PerSecond
 	return o.show(c.OutOrStdout(), out, func(p *printer) {
 		p.line("%d publishers × window %d, %d bytes, %s each, medians of %d alternating runs", b.Publishers, b.Window, b.Payload, d, rounds)
-		p.row("BROKER", "MSG/S", "NARU PLAIN IS", "P50", "P99", "P99.9", "CPU µS/MSG", "FSYNC/S", "START TO PUBACK")
+		p.columns("", "BROKER", "MSG/S", "NARU PLAIN IS", "P50", "P99", "P99.9", "CPU µS/MSG", "FSYNC/S", "START TO PUBACK")
 		for _, m := range out.Medians {
 			times, fsyncs := "", ""
 			if m.PerSecond > 0 {

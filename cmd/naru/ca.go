@@ -48,7 +48,7 @@ func showCA(p *printer, st x509.CAStatus) {
 	if st.RootKey {
 		key = "its key is in the CA's directory; `naru ca export-root`, then `naru ca remove-root-key`, keep it elsewhere"
 	}
-	p.row("CA", "VALID UNTIL", "FINGERPRINT", "")
+	p.columns("", "CA", "VALID UNTIL", "FINGERPRINT", "")
 	p.row("root", st.Root.NotAfter.Format("2006-01-02"), st.Root.Fingerprint, key)
 	p.row("issuing", st.Issuing.NotAfter.Format("2006-01-02"), st.Issuing.Fingerprint, cut(st.Issuing.Name, 40))
 	for _, t := range st.Trusted {

@@ -85,7 +85,7 @@ func claimList(o *options) *cobra.Command {
 				return err
 			}
 			return o.show(c.OutOrStdout(), list, func(p *printer) {
-				p.row("CLAIM", "VALID UNTIL", "TEMPLATES", "REVOKED", "FINGERPRINT")
+				p.columns("No claim certificates; `naru ca claim add NAME --template TEMPLATE` makes one.", "CLAIM", "VALID UNTIL", "TEMPLATES", "REVOKED", "FINGERPRINT")
 				for _, l := range list {
 					revoked := "-"
 					if !l.RevokedAt.IsZero() {

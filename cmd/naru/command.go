@@ -228,7 +228,9 @@ func commandList(o *options) *cobra.Command {
 			if err := cl.get(c.Context(), "/api/v1/commands", q, &l); err != nil {
 				return err
 			}
-			return o.show(c.OutOrStdout(), l, func(p *printer) { printCommands(p, &l) })
+			return o.show(c.OutOrStdout(), l, func(p *printer) {
+				printCommands(p, &l, noneOf("commands", len(q) > 1, "`naru command send DEVICE NAME` says one"))
+			})
 		},
 	}
 	f := c.Flags()
@@ -240,13 +242,11 @@ func commandList(o *options) *cobra.Command {
 	return c
 }
 
-func printCommands(p *printer, l *command.List) {
-	if len(l.Commands) > 0 {
-		now := time.Now()
-		p.row("SAID", "DEVICE", "NAME", "ID", "STATE", "DETAIL")
-		for _, x := range l.Commands {
-			p.row(ago(x.Times.Queued, now), x.Device, x.Name, x.ID, x.State, cut(x.Detail, 60))
-		}
+func printCommands(p *printer, l *command.List, none string) {
+	now := time.Now()
+	p.columns(none, "SAID", "DEVICE", "NAME", "ID", "STATE", "DETAIL")
+	for _, x := range l.Commands {
+		p.row(ago(x.Times.Queued, now), x.Device, x.Name, x.ID, x.State, cut(x.Detail, 60))
 	}
 	var kept []string
 	for _, s := range []string{serviceplatform.CommandQueued, serviceplatform.CommandReleased, serviceplatform.CommandSent, serviceplatform.CommandDelivered,
@@ -255,10 +255,9 @@ func printCommands(p *printer, l *command.List) {
 			kept = append(kept, fmt.Sprintf("%d %s", n, s))
 		}
 	}
-	if len(kept) == 0 {
-		kept = []string{"none"}
+	if len(kept) > 0 {
+		p.line("commands kept, of all devices: %s", strings.Join(kept, ", "))
 	}
-	p.line("commands kept, of all devices: %s", strings.Join(kept, ", "))
 	if l.Next != "" {
 		p.line("there are more: --before %s", l.Next)
 	}

@@ -56,7 +56,7 @@ func dataModels(o *options) *cobra.Command {
 			}
 			faults := false
 			err = o.show(c.OutOrStdout(), list, func(p *printer) {
-				p.row("KIND", "NAME", "VERSION", "BY", "AT", "FILE")
+				p.columns("No datasets; `naru data apply FILE` brings one in force.", "KIND", "NAME", "VERSION", "BY", "AT", "FILE")
 				for _, e := range list {
 					at := "built in"
 					if !e.At.IsZero() {

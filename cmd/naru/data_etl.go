@@ -251,7 +251,7 @@ func printTrial(p *printer, t *etl.Trial, show int) {
 	}
 	if len(t.Steps) > 0 {
 		p.line("")
-		p.row("STEP", "ROWS", "WHAT")
+		p.columns("", "STEP", "ROWS", "WHAT")
 		p.row("read", fmt.Sprint(t.Read), "the payloads, as fields")
 		for i, s := range t.Steps {
 			doc := s.Doc

@@ -100,13 +100,12 @@ func deadGroups(o *options) *cobra.Command {
 				return err
 			}
 			err = o.show(c.OutOrStdout(), got.Groups, func(p *printer) {
-				if got.All == 0 {
-					p.line("No dead letters.")
-					return
-				}
-				p.row("GROUP", "COUNT", "COMPONENT", "REASON", "LAST", "OWNER", "WHAT")
+				p.columns("No dead letters.", "GROUP", "COUNT", "COMPONENT", "REASON", "LAST", "OWNER", "WHAT")
 				for _, g := range got.Groups {
-					p.row(g.ID, num(uint64(g.Count)), g.Component, g.Reason.String(), ago(g.Last, time.Now()), g.Owner, g.Shape)
+					p.row(g.ID, num(uint64(g.Count)), g.Component, g.Reason.String(), ago(g.Last, time.Now()), g.Owner, beyond(g.Reason, g.Shape))
+				}
+				if got.All == 0 {
+					return
 				}
 				p.line("")
 				p.line("%s, %s. Next: `naru dead list --group GROUP`; when the cause is mended, `naru dead retry --group GROUP`.", count(got.All, "letter"), size(uint64(got.Bytes)))
@@ -141,9 +140,9 @@ func deadList(o *options) *cobra.Command {
 				return err
 			}
 			return o.show(c.OutOrStdout(), l, func(p *printer) {
-				p.row("LETTER", "FAILED", "COMPONENT", "REASON", "STATE", "DEVICE", "SUBJECT", "DETAIL")
+				p.columns(noneOf("dead letters", len(q) > 1, "`naru dead groups` shows what there is"), "LETTER", "FAILED", "COMPONENT", "REASON", "STATE", "DEVICE", "SUBJECT", "DETAIL")
 				for _, x := range l.Letters {
-					p.row(x.ID.String(), ago(x.Last, time.Now()), x.Component, x.Reason.String(), x.State, x.Device, string(x.Subject), x.Detail)
+					p.row(x.ID.String(), ago(x.Last, time.Now()), x.Component, x.Reason.String(), x.State, x.Device, string(x.Subject), beyond(x.Reason, x.Detail))
 				}
 				if l.Next != "" {
 					p.line("There are older ones: --before %s", l.Next)
@@ -179,7 +178,7 @@ func showLetter(p *printer, s *deadletter.Shown) {
 	info := s.Reason.Info()
 	p.row("died at", s.Component)
 	p.row("reason", s.Reason.String()+" ("+info.Code+"): "+info.Means)
-	p.row("detail", s.Dead.Detail)
+	p.row("detail", beyond(s.Reason, s.Dead.Detail))
 	p.row("look at", info.Look)
 	p.row("attempts", fmt.Sprintf("%d, from %s to %s", s.Attempts, s.First.Format(time.RFC3339), s.Last.Format(time.RFC3339)))
 	p.row("state", s.State)
@@ -369,7 +368,7 @@ func deadJobs(o *options) *cobra.Command {
 				return err
 			}
 			return o.show(c.OutOrStdout(), list, func(p *printer) {
-				p.row("JOB", "BEGAN", "BY", "KIND", "STATE", "SELECTED", "SENT", "WAITING", "HANDLED", "DIED AGAIN", "REFUSED")
+				p.columns("No retries or discards yet; `naru dead retry` and `naru dead discard` begin one.", "JOB", "BEGAN", "BY", "KIND", "STATE", "SELECTED", "SENT", "WAITING", "HANDLED", "DIED AGAIN", "REFUSED")
 				for i := range list {
 					jobRow(p, &list[i])
 				}
@@ -406,13 +405,13 @@ func deadJob(o *options) *cobra.Command {
 				return err
 			}
 			err = o.show(c.OutOrStdout(), j, func(p *printer) {
-				p.row("JOB", "BEGAN", "BY", "KIND", "STATE", "SELECTED", "SENT", "WAITING", "HANDLED", "DIED AGAIN", "REFUSED")
+				p.columns("No retries or discards yet; `naru dead retry` and `naru dead discard` begin one.", "JOB", "BEGAN", "BY", "KIND", "STATE", "SELECTED", "SENT", "WAITING", "HANDLED", "DIED AGAIN", "REFUSED")
 				jobRow(p, &j.Job)
 				if j.Why != "" {
 					p.line("%s: %s", j.State, j.Why)
 				}
 				p.line("")
-				p.row("LETTER", "RESULT", "AT", "COMPONENT", "DEVICE", "DETAIL")
+				p.columns("No letter has a result yet.", "LETTER", "RESULT", "AT", "COMPONENT", "DEVICE", "DETAIL")
 				for _, r := range j.Results {
 					p.row(r.Letter.String(), r.Result, ago(r.At, time.Now()), r.Component, r.Device, r.Detail)
 				}
@@ -464,7 +463,7 @@ func deadAudit(o *options) *cobra.Command {
 				return err
 			}
 			return o.show(c.OutOrStdout(), list, func(p *printer) {
-				p.row("AT", "BY", "WHAT", "JOB OR LETTER", "DETAIL")
+				p.columns("Nobody has retried, discarded or edited a dead letter yet.", "AT", "BY", "WHAT", "JOB OR LETTER", "DETAIL")
 				for _, e := range list {
 					of := e.Job
 					if of.IsZero() {

@@ -39,7 +39,7 @@ func destinationList(o *options) *cobra.Command {
 			}
 			bad := false
 			err = o.show(c.OutOrStdout(), got.Destinations, func(p *printer) {
-				p.row("DESTINATION", "STATE", "SENT", "WAITING", "DEAD", "URL")
+				p.columns("No destinations; `naru destination add NAME --url URL` registers one.", "DESTINATION", "STATE", "SENT", "WAITING", "DEAD", "URL")
 				for i := range got.Destinations {
 					d := &got.Destinations[i]
 					p.row(d.Name, destinationState(d), num(d.Sent), num(d.Waiting), num(d.Dead), d.URL)
@@ -98,7 +98,7 @@ func askDestination(o *options, c *cobra.Command, method, path string, q url.Val
 		if d.Fault != "" {
 			p.line("last fault, %s: %s", d.FaultAt.Format(time.RFC3339), d.Fault)
 		}
-		p.row("AT", "BY", "CHANGE", "WHY")
+		p.columns("", "AT", "BY", "CHANGE", "WHY")
 		for _, x := range d.Changes {
 			p.row(x.At.Format(time.RFC3339), x.By, x.Change, x.Why)
 		}

@@ -164,7 +164,7 @@ func (o *options) listDevices(c *cobra.Command, q url.Values) error {
 		return err
 	}
 	return o.show(c.OutOrStdout(), all, func(p *printer) {
-		p.row("DEVICE", "STATE", "CERTIFICATES", "VALID UNTIL", "SINCE", "GROUPS")
+		p.columns(noneOf("devices", len(q) > 0, "`naru device add ID` registers one"), "DEVICE", "STATE", "CERTIFICATES", "VALID UNTIL", "SINCE", "GROUPS")
 		for _, d := range all {
 			p.row(d.ID, stateOf(d), fmt.Sprint(len(d.Certs)), until(d), d.CreatedAt.Format("2006-01-02"), cut(strings.Join(d.Groups, ","), 40))
 		}

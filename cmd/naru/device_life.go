@@ -98,11 +98,7 @@ func deviceExpiring(o *options) *cobra.Command {
 				return err
 			}
 			err = o.show(c.OutOrStdout(), all, func(p *printer) {
-				if len(all) == 0 {
-					p.line("no device's last certificate ends within %s", within)
-					return
-				}
-				p.row("DEVICE", "STATE", "VALID UNTIL", "")
+				p.columns("No device's last certificate ends within "+within+".", "DEVICE", "STATE", "VALID UNTIL", "")
 				for _, d := range all {
 					left := time.Until(d.Until())
 					when := "in " + short(left)

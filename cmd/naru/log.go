@@ -43,10 +43,17 @@ func logList(o *options) *cobra.Command {
 			}
 			still := false
 			err = o.show(c.OutOrStdout(), got.Logs, func(p *printer) {
-				p.row("LOG", "PARTITIONS", "GENERATIONS", "SIZE", "OLDEST", "NEWEST", "READERS", "FURTHEST BEHIND")
+				p.columns("", "LOG", "PARTITIONS", "GENERATIONS", "SIZE", "OLDEST", "NEWEST", "READERS", "FURTHEST BEHIND")
 				for i := range got.Logs {
 					l := &got.Logs[i]
 					p.row(l.Name, fmt.Sprint(l.Partitions), generations(l), size(l.Bytes), ago(l.Oldest, time.Now()), ago(l.Newest, time.Now()), fmt.Sprint(len(l.Consumers)), furthest(l))
+				}
+				for i := range got.Logs {
+					for _, x := range got.Logs[i].Consumers {
+						if x.Fault != "" {
+							p.line("%s on %s stands still: %s", x.Name, got.Logs[i].Name, x.Fault)
+						}
+					}
 				}
 			})
 			for i := range got.Logs {
@@ -102,7 +109,7 @@ func showLog(p *printer, l *partition.Log) {
 	p.line("log %s  %s  on %s", l.Name, l.ID, l.Engine)
 	p.line("  %s, oldest %s, newest %s", size(l.Bytes), ago(l.Oldest, time.Now()), ago(l.Newest, time.Now()))
 	p.line("")
-	p.row("GENERATION", "PARTITION", "FIRST", "LAST", "SIZE")
+	p.columns("", "GENERATION", "PARTITION", "FIRST", "LAST", "SIZE")
 	for _, g := range l.Generations {
 		state := "open"
 		if g.Sealed {
@@ -113,7 +120,7 @@ func showLog(p *printer, l *partition.Log) {
 		}
 	}
 	p.line("")
-	p.row("READER", "GENERATION", "BEHIND", "OLDEST", "PARKED", "STATE")
+	p.columns("No reader has told of itself.", "READER", "GENERATION", "BEHIND", "OLDEST", "PARKED", "STATE")
 	for _, c := range l.Consumers {
 		state, oldest := "reads", "-"
 		switch {
@@ -131,7 +138,7 @@ func showLog(p *printer, l *partition.Log) {
 	}
 	if len(l.Changes) > 0 {
 		p.line("")
-		p.row("CHANGED", "BY", "GENERATION", "PARTITIONS", "NOTE")
+		p.columns("", "CHANGED", "BY", "GENERATION", "PARTITIONS", "NOTE")
 		for _, x := range l.Changes {
 			p.row(x.At.Local().Format(time.DateTime), x.By, fmt.Sprint(x.Generation), fmt.Sprintf("%d -> %d", x.Before, x.Partitions), x.Note)
 		}

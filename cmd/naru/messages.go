@@ -53,12 +53,13 @@ Outcomes: handled, waiting, parked, dead, refused, not_heard.`,
 			}
 			if !follow {
 				return o.show(c.OutOrStdout(), list, func(p *printer) {
-					messageHead(p)
+					if len(list.Messages) == 0 {
+						p.line("No message matches.")
+					} else {
+						messageHead(p)
+					}
 					for _, l := range list.Messages {
 						messageRow(p, l)
-					}
-					if len(list.Messages) == 0 {
-						p.line("no message matches")
 					}
 					if !list.Stopped.IsZero() {
 						p.line("Older ones were not looked at (from %s back); --limit, --since and --until narrow or widen the search.", list.Stopped.Format(time.RFC3339))
@@ -138,7 +139,7 @@ func followMessages(c *cobra.Command, o *options, cl *client, list journal.List,
 }
 
 func messageHead(p *printer) {
-	p.line("%-12s  %-8s  %-36s  %-40s  %s", "TIME", "OUTCOME", "TRACE", "SUBJECT", "DATA")
+	p.line("%-12s  %-8s  %-32s  %-40s  %s", "TIME", "OUTCOME", "TRACE", "SUBJECT", "DATA")
 }
 
 func messageRow(p *printer, l journal.Line) {
@@ -149,7 +150,7 @@ func messageRow(p *printer, l journal.Line) {
 	if l.Reason != 0 {
 		data = complaint(l, data)
 	}
-	p.line("%-12s  %-8s  %-36s  %-40s  %s", l.Recorded.Local().Format("15:04:05.000"), l.Outcome, l.Trace, cut(string(l.Subject), 40), data)
+	p.line("%-12s  %-8s  %-32s  %-40s  %s", l.Recorded.Local().Format("15:04:05.000"), l.Outcome, l.Trace, cut(string(l.Subject), 40), data)
 }
 
 // complaint is what a refusal or a dead letter says, in its own words; they begin with the reason.
@@ -211,30 +212,19 @@ func showMessage(c *cobra.Command, o *options, cl *client, id string) error {
 
 func fateRows(p *printer, fates []journal.Fate) {
 	for _, f := range fates {
-		what := f.Outcome
-		if f.Reason != 0 {
-			what += ": " + f.Reason.String()
-		}
-		if f.Attempts > 0 {
-			what += fmt.Sprintf(", %d attempts", f.Attempts)
-		}
-		if f.Behind > 0 {
-			what += ", " + batches(f.Behind) + " before it"
-		}
-		if f.Detail != "" {
-			what += " (" + cut(f.Detail, 120) + ")"
-		}
-		p.row("  at "+f.Consumer, what)
+		p.row("  at "+f.Consumer, fate(f))
 	}
 }
 
 func traceCommand(o *options) *cobra.Command {
-	return &cobra.Command{
+	var all bool
+	c := &cobra.Command{
 		Use: "trace ID", Short: "One trace: every message of it, in order, with its fates", Args: cobra.ExactArgs(1),
-		Long: `Shows every message of a trace, who said it, how long after the first, and what became of it at each consumer. ID is
-a trace id (32 hexadecimal digits) or a message id. What became a row of a dataset ends there: its row is shown, and in JSON stands in
-rows. Exits with 2 when a message of the trace is dead.`,
-		Example: "  naru trace 0193d5a07b2c1a2b5d2f8a6b1c4e7f90",
+		Long: `Shows every message of a trace, who said it, how long after the first, and what became of it where it was heard; what is wrong
+comes first. --all has each consumer in a line of its own, also those that are no concern of a message, and those that only look
+(operator.*). ID is a trace id (32 hexadecimal digits) or a message id. What became a row of a dataset ends there: its row is shown, and
+in JSON stands in rows. Exits with 2 when a message of the trace is dead.`,
+		Example: "  naru trace 0193d5a07b2c1a2b5d2f8a6b1c4e7f90\n  naru trace 0193d5a0-7b2c-7e41-9c3f-5d2f8a6b1c4e --all",
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
 			if err != nil {
@@ -263,20 +253,18 @@ rows. Exits with 2 when a message of the trace is dead.`,
 				return err
 			}
 			err = o.show(c.OutOrStdout(), rows, func(p *printer) {
-				printTrace(p, v)
+				printTrace(p, v, all)
 				rows.print(p)
 			})
 			return found(err, dead)
 		},
 	}
+	c.Flags().BoolVar(&all, "all", false, "each consumer in a line of its own, also those that it does not concern")
+	return c
 }
 
-func printTrace(p *printer, v journal.TraceView) {
-	count := fmt.Sprintf("%d messages", len(v.Messages))
-	if len(v.Messages) == 1 {
-		count = "1 message"
-	}
-	p.line("trace %s: %s in %s, from %s", v.Trace, count, short(v.Took), v.Began.Local().Format("2006-01-02 15:04:05.000"))
+func printTrace(p *printer, v journal.TraceView, all bool) {
+	p.line("trace %s: %s in %s, from %s", v.Trace, count(int64(len(v.Messages)), "message"), short(v.Took), v.Began.Local().Format("2006-01-02 15:04:05.000"))
 	for _, l := range v.Messages {
 		p.line("")
 		p.line("%s%-9s %s  [%s]", strings.Repeat("  ", int(l.Depth)), "+"+short(l.Recorded.Sub(v.Began)), l.Subject, l.Outcome)
@@ -288,13 +276,81 @@ func printTrace(p *printer, v journal.TraceView) {
 		if l.Data != "" {
 			p.line("%sdata %s", pad, cut(l.Data, 100))
 		}
-		for _, f := range l.Fates {
-			what := f.Outcome
-			if f.Reason != 0 {
-				what += ": " + f.Reason.String() + " (" + cut(f.Detail, 100) + ")"
+		if all {
+			for _, f := range l.Fates {
+				p.line("%s%-28s %s", pad, f.Consumer, fate(f))
 			}
-			p.line("%s%-28s %s", pad, f.Consumer, what)
+			continue
 		}
+		printFates(p, pad, l)
+	}
+}
+
+// fate is what became of a message at a consumer, in words.
+func fate(f journal.Fate) string {
+	what := f.Outcome
+	if f.Reason != 0 {
+		what += ": " + f.Reason.String()
+	}
+	if d := beyond(f.Reason, f.Detail); d != "" {
+		what += " (" + cut(d, 120) + ")"
+	}
+	if f.Attempts > 0 {
+		what += ", " + count(int64(f.Attempts), "attempt")
+	}
+	if f.Behind > 0 {
+		what += ", " + batches(f.Behind) + " before it"
+	}
+	return what
+}
+
+// beyond is what a detail says beyond the reason that it may begin with.
+func beyond(r message.Reason, detail string) string {
+	rest, found := strings.CutPrefix(detail, r.String())
+	if more, ok := strings.CutPrefix(rest, ": "); found && (ok || rest == "") {
+		return more
+	}
+	return detail
+}
+
+// printFates tells in few lines what became of a message: first what is not done, each with why, then who did it. Whom it does
+// not concern is left out, and so are operator.*, which hear everything, but where nobody else did.
+func printFates(p *printer, pad string, l journal.Line) {
+	var done, watched []string
+	for _, f := range l.Fates {
+		switch {
+		case f.Outcome == journal.OutcomeNotHeard:
+		case f.Outcome != journal.OutcomeHandled:
+			p.line("%s%s: %s", pad, f.Consumer, fate(f))
+		case strings.HasPrefix(f.Consumer, string(message.Operator)+"."):
+			watched = append(watched, f.Consumer)
+		default:
+			done = append(done, f.Consumer)
+		}
+	}
+	if len(done) == 0 {
+		done = watched
+	}
+	const wide = 110
+	line := ""
+	for i, name := range done {
+		if i < len(done)-1 {
+			name += ","
+		}
+		if line != "" && len(line)+len(name) > wide {
+			p.line("%s", line)
+			line = ""
+		}
+		if line == "" {
+			line = pad + "handled by"
+			if i > 0 {
+				line = pad + "          "
+			}
+		}
+		line += " " + name
+	}
+	if line != "" {
+		p.line("%s", line)
 	}
 }
 
@@ -322,7 +378,7 @@ func topicList(o *options) *cobra.Command {
 				return err
 			}
 			return o.show(c.OutOrStdout(), list, func(p *printer) {
-				p.row("SUBJECTS", "TYPE", "MSG/S", "MESSAGES", "SIZE", "LAST")
+				p.columns("No subject is declared.", "SUBJECTS", "TYPE", "MSG/S", "MESSAGES", "SIZE", "LAST")
 				for _, l := range list {
 					p.row(string(l.Subjects), l.Type, fmt.Sprintf("%.1f", l.PerSec), num(l.Messages), size(l.Bytes), ago(l.Last, time.Now()))
 				}

@@ -11,6 +11,14 @@ import (
 	"github.com/naru-platform/naru/service_platform/broker/session"
 )
 
+// ofWhom ends a sentence about clients, of one where one was asked for.
+func ofWhom(name string) string {
+	if name == "" {
+		return "."
+	}
+	return " as " + name + "."
+}
+
 // mqttCommand shows what a broker holds of its clients.
 func mqttCommand(o *options) *cobra.Command {
 	mqtt := &cobra.Command{Use: "mqtt", Short: "What a broker holds of its clients, and what these may"}
@@ -31,7 +39,7 @@ func mqttCommand(o *options) *cobra.Command {
 				return err
 			}
 			return o.show(c.OutOrStdout(), list, func(p *printer) {
-				p.row("CLIENT", "IDENTITY", "MOUNT", "CONNECTED", "EXPIRES AFTER", "WAITING", "SUBSCRIPTIONS")
+				p.columns("No client has a session"+ofWhom(client), "CLIENT", "IDENTITY", "MOUNT", "CONNECTED", "EXPIRES AFTER", "WAITING", "SUBSCRIPTIONS")
 				for _, s := range list {
 					expires := "with its connection"
 					if s.ExpirySeconds > 0 {
@@ -58,7 +66,7 @@ func mqttCommand(o *options) *cobra.Command {
 				return err
 			}
 			return o.show(c.OutOrStdout(), list, func(p *printer) {
-				p.row("CLIENT", "DEVICE", "LISTENER", "FROM", "SINCE", "MQTT", "TLS", "RECEIVED", "SENT", "IN FLIGHT")
+				p.columns("No client is connected"+ofWhom(device), "CLIENT", "DEVICE", "LISTENER", "FROM", "SINCE", "MQTT", "TLS", "RECEIVED", "SENT", "IN FLIGHT")
 				for _, k := range list {
 					p.row(k.ClientID, k.Device, k.Listener, k.Address, k.Since.UTC().Format(time.RFC3339), k.Version, yes(k.TLS),
 						fmt.Sprint(k.Received), fmt.Sprint(k.Sent), fmt.Sprint(k.InFlight))

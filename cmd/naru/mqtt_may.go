@@ -54,14 +54,14 @@ message of a subscription that was granted. Exits with 2 where the client may no
 				}
 				if len(m.Policies) > 0 {
 					p.line("")
-					p.row("POLICY", "APPLIES", "WHY")
+					p.columns("", "POLICY", "APPLIES", "WHY")
 				}
 				for _, x := range m.Policies {
 					p.row(x.Name, yes(x.Applies), x.Why)
 				}
 				if len(m.Rules) > 0 {
 					p.line("")
-					p.row("RULE", "HOLDS", "WHY")
+					p.columns("", "RULE", "HOLDS", "WHY")
 				}
 				for _, x := range m.Rules {
 					why := x.Why

@@ -82,6 +82,9 @@ func (o *options) listening(c *cobra.Command, to string) {
 type printer struct {
 	w     io.Writer
 	table *tabwriter.Writer
+	cells bytes.Buffer // of the table, as it is laid out
+	head  []string     // of a table that has no row yet
+	none  string       // what is said of a table that gets none
 	err   error
 }
 
@@ -114,15 +117,35 @@ func commands(r rune) bool {
 	return r != '\n' && (unicode.IsControl(r) || unicode.In(r, unicode.Bidi_Control) || r == '\u2028' || r == '\u2029')
 }
 
+// columns begins a table with these columns. Where no row follows, none is printed in its place, if anything: what there is
+// none of, and what to do.
+func (p *printer) columns(none string, heading ...string) {
+	p.flushTable()
+	p.head, p.none = heading, none
+}
+
+// noneOf says that a list has nothing: where it was narrowed, that nothing matches, and else what to do.
+func noneOf(what string, narrowed bool, next string) string {
+	if narrowed {
+		return "No " + what + " match."
+	}
+	return "No " + what + "; " + next + "."
+}
+
 // row prints a line of a table; rows in a row share their columns.
 func (p *printer) row(cells ...string) {
 	if p.table == nil {
-		p.table = tabwriter.NewWriter(p.w, 0, 8, 2, ' ', 0)
+		p.table = tabwriter.NewWriter(&p.cells, 0, 8, 2, ' ', 0)
 	}
-	for i, c := range cells {
-		cells[i] = strings.ReplaceAll(printable(c), "\n", " ")
+	if head := p.head; head != nil {
+		p.head = nil
+		p.row(head...)
 	}
-	_, err := fmt.Fprintln(p.table, strings.TrimRight(strings.Join(cells, "\t"), "\t "))
+	for _, c := range cells { // each has its tab, the last one too, or an empty one would not be in its column
+		_, err := io.WriteString(p.table, strings.ReplaceAll(printable(c), "\n", " ")+"\t")
+		p.note(err)
+	}
+	_, err := io.WriteString(p.table, "\n")
 	p.note(err)
 }
 
@@ -130,7 +153,17 @@ func (p *printer) flushTable() {
 	if p.table != nil {
 		p.note(p.table.Flush())
 		p.table = nil
+		for line := range strings.Lines(p.cells.String()) {
+			_, err := io.WriteString(p.w, strings.TrimRight(line, " \n")+"\n")
+			p.note(err)
+		}
+		p.cells.Reset()
 	}
+	if p.head != nil && p.none != "" {
+		_, err := io.WriteString(p.w, printable(p.none)+"\n")
+		p.note(err)
+	}
+	p.head = nil
 }
 
 func (p *printer) flush() error {

@@ -142,15 +142,16 @@ func (o *options) table(c *cobra.Command, body io.Reader) error {
 			return fmt.Errorf("the answer broke off: %w", err)
 		}
 		for i := range cells {
+			cells[i] = cut(cells[i], cellMax)
 			if n < 0 {
 				cells[i] = strings.ToUpper(cells[i])
 			}
-			cells[i] = cut(cells[i], cellMax)
+		}
+		if n < 0 {
+			p.columns("No rows.", cells...)
+			continue
 		}
 		p.row(cells...)
-	}
-	if n == 0 {
-		o.hint(c, "no row")
 	}
 	return p.flush()
 }
@@ -321,7 +322,7 @@ func dataStats(o *options) *cobra.Command {
 				return o.show(c.OutOrStdout(), d, func(p *printer) {
 					statsTable(p, []api.Dataset{d})
 					p.line("")
-					p.row("COLUMN", "TYPE", "UNIT", "")
+					p.columns("", "COLUMN", "TYPE", "UNIT", "")
 					for _, col := range d.Columns {
 						p.row(col.Name, string(col.Type), col.Unit, col.Doc)
 					}
@@ -335,10 +336,6 @@ func dataStats(o *options) *cobra.Command {
 				return err
 			}
 			return o.show(c.OutOrStdout(), list, func(p *printer) {
-				if len(list) == 0 {
-					p.line("no dataset has rows yet")
-					return
-				}
 				statsTable(p, list)
 			})
 		},
@@ -352,7 +349,7 @@ func statsTable(p *printer, list []api.Dataset) {
 		}
 		return t.Local().Format("2006-01-02 15:04:05")
 	}
-	p.row("DATASET", "ROWS", "OLDEST", "NEWEST", "LAST RECORDED", "SIZE", "KEPT")
+	p.columns("No dataset has rows yet.", "DATASET", "ROWS", "OLDEST", "NEWEST", "LAST RECORDED", "SIZE", "KEPT")
 	for _, d := range list {
 		kept := "for ever"
 		if d.Retention != "" {

@@ -99,7 +99,7 @@ func showRuled(p *printer, r ruled) {
 
 // showExplanation shows each clause, whether it holds, and below it each expression with its value.
 func showExplanation(p *printer, x *sql.Explanation) {
-	p.row("AT", "EXPRESSION", "VALUE", "")
+	p.columns("", "AT", "EXPRESSION", "VALUE", "")
 	for _, clause := range x.Clauses {
 		holds := "holds"
 		if !clause.Holds {

@@ -144,7 +144,7 @@ func showExplained(p *printer, x *explainedRule) {
 	showExplanation(p, &x.Explain)
 	if len(x.Says) > 0 {
 		p.line("")
-		p.row("ACTION", "KIND", "SAYS ON")
+		p.columns("", "ACTION", "KIND", "SAYS ON")
 		for _, s := range x.Says {
 			what := s.Topic
 			if s.Error != "" {

@@ -32,7 +32,7 @@ func ruleList(o *options) *cobra.Command {
 			}
 			bad := false
 			err = o.show(c.OutOrStdout(), got.Rules, func(p *printer) {
-				p.row("RULE", "VERSION", "ENABLED", "MATCHED", "PASSED", "FAILED", "SQL")
+				p.columns("No rules; `naru rule add FILE` brings one in force.", "RULE", "VERSION", "ENABLED", "MATCHED", "PASSED", "FAILED", "SQL")
 				for _, r := range got.Rules {
 					text := ""
 					if r.Document != nil {
@@ -218,7 +218,7 @@ func ruleHistory(o *options) *cobra.Command {
 				return err
 			}
 			return o.show(c.OutOrStdout(), h, func(p *printer) {
-				p.row("AT", "BY", "CHANGE", "VERSION", "WHY")
+				p.columns("", "AT", "BY", "CHANGE", "VERSION", "WHY")
 				for _, x := range h.Changes {
 					p.row(x.At.Format(time.RFC3339), x.By, x.Change, fmt.Sprint(x.Version), x.Why)
 				}

@@ -220,10 +220,10 @@ func listTwins(o *options, c *cobra.Command, path string, q url.Values) error {
 	err = o.show(c.OutOrStdout(), list, func(p *printer) {
 		now := time.Now()
 		if len(list.Twins) == 0 && list.Next == "" {
-			p.line("no such twin, of %d; %d drift", list.All, list.Drifting)
+			p.line("None of %s; %d drift.", count(int64(list.All), "twin"), list.Drifting)
 			return
 		}
-		p.row("DEVICE", "NAME", "VERSION", "UPDATED", "DRIFTS", "BY")
+		p.columns("", "DEVICE", "NAME", "VERSION", "UPDATED", "DRIFTS", "BY")
 		for _, l := range list.Twins {
 			drift := "no"
 			if !l.Drift.IsZero() {
@@ -271,7 +271,7 @@ func twinBlame(o *options) *cobra.Command {
 				return err
 			}
 			return o.show(c.OutOrStdout(), b, func(p *printer) {
-				p.row("FIELD", "VALUE", "CHANGED", "BY", "MESSAGE", "TRACE")
+				p.columns("The twin has no fields; `naru twin set` desires something.", "FIELD", "VALUE", "CHANGED", "BY", "MESSAGE", "TRACE")
 				for _, f := range b.Fields {
 					trace := "forgotten"
 					if !f.Trace.IsZero() {
@@ -352,11 +352,7 @@ func twinConflicts(o *options) *cobra.Command {
 				return err
 			}
 			return o.show(c.OutOrStdout(), answer, func(p *printer) {
-				if len(answer.Conflicts) == 0 {
-					p.line("no update of %s was refused for its version", called(args[0], name))
-					return
-				}
-				p.row("WHEN", "BY", "STATED", "WAS", "MADE SO BY", "TRACE")
+				p.columns("No update of "+called(args[0], name)+" was refused for its version.", "WHEN", "BY", "STATED", "WAS", "MADE SO BY", "TRACE")
 				for _, x := range answer.Conflicts {
 					p.row(ago(x.At, time.Now()), x.Source, fmt.Sprint(x.Stated), fmt.Sprint(x.Was), x.Other.Source, x.Trace.String())
 				}

@@ -227,12 +227,8 @@ func (o *options) whyByCA(c *cobra.Command, cl *client) error {
 		return err
 	}
 	err := o.show(c.OutOrStdout(), found.CAs, func(p *printer) {
-		if len(found.CAs) == 0 {
-			p.line("nobody came within a day")
-			return
-		}
 		now := time.Now()
-		p.row("CA", "KEY IDENTIFIER", "KNOWN", "DEVICES", "ADMITTED", "REFUSED", "LAST", "MOSTLY", "LAST REFUSED")
+		p.columns("Nobody came within a day.", "CA", "KEY IDENTIFIER", "KNOWN", "DEVICES", "ADMITTED", "REFUSED", "LAST", "MOSTLY", "LAST REFUSED")
 		for _, a := range found.CAs {
 			name := cut(a.Name, 40)
 			switch {

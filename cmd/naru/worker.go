@@ -48,7 +48,7 @@ func workerList(o *options) *cobra.Command {
 				return err
 			}
 			err = o.show(c.OutOrStdout(), got.Workers, func(p *printer) {
-				p.row("WORKER", "KIND", "STATE", "INSTANCES", "LAG", "BEHIND BY", "PARKED", "RETRYING", "DEAD", "P99", "ERRORS")
+				p.columns("No workers; `naru worker add NAME` adds one, with --url for one that is called by HTTP.", "WORKER", "KIND", "STATE", "INSTANCES", "LAG", "BEHIND BY", "PARKED", "RETRYING", "DEAD", "P99", "ERRORS")
 				for _, w := range got.Workers {
 					instances, p99, failed := "", "", ""
 					if w.Run != nil {
@@ -127,20 +127,23 @@ func showWorker(p *printer, w *worker.Shown) {
 			p.line("  breaker %s", r.Breaker)
 		}
 		if len(r.Instances) > 0 {
-			p.row("INSTANCE", "NAME", "AT ONCE", "IN HAND", "WAITING", "SINCE")
+			p.line("")
+			p.columns("", "INSTANCE", "NAME", "AT ONCE", "IN HAND", "WAITING", "SINCE")
 		}
 		for _, i := range r.Instances {
 			p.row(i.ID, i.Name, fmt.Sprint(i.Concurrency), fmt.Sprint(i.InHand), fmt.Sprint(i.Waiting), i.Since.Local().Format(time.DateTime))
 		}
 	}
 	if len(w.Exceptions) > 0 {
-		p.row("MESSAGE", "SUBJECT", "ATTEMPTS", "SINCE", "WHY")
+		p.line("")
+		p.columns("", "MESSAGE", "SUBJECT", "ATTEMPTS", "SINCE", "WHY")
 	}
 	for _, e := range w.Exceptions[:min(len(w.Exceptions), 20)] {
 		p.row(e.ID.String(), string(e.Subject), fmt.Sprint(e.Attempts), e.Since.Local().Format(time.DateTime), cut(e.Detail, 80))
 	}
 	if len(w.Versions) > 0 {
-		p.row("VERSION", "WHAT", "WHEN", "BY", "WHY")
+		p.line("")
+		p.columns("", "VERSION", "WHAT", "WHEN", "BY", "WHY")
 	}
 	for _, v := range w.Versions {
 		p.row(fmt.Sprint(v.Number), v.Change, v.At.Local().Format(time.DateTime), v.By, v.Why)

@@ -15,10 +15,10 @@ class Worker(BaseHTTPRequestHandler):
     def do_POST(self):
         data = self.rfile.read(int(self.headers["Content-Length"]))
         try:
-            celsius = json.loads(data)["celsius"]
-        except (ValueError, KeyError, TypeError):
+            hot = json.loads(data).get("celsius", 0) > 30  # a pump has none, and is no concern of this worker
+        except (ValueError, AttributeError, TypeError):
             return self.answer(400, b"no reading", "text/plain")  # dead, and listed with this reason
-        if celsius <= 30:
+        if not hot:
             return self.answer(204)  # handled, and nothing follows
         # The message's id names the command: given twice, it is still one.
         device, id = self.headers["ce-narudevice"], self.headers["ce-id"]

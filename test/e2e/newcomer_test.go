@@ -26,7 +26,7 @@ func TestNewcomerSeesAMessageCross(t *testing.T) {
 	if out, code := p.naru("topic", "echo", "device.*.telemetry", "-n", "3"); code != 0 || strings.Count(out, "device.sim-") != 3 {
 		t.Errorf("topic echo: %d %s", code, out)
 	}
-	if out, code := p.naru("trace", list.Messages[0].Trace); code != 0 || !strings.Contains(out, "operator.journal") {
+	if out, code := p.naru("trace", list.Messages[0].Trace); code != 0 || !strings.Contains(out, "data_platform.bridge") {
 		t.Errorf("trace: %d %s", code, out)
 	}
 

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+// What is wrong with a trace is found between what is not.
+func TestTraceTellsWhatIsWrongFirstAndLeavesOutWhomItDoesNotConcern(t *testing.T) {
+	fates := []map[string]any{
+		{"consumer": "data_platform.bridge", "outcome": "handled"},
+		{"consumer": "operator.journal", "outcome": "handled"},
+		{"consumer": "service_platform.twin", "outcome": "not_heard"},
+		{"consumer": "service_platform.worker/a", "outcome": "waiting", "batches_behind": 3},
+		{"consumer": "service_platform.worker/b", "outcome": "dead", "reason": "schema_mismatch", "detail": "schema_mismatch: /a: a is missing", "attempts": 1},
+	}
+	ways := map[string]http.HandlerFunc{"GET /api/v1/traces/{id}": says(http.StatusOK, map[string]any{"trace": "01a221ef138a027f19c061a911600829", "messages": []map[string]any{
+		{"id": "01a221ef-138a-781e-8eb9-7c284ea2b782", "subject": "device.d-1.telemetry", "outcome": "dead", "fates": fates},
+		{"id": "01a221ef-138a-781e-8eb9-7c284ea2b783", "subject": "operator.dead.x", "outcome": "handled", "fates": fates[1:3]},
+	}})}
+	out, _, err := asked(t, ways, "trace", "01a221ef138a027f19c061a911600829")
+	if !errors.Is(err, errFault) {
+		t.Errorf("a trace with a dead message: %v", err)
+	}
+	want := `          service_platform.worker/a: waiting, 3 batches before it
+          service_platform.worker/b: dead: schema_mismatch (/a: a is missing), 1 attempt
+          handled by data_platform.bridge
+`
+	if !strings.Contains(out, want) || strings.Contains(out, "twin") {
+		t.Errorf("printed:\n%s\nwant in it:\n%s", out, want)
+	}
+	if !strings.Contains(out, "handled by operator.journal\n") {
+		t.Errorf("who alone heard a message is not named:\n%s", out)
+	}
+	out, _, _ = asked(t, ways, "trace", "01a221ef138a027f19c061a911600829", "--all")
+	if !strings.Contains(out, "service_platform.twin        not_heard\n") || !strings.Contains(out, "operator.journal             handled\n") {
+		t.Errorf("with --all:\n%s", out)
+	}
+}
