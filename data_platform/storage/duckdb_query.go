@@ -167,12 +167,6 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// oneSelect refuses what is not one SELECT.
-func oneSelect(ctx context.Context, c *sql.Conn, statement string) error {
-	_, err := parseSelect(ctx, c, statement)
-	return err
-}
-
 // parseSelect gives what DuckDB's own parser makes of a SELECT, and refuses what is not one: the driver would execute all but
 // the last of several.
 func parseSelect(ctx context.Context, c *sql.Conn, statement string) (json.RawMessage, error) {

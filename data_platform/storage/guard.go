@@ -1,4 +1,5 @@
-// What an ad-hoc query may be: one SELECT over datasets and their roll-ups, by functions that compute.
+// What an ad-hoc query may be: one SELECT over datasets and their roll-ups, by functions that compute. What a pipeline's step may be: one
+// over its input, by functions that compute as well, for however long.
 
 package storage
 
@@ -54,6 +55,9 @@ var slow = map[string]bool{
 	"list_reduce": true, "array_reduce": true, "reduce": true, "sleep_ms": true, "pg_sleep": true,
 }
 
+// sleeping are those of them that do nothing else.
+var sleeping = map[string]bool{"sleep_ms": true, "pg_sleep": true}
+
 // sized are functions whose result is as large as an argument says, and which argument that is.
 var sized = map[string]int{"repeat": 1, "lpad": 1, "rpad": 1, "bitstring": 1, "list_resize": 1, "array_resize": 1, "bar": 3}
 
@@ -73,10 +77,23 @@ const wildMax = 2
 // inspect refuses a query that is not one SELECT over the tables that there are. DuckDB's own parser says what it is; behind
 // it stand a transaction that only reads, and a database without access to files and network.
 func inspect(ctx context.Context, c *sql.Conn, statement string, tables []string, args []any) error {
-	if err := shallow(statement); err != nil {
+	i := &inspector{statement: statement, tables: tables, args: args}
+	return i.inspect(ctx, c)
+}
+
+// inspectStep refuses a step of a pipeline that is not one SELECT over its input. Who writes one may take time and memory, which are bounded
+// otherwise; but no function that does more than to compute: one that sets something sets it for all pipelines, and
+// what DuckDB then fails with has been seen to end the process.
+func inspectStep(ctx context.Context, c *sql.Conn, statement string) error {
+	i := &inspector{statement: statement, tables: []string{"input"}, step: true}
+	return i.inspect(ctx, c)
+}
+
+func (i *inspector) inspect(ctx context.Context, c *sql.Conn) error {
+	if err := shallow(i.statement); err != nil {
 		return err
 	}
-	node, err := parseSelect(ctx, c, statement)
+	node, err := parseSelect(ctx, c, i.statement)
 	if err != nil {
 		return err
 	}
@@ -86,13 +103,16 @@ func inspect(ctx context.Context, c *sql.Conn, statement string, tables []string
 	if err := d.Decode(&tree); err != nil {
 		return fmt.Errorf("read what DuckDB makes of the query: %w", err)
 	}
-	i := &inspector{statement: statement, tables: tables, args: args}
 	if _, err = i.walk(tree, nil); err != nil {
 		return err
 	}
 	top, _ := tree.(map[string]any)
-	if wants, _ := top["named_param_map"].([]any); len(wants) != len(args) {
-		return refuse("the query has %d parameters ($1, $2, …), and %d arguments came", len(wants), len(args))
+	wants, _ := top["named_param_map"].([]any)
+	switch {
+	case i.step && len(wants) > 0:
+		return refuse("a step has no parameters ($1, $2, …); write the value")
+	case len(wants) != len(i.args):
+		return refuse("the query has %d parameters ($1, $2, …), and %d arguments came", len(wants), len(i.args))
 	}
 	return nil
 }
@@ -137,7 +157,8 @@ type inspector struct {
 	statement string
 	tables    []string
 	args      []any
-	named     int // tables that stand in it
+	step      bool // of a pipeline
+	named     int  // tables that stand in it
 }
 
 // scope are the names that WITH has given, and how much each stands for.
@@ -244,9 +265,16 @@ func (i *inspector) expression(p map[string]any) error {
 	if schema, _ := p["schema"].(string); catalog != "" || schema != "" && schema != "main" { // main is what the parser says of [a, b]
 		return i.refuse(p, "%s: functions are called by their names alone", strings.Trim(catalog+"."+schema+"."+name, "."))
 	}
-	if name = strings.ToLower(name); computing()[name] {
+	name = strings.ToLower(name)
+	if i.step && (computing()[name] || slow[name] && !sleeping[name] || name == "replace") {
+		return nil
+	}
+	if computing()[name] {
 		children, _ := p["children"].([]any)
 		return i.arguments(p, name, children)
+	}
+	if sleeping[name] && i.step {
+		return i.refuse(p, "%s computes nothing, and is not answered here", name)
 	}
 	if name == "replace" { // moves all that follows at each place
 		return i.refuse(p, "replace may take as long as it likes, and cannot be stopped meanwhile; regexp_replace(…, 'g') does the same")
@@ -331,6 +359,9 @@ func (i *inspector) table(kind string, p map[string]any, s *scope) (weight int, 
 			return cte.weight, nil
 		}
 		if !slices.ContainsFunc(i.tables, func(t string) bool { return strings.EqualFold(t, name) }) {
+			if i.step {
+				return 0, i.refuse(p, "there is no table %s here; a step reads input, the rows of the step before", name)
+			}
 			there := "there is none yet"
 			if len(i.tables) > 0 {
 				there = "there are " + strings.Join(i.tables[:min(len(i.tables), 20)], ", ")

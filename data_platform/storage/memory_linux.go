@@ -3,7 +3,8 @@
 // What DuckDB may take of the process's memory. Its own limit counts the blocks of tables and of what operators keep, and not
 // the texts that expressions make: SELECT repeat('x', 100000000) over a vector of rows would take 200 GB, and the process
 // along. So its allocator is asked here, by way of the linker's --wrap: beyond the limit it has nothing to give, which DuckDB
-// tells as a query that is out of memory. Threads that load are exempt: it is no fault of theirs.
+// tells as a query that is out of memory. Threads of pipelines have an amount of their own on top, which no query gets, and threads that load
+// are exempt: it is no fault of theirs.
 
 package storage
 
@@ -22,12 +23,15 @@ size_t duckdb_je_sallocx(const void *p, int flags);
 
 // What databases have on top of their limits, together: while they are opened, and for what these do not count.
 static _Atomic long long naru_most = 128LL << 20;
+static _Atomic long long naru_more; // that threads of pipelines have beyond it
 static _Atomic long long naru_live;
-static _Thread_local int naru_exempt;
+static _Thread_local int naru_rank; // 0 queries, 1 pipelines, 2 exempt
+
+static long long naru_limit(int rank) { return atomic_load(&naru_most) + (rank ? atomic_load(&naru_more) : 0); }
 
 static int naru_take(size_t n) {
 	long long live = atomic_fetch_add(&naru_live, (long long)n) + (long long)n;
-	if (naru_exempt || live <= atomic_load(&naru_most)) return 1;
+	if (naru_rank == 2 || live <= naru_limit(naru_rank)) return 1;
 	atomic_fetch_sub(&naru_live, (long long)n);
 	return 0;
 }
@@ -65,11 +69,12 @@ void *__wrap_duckdb_je_realloc(void *p, size_t n) {
 }
 
 // Whether this thread may have one block so large, of another allocator.
-int naru_may_take(size_t n) { return naru_exempt || n <= (256u << 20); }
+int naru_may_take(size_t n) { return naru_rank == 2 || n <= (256u << 20); }
 
 static void naru_allow(long long n) { atomic_fetch_add(&naru_most, n); }
-static void naru_exempt_this_thread(int on) { naru_exempt = on; }
-static long long naru_live_now(void) { return atomic_load(&naru_live); }
+static void naru_allow_pipelines(long long n) { atomic_fetch_add(&naru_more, n); }
+static int naru_rank_this_thread(int rank) { int was = naru_rank; naru_rank = rank; return was; }
+static long long naru_spare(void) { return naru_limit(1) - atomic_load(&naru_live); }
 */
 import "C"
 
@@ -79,18 +84,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// allow adds to what DuckDB may take in this process.
+// allow adds to what DuckDB may take in this process, and allowPipelines to what pipelines may beyond that.
 func allow(bytes int64) { C.naru_allow(C.longlong(bytes)) }
 
-// taken is how much it has taken, in large blocks.
-func taken() int64 { return int64(C.naru_live_now()) }
+func allowPipelines(bytes int64) { C.naru_allow_pipelines(C.longlong(bytes)) }
 
-// exempt calls f on a thread that is given memory beyond the limit as well.
-func exempt(f func() error) error {
+// spare is what there is for a pipeline.
+func spare() int64 { return int64(C.naru_spare()) }
+
+// exempt calls f on a thread that is given memory beyond all limits.
+func exempt(f func() error) error { return ranked(2, f) }
+
+// piping calls f on a thread that is given what pipelines have.
+func piping(f func() error) error { return ranked(1, f) }
+
+func ranked(rank C.int, f func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	C.naru_exempt_this_thread(1)
-	defer C.naru_exempt_this_thread(0)
+	was := C.naru_rank_this_thread(rank)
+	defer C.naru_rank_this_thread(was)
 	return f()
 }
 

@@ -27,6 +27,9 @@ type Scratch struct {
 	share  int64        // of the process's memory
 	closed bool
 	plans  map[string]*plan // by columns and steps
+
+	// turn is held by who has a statement done, and alone by a row that there was no memory for beside the others'.
+	turn sync.RWMutex
 }
 
 // plansMax is how many plans are kept; where there are more, those of before are forgotten, and made again.
@@ -61,7 +64,7 @@ func (s *Scratch) open(ctx context.Context) error {
 		if s.share, err = share(ctx, db); err != nil {
 			return errors.Join(err, db.Close())
 		}
-		allow(s.share)
+		allowPipelines(s.share)
 	}
 	s.db = db
 	return nil
@@ -72,7 +75,7 @@ func (s *Scratch) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	allow(-s.share)
+	allowPipelines(-s.share)
 	s.share = 0
 	return s.db.Close()
 }
@@ -146,7 +149,12 @@ var errTooMany = errors.New("it gives too many rows")
 // Do does the steps. Where they cannot be done with all rows at once, the halves are tried, and so on: a row that fails alone
 // is in Failed, and costs a few more rounds, at most two a row. What cannot be done with no row is a *StepError, as is what
 // takes longer than a minute; other errors are the machine's.
-func (s *Scratch) Do(ctx context.Context, steps Steps, rows []Row) (*Stepped, error) {
+func (s *Scratch) Do(ctx context.Context, steps Steps, rows []Row) (out *Stepped, err error) {
+	err = piping(func() error { out, err = s.do(ctx, steps, rows); return err })
+	return out, err
+}
+
+func (s *Scratch) do(ctx context.Context, steps Steps, rows []Row) (*Stepped, error) {
 	s.mu.RLock()
 	db := s.db
 	s.mu.RUnlock()
@@ -160,7 +168,10 @@ func (s *Scratch) Do(ctx context.Context, steps Steps, rows []Row) (*Stepped, er
 		_, _ = c.ExecContext(context.WithoutCancel(ctx), "DROP TABLE IF EXISTS naru_input")
 	}()
 	if err := b.lay(ctx, rows); err != nil {
-		return nil, err
+		if wrong := (*StepError)(nil); errors.As(err, &wrong) {
+			return nil, err
+		}
+		return nil, named(err)
 	}
 	if err = b.do(ctx, 0, len(rows)); err == nil && steps.Count {
 		err = b.count(ctx)
@@ -213,7 +224,8 @@ func (b *bench) lay(ctx context.Context, rows []Row) error {
 		b.s.mu.Unlock()
 	}
 	b.out.Columns = b.plan.columns
-	return appendRows(b.c, "temp", "naru_input", t, rows, nil, true)
+	// Without memory the driver's appender has been seen to fall over. A batch is no larger than what is gathered.
+	return exempt(func() error { return appendRows(b.c, "temp", "naru_input", t, rows, nil, true) })
 }
 
 // prepare makes one statement of the steps, and has it done with no row: what fails so is the steps' own.
@@ -221,7 +233,7 @@ func (b *bench) prepare(ctx context.Context) error {
 	p := &plan{chain: []string{"SELECT * FROM naru_rows"}, result: "*"}
 	b.plan = p
 	for i, step := range b.steps.SQL {
-		if err := oneSelect(ctx, b.c, step); err != nil {
+		if err := inspectStep(ctx, b.c, step); err != nil {
 			return &StepError{i + 1, err}
 		}
 		step = strings.TrimRight(strings.TrimSpace(step), "; \n\t")
@@ -262,7 +274,13 @@ func (b *bench) of(step, from, to int, what string) string {
 
 func (b *bench) do(ctx context.Context, from, to int) error {
 	last := len(b.steps.SQL)
-	_, list, err := b.run(ctx, b.of(last, from, to, b.plan.result))
+	statement := b.of(last, from, to, b.plan.result)
+	_, list, err := b.run(ctx, statement)
+	if to-from == 1 && errors.Is(named(err), ErrMemory) {
+		if list, err = b.alone(ctx, statement); errors.Is(err, ErrMemory) {
+			return err
+		}
+	}
 	switch {
 	case err == nil:
 		b.out.Rows = append(b.out.Rows, list...)
@@ -290,6 +308,18 @@ func (b *bench) do(ctx context.Context, from, to int) error {
 	f.Given = b.given(ctx, &f)
 	b.out.Failed = append(b.out.Failed, f)
 	return ctx.Err()
+}
+
+// alone has a row's statement done while no other is, since what it wants of memory the others may have had. Where it is
+// still they that have it, elsewhere in the process, no row is to blame, and the error is an [ErrMemory].
+func (b *bench) alone(ctx context.Context, statement string) ([][]any, error) {
+	b.s.turn.Lock()
+	defer b.s.turn.Unlock()
+	_, list, err := b.execute(ctx, statement)
+	if errors.Is(named(err), ErrMemory) && spare() < b.s.share/2 {
+		return nil, named(err)
+	}
+	return list, err
 }
 
 // blame says which step it is that cannot be done.
@@ -406,6 +436,12 @@ func gaveUp(err error) bool {
 }
 
 func (b *bench) run(ctx context.Context, statement string) ([]Column, [][]any, error) {
+	b.s.turn.RLock()
+	defer b.s.turn.RUnlock()
+	return b.execute(ctx, statement)
+}
+
+func (b *bench) execute(ctx context.Context, statement string) ([]Column, [][]any, error) {
 	bounded, cancel := context.WithTimeout(ctx, stepsMost)
 	defer cancel()
 	rows, err := b.c.QueryContext(bounded, statement)

@@ -179,3 +179,36 @@ func TestScratchKeepsJSONAsItIs(t *testing.T) {
 		}
 	}
 }
+
+// TestAStepComputesAndDoesNothingElse: a step that sets, reads or reaches anything but its input is refused, and the next pipeline's is done.
+func TestAStepComputesAndDoesNothingElse(t *testing.T) {
+	s := newScratch(t)
+	for _, c := range []struct{ step, why string }{
+		// This one had DuckDB refuse all that came after it, and end the process when a connection was closed.
+		{"SELECT i.* FROM input i, enable_logging('QueryLog', storage = 'file', storage_config = {'path': '/tmp/naru-must-not-be'})", "no table function enable_logging"},
+		{"SELECT i.* FROM input i, force_checkpoint()", "no table function force_checkpoint"},
+		{"SELECT i.* FROM input i, query('SELECT 1')", "no table function query"},
+		{"SELECT i.* FROM input i, duckdb_settings()", "no table function duckdb_settings"},
+		{"SELECT i.* FROM input i, read_text('/etc/passwd')", "no table function read_text"},
+		{"SELECT i.* FROM input i, '/etc/passwd'", "a step reads input"},
+		{"SELECT * FROM naru_input", "a step reads input"},
+		{"SELECT * REPLACE (current_setting('memory_limit') AS label) FROM input", "no function current_setting"},
+		{"SELECT * REPLACE (write_log('x') AS label) FROM input", "no function write_log"},
+		{"SELECT * FROM input WHERE sleep_ms(1) IS NULL", "sleep_ms computes nothing"},
+		{"SELECT * REPLACE ($1 AS label) FROM input", "a step has no parameters"},
+		{"SELECT * FROM input; DROP TABLE naru_input", "only SELECT"},
+		{"SELECT * FROM input) SELECT 1 --", "syntax error"},
+	} {
+		_, err := s.Do(t.Context(), Steps{Columns: scratchColumns, SQL: []string{c.step}}, scratchRows(2))
+		var wrong *StepError
+		if !errors.As(err, &wrong) || !strings.Contains(err.Error(), c.why) {
+			t.Errorf("%s: %v, want it refused with %q", c.step, err, c.why)
+		}
+	}
+	out, err := s.Do(t.Context(), Steps{Columns: scratchColumns, SQL: []string{
+		"SELECT * REPLACE (replace(label, '1', list_sum(list_transform([1, 2], lambda x: x * 2))::VARCHAR) AS label) FROM input WHERE label LIKE label AND levenshtein(label, 'x') > 0",
+	}}, scratchRows(2))
+	if err != nil || len(out.Rows) != 2 {
+		t.Errorf("what only takes its time: %+v, %v", out, err)
+	}
+}
