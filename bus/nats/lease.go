@@ -31,9 +31,19 @@ type lease struct {
 	lost chan struct{}
 	stop context.CancelFunc
 
-	mu   sync.Mutex
-	rev  uint64
-	till time.Time
+	mu    sync.Mutex
+	rev   uint64
+	asked time.Time // when what holds now was asked for
+}
+
+// over says whether the time to live has passed. The mutex is held.
+func (l *lease) over(now time.Time) bool { return passed(l.asked, now) >= l.ttl }
+
+// passed is how much time lies between, by the clock that says more: the monotonic one, which nobody sets, stands still while
+// the machine sleeps, and the wall clock goes on. One that is set ahead costs a lease once, one that is set back nothing, and
+// one that is wrong nothing either, since no two machines' times are compared.
+func passed(from, to time.Time) time.Duration {
+	return max(to.Sub(from), to.Round(0).Sub(from.Round(0)))
 }
 
 // Lease tries to become or stay the owner of a name.
@@ -42,11 +52,10 @@ func (b *Bus) Lease(ctx context.Context, name, owner string, ttl time.Duration) 
 	if ttl < time.Second {
 		return nil, fmt.Errorf("lease %s: a time to live of %s; want at least 1 s", name, ttl)
 	}
-	asked := b.now()
+	l.asked = b.now()
 	if err := l.take(ctx); err != nil {
 		return nil, fmt.Errorf("lease %s: %w", name, b.closed(err))
 	}
-	l.till = asked.Add(ttl)
 	var run context.Context
 	run, l.stop = context.WithCancel(b.ctx)
 	b.group.Go(func() { l.renew(run) })
@@ -130,7 +139,7 @@ func (l *lease) renew(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		l.mu.Lock()
-		left := l.till.Sub(l.b.now())
+		left := l.ttl - passed(l.asked, l.b.now())
 		l.mu.Unlock()
 		over := time.NewTimer(left)
 		select {
@@ -144,7 +153,7 @@ func (l *lease) renew(ctx context.Context) {
 		}
 		asked := l.b.now()
 		l.mu.Lock()
-		slept := !asked.Before(l.till)
+		slept := l.over(asked)
 		l.mu.Unlock()
 		if slept { // another one may have had it in between, though it is to be had again
 			return
@@ -157,7 +166,7 @@ func (l *lease) renew(ctx context.Context) {
 		}
 		if err == nil {
 			l.mu.Lock()
-			l.till = asked.Add(l.ttl)
+			l.asked = asked
 			l.mu.Unlock()
 		}
 	}
@@ -172,7 +181,7 @@ func (l *lease) Held() bool {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.b.now().Before(l.till)
+	return !l.over(l.b.now())
 }
 
 // Lost is closed when it is lost.

@@ -1,6 +1,7 @@
 package nats
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -133,20 +134,24 @@ func (t *table) Put(ctx context.Context, key string, value []byte) (rev uint64, 
 
 // Update writes a key at a revision.
 func (t *table) Update(ctx context.Context, key string, value []byte, revision uint64) (rev uint64, err error) {
-	err = t.do(ctx, key, func(kv jetstream.KeyValue) (err error) {
+	err = t.surely(ctx, key, func(ctx context.Context, kv jetstream.KeyValue) (err error) {
 		if revision == 0 {
 			rev, err = kv.Create(ctx, key, value)
 		} else {
 			rev, err = kv.Update(ctx, key, value, revision)
 		}
 		return err
+	}, func() bool {
+		e, err := t.Get(ctx, key)
+		rev = e.Revision
+		return err == nil && e.Revision > revision && bytes.Equal(e.Value, value)
 	})
 	return rev, err
 }
 
 // Delete removes a key.
 func (t *table) Delete(ctx context.Context, key string, revision uint64) error {
-	return t.do(ctx, key, func(kv jetstream.KeyValue) error {
+	return t.surely(ctx, key, func(ctx context.Context, kv jetstream.KeyValue) error {
 		var o []jetstream.KVDeleteOpt
 		if t.conf.Storage == jetstream.MemoryStorage {
 			o = append(o, jetstream.PurgeTTL(markerTTL))
@@ -155,7 +160,38 @@ func (t *table) Delete(ctx context.Context, key string, revision uint64) error {
 			o = append(o, jetstream.LastRevision(revision))
 		}
 		return kv.Purge(ctx, key, o...)
+	}, func() bool {
+		_, err := t.Get(ctx, key)
+		return errors.Is(err, bus.ErrNotFound)
 	})
+}
+
+// surely writes at a revision, and once more where the answer is lost. What was taken all the same has the second try refused: then
+// stands says whether what is there is what was wanted.
+func (t *table) surely(ctx context.Context, key string, write func(context.Context, jetstream.KeyValue) error, stands func() bool) error {
+	doubt := false
+	err := t.do(ctx, key, func(kv jetstream.KeyValue) error {
+		try, cancel := context.WithTimeout(ctx, requestWait)
+		defer cancel()
+		err := write(try, kv)
+		if !lost(err) {
+			return err
+		}
+		if doubt = true; ctx.Err() != nil || errors.Is(err, natsgo.ErrConnectionClosed) { // that is tried again with another connection
+			return err
+		}
+		return write(ctx, kv)
+	})
+	if doubt && errors.Is(err, bus.ErrConflict) && stands() {
+		return nil
+	}
+	return err
+}
+
+// lost says that what was asked may have been done, though nobody said so.
+func lost(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, natsgo.ErrTimeout) || errors.Is(err, natsgo.ErrConnectionClosed) ||
+		errors.Is(err, natsgo.ErrDisconnected)
 }
 
 // watchAgain is how long a watch waits before it begins anew after a fault.

@@ -2,10 +2,12 @@ package nats
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
 
+	natsgo "github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/naru-platform/naru/bus"
@@ -62,6 +64,71 @@ func TestTableForgetsWhatWasRemoved(t *testing.T) {
 		}
 		if e, err := table.Get(t.Context(), "stays"); err != nil || string(e.Value) != "v" {
 			t.Errorf("%s: what was not removed: %v", name, err)
+		}
+	}
+}
+
+// deaf is a bucket whose next answer is lost.
+type deaf struct {
+	jetstream.KeyValue
+	lose *error
+}
+
+func (d deaf) hear(err error) error {
+	if lose := *d.lose; lose != nil {
+		*d.lose = nil
+		return lose
+	}
+	return err
+}
+
+func (d deaf) Create(ctx context.Context, key string, value []byte, o ...jetstream.KVCreateOpt) (uint64, error) {
+	r, err := d.KeyValue.Create(ctx, key, value, o...)
+	return r, d.hear(err)
+}
+
+func (d deaf) Update(ctx context.Context, key string, value []byte, revision uint64) (uint64, error) {
+	r, err := d.KeyValue.Update(ctx, key, value, revision)
+	return r, d.hear(err)
+}
+
+func (d deaf) Purge(ctx context.Context, key string, o ...jetstream.KVDeleteOpt) error {
+	return d.hear(d.KeyValue.Purge(ctx, key, o...))
+}
+
+// A write that was taken and whose answer was lost is no conflict with itself, and one with another's write still is.
+func TestTableKnowsItsOwnWriteWhoseAnswerWasLost(t *testing.T) {
+	b := open(t, t.TempDir())
+	opened, err := b.Table(t.Context(), "deaf", bus.TableOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := opened.(*table)
+	var lose error
+	kv := jetstream.KeyValue(deaf{*table.kv.Load(), &lose})
+	table.kv.Store(&kv)
+	for _, fault := range []error{natsgo.ErrTimeout, context.DeadlineExceeded} {
+		var rev uint64
+		for _, value := range []string{"made", "changed"} {
+			lose = fault
+			if rev, err = table.Update(t.Context(), "key", []byte(value), rev); err != nil {
+				t.Fatalf("%s: %v", value, err)
+			}
+			if e, err := table.Get(t.Context(), "key"); err != nil || string(e.Value) != value || e.Revision != rev {
+				t.Errorf("%s: %q at %d is there, %v; want revision %d", value, e.Value, e.Revision, err, rev)
+			}
+		}
+		lose = fault
+		if _, err := table.Update(t.Context(), "key", []byte("of another"), rev-1); !errors.Is(err, bus.ErrConflict) {
+			t.Errorf("a write at an old revision: %v", err)
+		}
+		lose = fault
+		if err := table.Delete(t.Context(), "key", rev-1); !errors.Is(err, bus.ErrConflict) {
+			t.Errorf("a removal at an old revision: %v", err)
+		}
+		lose = fault
+		if err := table.Delete(t.Context(), "key", rev); err != nil {
+			t.Errorf("removed: %v", err)
 		}
 	}
 }
