@@ -319,6 +319,11 @@ func (r *run) forget(ctx context.Context, name string) error {
 		defer done()
 		_ = lease.Release(ctx) // it goes by itself
 	}()
+	// What the logs keep for it goes first: retention may be away for longer than it is told of. Who comes by the name, where this is broken
+	// off, begins with what is left in the folder, or anew; never where the logs say that the one before was.
+	if err := r.release(ctx, spec.Name); err != nil {
+		return fmt.Errorf("tell that %s is forgotten: %w", spec.Name, err)
+	}
 	if err := r.h.discard(filepath.Join(r.h.Dir, spec.folder())); err != nil {
 		return fmt.Errorf("forget %s: %w", spec.Name, err)
 	}
@@ -328,14 +333,15 @@ func (r *run) forget(ctx context.Context, name string) error {
 	r.mu.Lock()
 	delete(r.born, name)
 	r.mu.Unlock()
+	return nil
+}
+
+// release tells that a child is no more, and releases what the logs keep for it.
+func (r *run) release(ctx context.Context, consumer string) error {
 	r.h.telling.Lock() // a report that is under way is told before, and none after
 	defer r.h.telling.Unlock()
-	r.h.metrics.forget(spec.Name)
-	// What the logs keep for it goes with it: retention may be away for longer than it is told of.
-	if err := r.h.peers.Forget(ctx, r.h.Bus, spec.Name, r.h.Now()); err != nil {
-		return fmt.Errorf("tell that %s is forgotten: %w", spec.Name, err)
-	}
-	return nil
+	r.h.metrics.forget(consumer)
+	return r.h.peers.Forget(ctx, r.h.Bus, consumer, r.h.Now())
 }
 
 // discard removes a folder as one: where that is broken off, what is left of it lies under another name.

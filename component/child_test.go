@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/component/componenttest"
 	"github.com/naru-platform/naru/message"
@@ -479,5 +480,57 @@ func TestAChildThatBeganWithTheNewestGoesOnWhereItsPlaceIs(t *testing.T) {
 		f.r.Stop()
 		other.declare(of(&there)) // forgotten, it may begin anywhere
 		other.r.Until(func() bool { return other.state("a") == "running" }, func() string { return "it is " + other.state("a") })
+	})
+}
+
+// homesick is a bus on which no home can be written down, as where the process is killed just before.
+type homesick struct{ bus.Bus }
+
+func (h homesick) Table(ctx context.Context, name string, o bus.TableOptions) (bus.Table, error) {
+	t, err := h.Bus.Table(ctx, name, o)
+	if name == "naru_homes" && err == nil {
+		return homesickTable{t}, nil
+	}
+	return t, err
+}
+
+type homesickTable struct{ bus.Table }
+
+func (homesickTable) Put(context.Context, string, []byte) (uint64, error) {
+	return 0, errors.New("killed")
+}
+
+// Whoever gets the name of one whose forgetting was broken off is not given what was said for the one before.
+func TestAChildOfAForgottenOnesNameBeginsAnewWhereverForgettingBrokeOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var h heard
+		a := child("a", "1", echoes("a", &h))
+		a.From = component.Newest
+		f := newFamily(t, a)
+		defer f.r.Close()
+		f.r.Over = func(b bus.Bus) bus.Bus { return homesick{b} }
+		runs := func() {
+			f.r.Until(func() bool { return f.state("a") == "running" }, func() string { return "it is " + f.state("a") })
+		}
+		f.r.Start(f.spec)
+		runs()
+		f.r.Say(reading("d", "1"))
+		f.r.Settled(mother+"/a", "device")
+		f.declare()
+		f.gone("a")
+		f.r.Say(reading("d", "2"))
+		if err := f.forget(t, "a"); err == nil {
+			t.Fatal("it was forgotten, though the process was killed")
+		}
+		f.r.Stop()
+		f.r.Over = nil
+		f.set = []component.Child{a}
+		f.r.Start(f.spec)
+		runs()
+		f.r.Say(reading("d", "3"))
+		f.r.Until(func() bool { return slices.Contains(h.all(), "3") }, func() string { return fmt.Sprintf("it heard %q", h.all()) })
+		if got := h.all(); !slices.Equal(got, []string{"1", "3"}) {
+			t.Errorf("it heard %q; 2 was said for the one before", got)
+		}
 	})
 }

@@ -161,3 +161,36 @@ func TestNoEffectIsLostOrDoubledWhereverTheProcessDies(t *testing.T) {
 		}
 	}
 }
+
+// A queue knows no numbers, so what was put into it must not be there again after a power cut, though nothing was committed since.
+func TestWhatWasPutIntoTheQueueIsStruckOffForGood(t *testing.T) {
+	r := newRig(t)
+	spec := Define(Spec{Name: "operator.asking", Doc: "asks", Hears: []message.Pattern{"device.*.telemetry"},
+		Says: []message.Pattern{"operator.retry.*", "service_platform.count.*"}, State: Local}, struct{}{}, func(Env, struct{}) (*Part, error) {
+		return &Part{Handle: func(_ context.Context, tx Tx, _ *message.Message) error {
+			return errors.Join(tx.Say(&message.Message{Subject: "operator.retry.somebody", ContentType: "application/json",
+				Data: []byte(`{"letter":"a","consumer":"b","log":"device","position":"1/0/1/0","original":""}`)}), tx.Say(&message.Message{Subject: "service_platform.count.d"}))
+		}}, nil
+	})
+	l := &life{want: "after striking off", left: 1, fs: vfs.NewCrashableMem(), died: make(chan struct{})}
+	r.say(reading("d", "1"))
+	l.live(t, r, &Host{Specs: []Spec{spec}, fs: l.fs}, time.Minute, func() {})
+	q, err := r.bus.Queue(t.Context(), CommandQueue)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := q.Waiting(t.Context()); n != 1 || err != nil {
+		t.Fatalf("%d are in the queue, %v", n, err)
+	}
+	s, err := openStore(t.Context(), l.fs, r.dir+"/operator.asking", slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left, err := s.outbox()
+	if err != nil || len(left) != 1 || left[0].m.Subject != "service_platform.count.d" {
+		t.Errorf("%d messages are left to be said, %v; want the one for the log", len(left), err)
+	}
+	if err := s.close(func() {}); err != nil {
+		t.Fatal(err)
+	}
+}

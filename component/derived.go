@@ -189,7 +189,7 @@ func (k *derived) unpark(*parked) error {
 func (k *derived) say(s said) error {
 	k.next++
 	s.number = k.next
-	if destination(k.env.Catalog, s.m) == k.env.Spec.Into {
+	if s.to = k.out.destination(s.m); s.to == k.env.Spec.Into {
 		k.home = append(k.home, s.m)
 		if len(s.told) > 0 {
 			k.w.after = append(k.w.after, func(context.Context) { s.tell(nil) })
@@ -270,7 +270,7 @@ func (k *derived) write(ctx context.Context, m *mark, messages []*message.Messag
 
 // queued says whether any of them goes to the queue.
 func (k *derived) queued(list []said) bool {
-	return slices.ContainsFunc(list, func(s said) bool { return k.out.destination(s.m) == "queue:"+CommandQueue })
+	return slices.ContainsFunc(list, func(s said) bool { return s.to == toQueue })
 }
 
 func (k *derived) crash(boundary string) error { return k.out.crash.at(boundary) }

@@ -103,7 +103,7 @@ func (k *local) delete(key []byte) error     { return k.s.delete(userKey(key)) }
 
 func (k *local) say(s said) error {
 	k.next++
-	s.number = k.next
+	s.number, s.to = k.next, k.out.destination(s.m)
 	k.queued = append(k.queued, s)
 	return nil
 }
@@ -142,18 +142,27 @@ func (k *local) commit(ctx context.Context, dirty []*Checkpoint, _ *parking) err
 	return nil
 }
 
-// forget removes chunks from the store of which all has arrived. It need not be durable: what comes back is skipped by its number.
+// forget removes chunks from the store of which all has arrived. It need not be durable: what comes back is skipped by its number. But a
+// queue knows no numbers, and who takes from it knows for a day what he took: what went there must not come back after a week.
 // A chunk is set once, so that a single delete does, and both are gone when the memtable is flushed: a plain one would go on through
 // all levels.
-func (k *local) forget(list []said) error {
+func (k *local) forget(ctx context.Context, list []said) error {
 	b := k.s.db.NewBatch()
+	queued := false
 	for _, s := range list {
+		queued = queued || s.to == toQueue
 		if s.chunk.left--; s.chunk.left > 0 {
 			continue
 		}
 		if err := b.SingleDelete(outboxKey(s.chunk.number), nil); err != nil {
 			return err
 		}
+	}
+	if queued {
+		if err := k.s.disk.do(ctx, func() error { return b.Commit(pebble.Sync) }); err != nil {
+			return fmt.Errorf("strike off what was put into the queue: %w", err)
+		}
+		return b.Close()
 	}
 	return errors.Join(b.Commit(pebble.NoSync), b.Close())
 }

@@ -27,15 +27,18 @@ func largest(b bus.Bus) int { return b.MaxMessage() - markSize }
 // CommandQueue is the queue where messages go whose contract says that they are for one receiver.
 const CommandQueue = "commands"
 
+// toQueue is the destination of what goes there; no log has that name.
+const toQueue = "queue:" + CommandQueue
+
 // outbox appends what was committed to be said, in order, each message once. Every batch it writes carries, as its mark,
 // the store's id and the number of the last entry in it; so after a crash each destination tells what it already has. A
 // store that was lost and begun anew has another id, and what the former one wrote says nothing about its numbers.
 type outbox struct {
 	env    Env
-	row    string             // its row in the destinations
-	birth  message.ID         // tells the numbers of its entries from those of a store that was lost
-	held   func() bool        // whether this process still owns what speaks here
-	forget func([]said) error // strikes off what has arrived
+	row    string                              // its row in the destinations
+	birth  message.ID                          // tells the numbers of its entries from those of a store that was lost
+	held   func() bool                         // whether this process still owns what speaks here
+	forget func(context.Context, []said) error // strikes off what has arrived
 	// letters, where it is not empty, is the subject of what waits for more of its kind: dead letters of one whose calls end one by one.
 	letters message.Subject
 	crash   crash
@@ -50,7 +53,7 @@ type outbox struct {
 }
 
 func newOutbox(env Env, row string, birth message.ID, held func() bool) *outbox {
-	return &outbox{env: env, row: row, birth: birth, held: held, forget: func([]said) error { return nil },
+	return &outbox{env: env, row: row, birth: birth, held: held, forget: func(context.Context, []said) error { return nil },
 		wake: make(chan struct{}, 1), writers: map[string]bus.Writer{}}
 }
 
@@ -61,9 +64,6 @@ func (o *outbox) resume(left []said) { o.former = left }
 func (o *outbox) add(list []said) {
 	if len(list) == 0 {
 		return
-	}
-	for i := range list {
-		list[i].to = o.destination(list[i].m)
 	}
 	o.mu.Lock()
 	o.entries = append(o.entries, list...)
@@ -172,7 +172,7 @@ func (o *outbox) destination(m *message.Message) string { return destination(o.e
 
 func destination(c *message.Catalog, m *message.Message) string {
 	if k := c.Find(m.Subject); k != nil && k.Route == message.ByQueue {
-		return "queue:" + CommandQueue
+		return toQueue
 	}
 	return m.Subject.Namespace()
 }
@@ -184,7 +184,7 @@ func (o *outbox) skipWritten(ctx context.Context) error {
 	for _, s := range o.former {
 		s.to = o.destination(s.m)
 		mark, known := marks[s.to]
-		if !known && s.to != "queue:"+CommandQueue {
+		if !known && s.to != toQueue {
 			w, err := o.writer(ctx, s.to)
 			if err != nil {
 				return err
@@ -196,7 +196,7 @@ func (o *outbox) skipWritten(ctx context.Context) error {
 		}
 		if s.number > mark {
 			keep = append(keep, s)
-		} else if err := o.forget([]said{s}); err != nil {
+		} else if err := o.forget(ctx, []said{s}); err != nil {
 			return err
 		}
 	}
@@ -240,7 +240,7 @@ func (o *outbox) writer(ctx context.Context, name string) (bus.Writer, error) {
 	return w, nil
 }
 
-// next is the first entries that share a destination and fit into one batch.
+// next is the first entries that share a destination and fit into one batch; what goes to the queue goes one by one, and is struck off so.
 func (o *outbox) next() (to string, list []said) {
 	most := min(outboxBytes, largest(o.env.Bus))
 	o.mu.Lock()
@@ -249,7 +249,7 @@ func (o *outbox) next() (to string, list []said) {
 	for i := range o.entries {
 		s := &o.entries[i]
 		bytes += len(s.record)
-		if len(list) > 0 && (s.to != to || len(list) == outboxBatch || bytes > most) {
+		if len(list) > 0 && (s.to != to || to == toQueue || len(list) == outboxBatch || bytes > most) {
 			break
 		}
 		to, list = s.to, append(list, *s)
@@ -286,7 +286,7 @@ func (o *outbox) flush(ctx context.Context) (int, error) {
 	if err := o.crash.at("after the append"); err != nil {
 		return 0, err
 	}
-	if err := o.forget(list); err != nil {
+	if err := o.forget(ctx, list); err != nil {
 		return 0, err
 	}
 	if err := o.crash.at("after striking off"); err != nil {
@@ -300,7 +300,7 @@ func (o *outbox) flush(ctx context.Context) (int, error) {
 }
 
 func (o *outbox) deliver(ctx context.Context, to string, list []said) error {
-	if to == "queue:"+CommandQueue {
+	if to == toQueue {
 		if o.queue == nil {
 			q, err := o.env.Bus.Queue(ctx, CommandQueue)
 			if err != nil {

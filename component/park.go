@@ -156,6 +156,22 @@ func (w *worker) postpone(x *parked, cause error) {
 	w.metrics.retried(x.reason)
 }
 
+// hasten has nothing that a former process parked wait for longer than what is parked now may: that one's clock may have been ahead.
+func (w *worker) hasten() {
+	most := w.retry.Most + w.retry.Most/5
+	if w.caller != nil {
+		most = max(most, retryAfterMost)
+	}
+	latest := w.env.Now().Add(most)
+	for _, row := range w.parked.rows {
+		for _, x := range row {
+			if x.next.After(latest) {
+				x.next = latest
+			}
+		}
+	}
+}
+
 // untilDue is how long until a parked message is to be tried.
 func (w *worker) untilDue() time.Duration {
 	if w.caller != nil {

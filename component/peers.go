@@ -75,7 +75,7 @@ func (p *Peers) Add(r Report) {
 		return
 	}
 	key := reportKey(&r)
-	if old, ok := p.reports[key]; !ok || !r.At.Before(old.At) {
+	if old, ok := p.reports[key]; !ok || !r.Older(old) {
 		p.reports[key] = r
 	}
 }
@@ -234,6 +234,12 @@ func (p *Peers) forget(now time.Time) {
 			delete(p.reports, k)
 		}
 	}
+}
+
+// Older says that it is from before another of the same consumer and partition. No report comes so late as the table keeps them: one that
+// seems to was told by a clock that is right now, and the other by one that was ahead.
+func (r *Report) Older(than Report) bool {
+	return r.At.Before(than.At) && than.At.Sub(r.At) <= reportTTL
 }
 
 // Gone says that the consumer is one of a node's own and that the node has said nothing for so long that it is taken for

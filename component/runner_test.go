@@ -26,6 +26,7 @@ type rig struct {
 	bus  *mem.Bus
 	dir  string
 	host *Host
+	now  func() time.Time // the next process's clock
 	stop func()
 }
 
@@ -38,7 +39,7 @@ func newRig(t *testing.T) *rig {
 // start runs the specs, as a process of its own would.
 func (r *rig) start(specs ...Spec) {
 	r.t.Helper()
-	r.host = &Host{Bus: r.bus, Catalog: catalog.Default(), Dir: r.dir, Node: "n1", Specs: specs,
+	r.host = &Host{Bus: r.bus, Catalog: catalog.Default(), Dir: r.dir, Node: "n1", Specs: specs, Now: r.now,
 		Log: slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -470,5 +471,31 @@ func TestConfigurationNamesTheUnknownKeyAndTheNearest(t *testing.T) {
 	err := decodeStrict(json.RawMessage(`{"lisen":"x"}`), &config{})
 	if err == nil || !strings.Contains(err.Error(), `"lisen"`) || !strings.Contains(err.Error(), `"listen"`) {
 		t.Errorf("said %v", err)
+	}
+}
+
+// What was parked by a clock that was ahead is tried again by the one that is right, and not when that has caught up.
+func TestWhatAClockParkedThatWasAheadIsTriedAgain(t *testing.T) {
+	for _, state := range []State{Local, Derived} {
+		t.Run(fmt.Sprint(state), func(t *testing.T) {
+			spec := func(fault error) Spec {
+				s := Spec{Name: "operator.late", Doc: "comes late", Hears: []message.Pattern{"device.*.telemetry"}, State: state, Retry: Retry{First: time.Millisecond, Most: time.Millisecond, Attempts: 1 << 40}}
+				if state == Derived {
+					s.Into = message.ServicePlatform
+				}
+				return Define(s, struct{}{}, func(Env, struct{}) (*Part, error) {
+					return &Part{Handle: func(context.Context, Tx, *message.Message) error { return fault }}, nil
+				})
+			}
+			r := newRig(t)
+			r.now = func() time.Time { return time.Now().Add(365 * 24 * time.Hour) }
+			r.start(spec(errors.New("not yet")))
+			r.say(reading("d", "1"))
+			r.await("operator.late", "device", func(rep Report) bool { return rep.Waiting.Count == 1 })
+			r.stop()
+			r.now = nil
+			r.start(spec(nil))
+			r.await("operator.late", "device", func(rep Report) bool { return rep.Outcomes[Handled].Count == 1 && rep.Waiting.Count == 0 })
+		})
 	}
 }

@@ -240,7 +240,7 @@ type said struct {
 	record []byte // which m aliases
 	told   []func(error)
 	chunk  *chunk // where it lies in a local store
-	to     string // its destination, known once it is in the outbox
+	to     string // its destination
 }
 
 // chunk is entries of an outbox that lie in its store under one key.
@@ -270,11 +270,11 @@ func newSaid(m *message.Message) said {
 
 func outboxKey(n uint64) []byte { return binary.BigEndian.AppendUint64([]byte{kindOutbox}, n) }
 
-// setOutbox puts what was said into the next commit.
+// setOutbox puts what was said into the next commit. What goes to the queue has a key to itself.
 func (s *store) setOutbox(list []said) error {
 	for len(list) > 0 {
 		n, bytes := 0, 0
-		for n < len(list) && (n == 0 || bytes+len(list[n].record) <= chunkBytes) {
+		for n < len(list) && (n == 0 || bytes+len(list[n].record) <= chunkBytes && list[0].to != toQueue && list[n].to != toQueue) {
 			bytes += len(list[n].record)
 			n++
 		}

@@ -92,6 +92,7 @@ func newWorker(ctx context.Context, env Env, part *Part, keep keeper, m *metrics
 	if err := keep.restore(ctx, w); err != nil {
 		return nil, err
 	}
+	w.hasten()
 	if w.caller != nil {
 		w.caller.restored()
 	}

@@ -38,6 +38,7 @@ import (
 	"github.com/naru-platform/naru/data_platform/storage"
 	"github.com/naru-platform/naru/device/simulator"
 	"github.com/naru-platform/naru/internal/answer"
+	"github.com/naru-platform/naru/internal/whole"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/operator/deadletter"
 	"github.com/naru-platform/naru/operator/journal"
@@ -174,6 +175,9 @@ func (s *start) run(ctx context.Context, c *cobra.Command) error {
 		return err
 	}
 	defer unlock()
+	if err := component.CheckFormat(p.data); err != nil {
+		return err
+	}
 	if err := p.identity(); err != nil {
 		return err
 	}
@@ -317,7 +321,7 @@ func (p *process) identity() error {
 		raw, err := os.ReadFile(file)
 		if errors.Is(err, fs.ErrNotExist) {
 			v := make()
-			return v, os.WriteFile(file, []byte(v+"\n"), 0o600)
+			return v, whole.Write(file, []byte(v+"\n"), 0o600)
 		}
 		v := strings.TrimSpace(string(raw))
 		if err == nil && len(v) < n {

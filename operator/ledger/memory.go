@@ -42,7 +42,7 @@ func newMemory() memory {
 // hear takes a report, unless a newer one is known.
 func (m *memory) hear(r component.Report) {
 	at := consumerAt{r.Consumer, placeOf(&r)}
-	if old, ok := m.reports[at]; ok && r.At.Before(old.At) {
+	if old, ok := m.reports[at]; ok && r.Older(old) {
 		return
 	}
 	if until, ok := m.gone[at]; ok {
