@@ -11,7 +11,8 @@ import (
 // change is one from outside the handlers.
 type change struct {
 	f    func(Tx) error
-	done chan error // holds one
+	ran  chan struct{} // closed when f has returned
+	done chan error    // holds one
 }
 
 // makeChange makes a change, and says so when it is committed.
@@ -19,6 +20,7 @@ func (w *worker) makeChange(ctx context.Context, c change) error {
 	w.begun()
 	w.tx.reset(nil)
 	err := w.guard(func() error { return c.f(w.tx) })
+	close(c.ran)
 	if err != nil {
 		c.done <- err
 		return nil
@@ -33,7 +35,7 @@ func (w *worker) makeChange(ctx context.Context, c change) error {
 
 // change has a change made, and waits until it is committed.
 func (w *worker) change(ctx context.Context, f func(Tx) error) error {
-	c := change{f, make(chan error, 1)}
+	c := change{f, make(chan struct{}), make(chan error, 1)}
 	gone := answer.Unavailable("%s is stopping", w.env.Spec.Name)
 	select {
 	case w.changes <- c:
@@ -42,6 +44,7 @@ func (w *worker) change(ctx context.Context, f func(Tx) error) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	<-c.ran // it is at work from here on, with what its caller has given it
 	select {
 	case err := <-c.done:
 		return err

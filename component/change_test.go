@@ -2,6 +2,7 @@ package component
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -65,5 +66,44 @@ func TestChangesThatWaitAtTheSameTimeShareACommit(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// Who asks for a change and goes away must not find what it works on changed behind his back.
+func TestAChangeIsNotAtWorkAnyMoreWhenItsCallerIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		var env Env
+		spec := Define(Spec{Name: "operator.kept", Doc: "keeps", Hears: []message.Pattern{"device.>"}, State: Local}, struct{}{}, func(e Env, _ struct{}) (*Part, error) {
+			env = e
+			return &Part{Handle: func(context.Context, Tx, *message.Message) error { return nil }}, nil
+		})
+		r.start(spec)
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		began, goOn := make(chan struct{}), make(chan struct{})
+		var ended atomic.Bool
+		var group sync.WaitGroup
+		group.Go(func() {
+			err := env.Change(ctx, func(Tx) error {
+				close(began)
+				<-goOn
+				ended.Store(true)
+				return nil
+			})
+			if !ended.Load() {
+				t.Error("the caller is answered while the change is at work")
+			}
+			if err != nil && !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+		<-began
+		cancel()
+		synctest.Wait()
+		close(goOn)
+		group.Wait()
+		r.stop()
+		r.bus.Close()
 	})
 }

@@ -138,7 +138,8 @@ type Env struct {
 	Check func(m *message.Message) error
 	// Change runs f where the handlers run, between two of their calls, and returns when what f did is committed. An
 	// error of f is returned, and leaves nothing. It gives an error where State is not Local, or the component is not
-	// running here. It must not be called in a handler.
+	// running here. Where ctx ends, or the component stops, f has been run to its end or is not run at all; whether it is committed is then not known.
+	// It must not be called in a handler, and f must not block.
 	Change func(ctx context.Context, f func(tx Tx) error) error
 	// Succeed takes the place of another process of a component that is PerNode, when that one is gone: it gives
 	// bus.ErrHeld while it is not. What the other one appended is before the succession's fences, or refused.
