@@ -2,15 +2,12 @@ package retention
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
-	"github.com/naru-platform/naru/component/componenttest"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -40,29 +37,9 @@ func (b withCopy) Log(ctx context.Context, name string, o bus.LogOptions) (bus.L
 
 func TestRetentionKeepsWhatIsNotReadFromTheCopy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := componenttest.New(t)
+		r := newTrims(t, "data_platform.t.d")
 		defer r.Close()
-		r.Config[Spec.Name] = json.RawMessage(`{"max_age":"1s","every":"1s"}`)
-		for i := range 9 {
-			r.Say(componenttest.Message("data_platform.t.d", "d", fmt.Sprint(i)))
-		}
-		log, err := r.Bus.Log(t.Context(), message.DataPlatform, bus.LogOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.Over = func(b bus.Bus) bus.Bus { return withCopy{b, tenfold{source: log}} }
-		var first uint64
-		await := func(want uint64) {
-			t.Helper()
-			r.Until(func() bool {
-				info, err := log.Info(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				first = info.Generations[0].Partitions[0].First
-				return first == want
-			}, func() string { return fmt.Sprintf("the log begins at %d; want %d", first, want) })
-		}
+		r.Over = func(b bus.Bus) bus.Bus { return withCopy{b, tenfold{source: r.log}} }
 		r.Start(Spec)
 		report := func(consumer, log string, part uint32, upto uint64) {
 			r.Host.Peers().Add(component.Report{Checkpoint: component.Checkpoint{Consumer: consumer, Log: log,
@@ -70,26 +47,26 @@ func TestRetentionKeepsWhatIsNotReadFromTheCopy(t *testing.T) {
 		}
 		copied := bus.CopyName(message.DataPlatform)
 		r.Host.Peers().Add(component.Report{Checkpoint: component.Checkpoint{Consumer: "data_platform.pump", Log: message.DataPlatform,
-			Position: bus.Position{Log: log.ID(), Generation: 1, Sequence: 8}}, Required: true, At: time.Now()})
+			Position: bus.Position{Log: r.log.ID(), Generation: 1, Sequence: 8}}, Required: true, At: time.Now()})
 		report("data_platform.etl/t", copied, 0, 80)
 		report("data_platform.etl/t", copied, 1, 40)
-		await(5)
+		r.await(5)
 		report("data_platform.etl/t", copied, 1, 60)
-		await(7)
+		r.await(7)
 		r.Stop()
 		r.Start(Spec) // who reads the copy is not heard of, and has its marks
 		r.Host.Peers().Add(component.Report{Checkpoint: component.Checkpoint{Consumer: "data_platform.pump", Log: message.DataPlatform,
-			Position: bus.Position{Log: log.ID(), Generation: 1, Sequence: 9}}, Required: true, At: time.Now()})
+			Position: bus.Position{Log: r.log.ID(), Generation: 1, Sequence: 9}}, Required: true, At: time.Now()})
 		marks, err := component.Marks(t.Context(), r.Bus, "data_platform.etl/t")
 		if err != nil || len(marks) != 2 {
 			t.Fatalf("its marks are %v, %v; want two", marks, err)
 		}
 		time.Sleep(time.Minute)
-		await(7)
+		r.await(7)
 		if err := r.Host.Peers().Forget(t.Context(), r.Bus, "data_platform.etl/t", time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		await(9)
+		r.await(9)
 		r.Stop()
 	})
 }

@@ -54,18 +54,40 @@ func (f *floors) report(consumer string, p bus.Position) {
 	f.r.env.Peers.Add(component.Report{Checkpoint: component.Checkpoint{Consumer: consumer, Log: message.Device, Position: p}, Required: true, At: f.now})
 }
 
+// mark notes how far a consumer has come, as was done when it was heard of.
+func (f *floors) mark(consumer string, p bus.Position) {
+	f.Helper()
+	raw, err := json.Marshal(p)
+	if err != nil {
+		f.Fatal(err)
+	}
+	if _, err := f.marks.Put(f.Context(), message.Device+"/1/0/"+consumer, raw); err != nil {
+		f.Fatal(err)
+	}
+}
+
 func (f *floors) at(gen, part uint32, upto uint64) bus.Position {
 	return bus.Position{Log: f.id, Generation: gen, Partition: part, Sequence: upto}
 }
 
-func (f *floors) wants(gen, part uint32, want uint64) {
+// upto is how far it would trim.
+func (f *floors) upto(gen, part uint32) uint64 {
 	f.Helper()
 	newest, err := newestOf(f.Context(), f.marks, message.Device, f.id)
 	if err != nil {
 		f.Fatal(err)
 	}
-	if got, err := f.r.floor(f.Context(), f.marks, newest, message.Device, f.at(gen, part, 0)); err != nil || got != want {
-		f.Errorf("of generation %d, partition %d it would trim up to %d (%v); want %d", gen, part, got, err, want)
+	got, err := f.r.floor(f.Context(), f.marks, newest, message.Device, f.at(gen, part, 0))
+	if err != nil {
+		f.Fatal(err)
+	}
+	return got
+}
+
+func (f *floors) wants(gen, part uint32, want uint64) {
+	f.Helper()
+	if got := f.upto(gen, part); got != want {
+		f.Errorf("of generation %d, partition %d it would trim up to %d; want %d", gen, part, got, want)
 	}
 }
 
@@ -141,17 +163,40 @@ func TestRetentionKeepsTheMarkOfWhoStandsStillAndHasNotRead(t *testing.T) {
 	f.wants(1, 0, 0) // there never was one
 	f.report("operator.new", f.at(1, 0, 2))
 	f.wants(1, 0, 2)
-	raw, err := json.Marshal(stands)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.marks.Put(t.Context(), message.Device+"/1/0/operator.old", raw); err != nil {
-		t.Fatal(err)
-	}
+	f.mark("operator.old", stands)
 	f.wants(1, 0, 0) // as it was noted once
 	e, err := f.marks.Get(t.Context(), message.Device+"/1/0/operator.slow")
 	var p bus.Position
 	if err != nil || json.Unmarshal(e.Value, &p) != nil || p != f.at(1, 0, 4) {
 		t.Errorf("its mark is %s (%v); want that it is at batch 4", e.Value, err)
+	}
+}
+
+// TestRetentionAdvisesToForgetOnlyWhoStaysAway is for who reads the advice to forget a consumer at three in the morning, and may follow it: it
+// is of those that stay away, and not of all that a platform has at the moment it starts.
+func TestRetentionAdvisesToForgetOnlyWhoStaysAway(t *testing.T) {
+	f := newFloors(t)
+	for _, consumer := range []string{"operator.back", "operator.beyond", "operator.gone"} {
+		f.mark(consumer, f.at(1, 0, 0))
+	}
+	look := func(d time.Duration) string {
+		t.Helper()
+		f.now = f.now.Add(d)
+		f.said.Reset()
+		f.upto(1, 0)
+		return f.said.String()
+	}
+	for _, d := range []time.Duration{0, tellAfter - 3*time.Second} {
+		if got := look(d); got != "" {
+			t.Fatalf("%s after the start it says %s", d, got)
+		}
+	}
+	f.report("operator.back", f.at(1, 0, 0))
+	f.report("operator.beyond", f.at(2, 0, 0))
+	if got := look(time.Second); !strings.Contains(got, "naru ledger forget operator.gone") || strings.Count(got, "naru ledger forget") != 1 {
+		t.Errorf("it says %q; want the advice for operator.gone alone", got)
+	}
+	if got := look(time.Second); got != "" {
+		t.Errorf("it says again %q", got)
 	}
 }

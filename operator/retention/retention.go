@@ -223,12 +223,14 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, newest map[strin
 			away = append(away, component.MarkOf(strings.TrimPrefix(key, prefix)))
 		}
 	}
-	watch, cancel := context.WithCancel(ctx)
-	defer cancel()
-	err := marks.Watch(watch, prefix, func(e bus.Entry) {
+	entries, err := bus.Entries(ctx, marks, prefix)
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range entries {
 		var p bus.Position
-		if e.Deleted || json.Unmarshal(e.Value, &p) != nil || p.Log != at.Log && !p.Log.IsZero() {
-			return
+		if json.Unmarshal(e.Value, &p) != nil || p.Log != at.Log && !p.Log.IsZero() {
+			continue
 		}
 		if p.Log.IsZero() { // who stood still was noted so, once
 			p.Sequence = 0
@@ -238,15 +240,9 @@ func (r *Retention) floor(ctx context.Context, marks bus.Table, newest map[strin
 		delete(unread, consumer)
 		if !forgotten[consumer].IsZero() && !reported[mark] {
 			gone = append(gone, e.Key)
-			return
+			continue
 		}
 		keep(e.Key, p.Sequence, reported[mark] || beyond[consumer])
-	}, cancel)
-	if err != nil && !errors.Is(err, context.Canceled) {
-		return 0, err
-	}
-	if ctx.Err() != nil {
-		return 0, ctx.Err()
 	}
 	for consumer := range unread {
 		keep(prefix+consumer, 0, heard[consumer])
