@@ -41,24 +41,9 @@ func TestAFullDiskUnderTheDatabaseHoldsWhatComesAndLosesNothing(t *testing.T) {
 		}
 	}
 	say(50)
-	l.Settled(Name+"/rooms", "data_platform")
-	filler := filepath.Join(dir, "filler")
-	for round := range 3 {
-		fill(t, filler)
-		before := sent
-		say(100)
-		l.Await(Name+"/rooms", "data_platform", func(r component.Report) bool {
-			return strings.Contains(r.Fault, "breaker open since 2") && strings.Contains(r.Fault, "load into rooms")
-		})
-		if l.metric("naru_etl_breaker_open", "rooms") != 1 {
-			t.Errorf("round %d: the breaker is not told to be open", round)
-		}
-		if err := os.Remove(filler); err != nil {
-			t.Fatal(err)
-		}
-		l.Settled(Name+"/rooms", "data_platform")
-		l.want("SELECT count(*), count(DISTINCT seq), count(DISTINCT message_id) FROM rooms", fmt.Sprintf("%d %[1]d %[1]d", before+100))
-	}
+	l.fullAtTimes(filepath.Join(dir, "filler"), func() { say(100) }, func(fault string) bool { return strings.Contains(fault, "load into rooms") }, func() {
+		l.want("SELECT count(*), count(DISTINCT seq), count(DISTINCT message_id) FROM rooms", fmt.Sprintf("%d %[1]d %[1]d", sent))
+	})
 	l.Stop()
 	if err := small.Close(); err != nil {
 		t.Fatal(err)
@@ -87,7 +72,7 @@ func TestAFullDiskUnderPostgreSQLHoldsWhatComesAndLosesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	place, filler, owner := filepath.Join(dir, "rows"), filepath.Join(dir, "filler"), files.Sys().(*syscall.Stat_t)
+	place, owner := filepath.Join(dir, "rows"), files.Sys().(*syscall.Stat_t)
 	if err := errors.Join(os.Chmod(dir, 0o711), os.Mkdir(place, 0o700), os.Chown(place, int(owner.Uid), int(owner.Gid))); err != nil {
 		t.Fatal(err)
 	}
@@ -102,24 +87,35 @@ func TestAFullDiskUnderPostgreSQLHoldsWhatComesAndLosesNothing(t *testing.T) {
 		}
 	}
 	say(50)
-	l.Settled(Name+"/rooms", "data_platform")
-	for round := range 3 {
-		fill(t, filler)
-		say(200)
-		l.Await(Name+"/rooms", "data_platform", func(r component.Report) bool {
-			return strings.Contains(r.Fault, "breaker open since 2") && strings.Contains(r.Fault, "No space left on device") && strings.Contains(r.Fault, "the server's disk is full: make room there; naru goes on by itself")
-		})
-		if l.metric("naru_etl_breaker_open", "rooms") != 1 {
-			t.Errorf("round %d: the breaker is not told to be open", round)
-		}
-		if err := os.Remove(filler); err != nil {
-			t.Fatal(err)
-		}
-		l.Settled(Name+"/rooms", "data_platform")
+	l.fullAtTimes(filepath.Join(dir, "filler"), func() { say(200) }, func(fault string) bool {
+		return strings.Contains(fault, "No space left on device") && strings.Contains(fault, "the server's disk is full: make room there; naru goes on by itself")
+	}, func() {
 		l.want("SELECT count(*), count(DISTINCT seq), count(DISTINCT message_id), sum(length(label))::bigint FROM rooms", fmt.Sprintf("%d %[1]d %[1]d %d", sent, sent*800))
-	}
+	})
 	if _, dead := l.Dead(Name + "/rooms"); len(dead) != 0 {
 		t.Errorf("a full disk has burned %d messages: %s", len(dead), dead[0].Detail)
+	}
+}
+
+// fullAtTimes fills the disk under rooms while something is said, three times: they stand still with such a fault, and all is there once there
+// is space again.
+func (l *lab) fullAtTimes(filler string, say func(), such func(fault string) bool, whole func()) {
+	l.t.Helper()
+	l.Settled(Name+"/rooms", "data_platform")
+	for round := range 3 {
+		fill(l.t, filler)
+		say()
+		l.Await(Name+"/rooms", "data_platform", func(r component.Report) bool {
+			return strings.Contains(r.Fault, "breaker open since 2") && such(r.Fault)
+		})
+		if l.metric("naru_etl_breaker_open", "rooms") != 1 {
+			l.t.Errorf("round %d: the breaker is not told to be open", round)
+		}
+		if err := os.Remove(filler); err != nil {
+			l.t.Fatal(err)
+		}
+		l.Settled(Name+"/rooms", "data_platform")
+		whole()
 	}
 }
 
