@@ -17,3 +17,17 @@ func TestPartsEndWhereTheyDo(t *testing.T) {
 		}
 	}
 }
+
+func TestStringsSayWhatTheyDo(t *testing.T) {
+	for text, want := range map[string]string{
+		`""`: "", `"a"`: "a", `"\"\\\/\b\f\n\r\t"`: "\"\\/\b\f\n\r\t", `"\u00e9\u20AC"`: "é€", `"\ud83d\ude00!"`: "😀!",
+		`"\ud83d"`: "\ufffd", `"\ud83dx"`: "\ufffdx", `"\ude00\ud83d"`: "\ufffd\ufffd", `"\ud83d\u0041"`: "\ufffdA", `"\ud83d\ud83d\ude00"`: "\ufffd😀",
+	} {
+		if got := Unquote(nil, text); string(got) != want {
+			t.Errorf("%s says %q; want %q", text, got, want)
+		}
+		if got := Unquote([]byte("-"), []byte(text)); string(got) != "-"+want {
+			t.Errorf("%s behind another one says %q; want %q", text, got, want)
+		}
+	}
+}

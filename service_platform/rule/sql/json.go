@@ -2,7 +2,6 @@ package sql
 
 import (
 	"bytes"
-	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/naru-platform/naru/internal/span"
@@ -281,52 +280,10 @@ func keyIs(quoted, name []byte) bool {
 // unquote gives the text of a JSON string; where nothing is escaped it is a part of the same bytes.
 func unquote(quoted []byte) []byte {
 	in := quoted[1 : len(quoted)-1]
-	esc := bytes.IndexByte(in, '\\')
-	if esc < 0 {
+	if bytes.IndexByte(in, '\\') < 0 {
 		return in
 	}
-	out := append(make([]byte, 0, len(in)), in[:esc]...)
-	for i := esc; i < len(in); i++ {
-		if in[i] != '\\' {
-			out = append(out, in[i])
-			continue
-		}
-		i++
-		switch in[i] {
-		case 'b':
-			out = append(out, '\b')
-		case 'f':
-			out = append(out, '\f')
-		case 'n':
-			out = append(out, '\n')
-		case 'r':
-			out = append(out, '\r')
-		case 't':
-			out = append(out, '\t')
-		case 'u':
-			r := hex4(in[i+1:])
-			i += 4
-			if utf16.IsSurrogate(r) {
-				if i+6 < len(in) && in[i+1] == '\\' && in[i+2] == 'u' {
-					if both := utf16.DecodeRune(r, hex4(in[i+3:])); both != utf8.RuneError {
-						r = both
-						i += 6
-					}
-				}
-			}
-			out = utf8.AppendRune(out, r)
-		default:
-			out = append(out, in[i])
-		}
-	}
-	return out
-}
-
-func hex4(b []byte) (r rune) {
-	for _, c := range b[:4] {
-		r = r<<4 | rune(unhex(c))
-	}
-	return r
+	return span.Unquote(make([]byte, 0, len(in)), quoted)
 }
 
 // appendQuoted writes text as a JSON string. Bytes that are no UTF-8 become U+FFFD.

@@ -4,8 +4,8 @@ import (
 	"errors"
 	"slices"
 	"strings"
-	"unicode/utf16"
-	"unicode/utf8"
+
+	"github.com/naru-platform/naru/internal/span"
 )
 
 // The faults of a text. There is one error for all of them in the protocol.
@@ -123,7 +123,7 @@ func (p *parser) name() (string, error) {
 		return "", err
 	}
 	if !plain {
-		key = unquote(key)
+		key = string(span.Unquote(nil, key))
 	} else {
 		key = key[1 : len(key)-1]
 	}
@@ -234,7 +234,7 @@ func (p *parser) scalar() (string, error) {
 	case c == '"':
 		text, plain, err := p.quoted()
 		if err == nil && !plain {
-			text = string(appendQuoted(nil, unquote(text)))
+			text = string(appendQuoted(nil, string(span.Unquote(nil, text))))
 		}
 		return text, err
 	case c == '-' || digit(c):
@@ -332,47 +332,6 @@ func hex4(s string) rune {
 		r = r<<4 | rune(c)
 	}
 	return r
-}
-
-// unquote gives what a string that was read means. Half a surrogate pair means U+FFFD.
-func unquote(quoted string) string {
-	s := quoted[1 : len(quoted)-1]
-	b := make([]byte, 0, len(s))
-	for i := 0; i < len(s); i++ {
-		if s[i] != '\\' {
-			b = append(b, s[i])
-			continue
-		}
-		i++
-		switch s[i] {
-		case 'b':
-			b = append(b, '\b')
-		case 'f':
-			b = append(b, '\f')
-		case 'n':
-			b = append(b, '\n')
-		case 'r':
-			b = append(b, '\r')
-		case 't':
-			b = append(b, '\t')
-		case 'u':
-			r := hex4(s[i+1:])
-			i += 4
-			if utf16.IsSurrogate(r) {
-				pair := rune(utf8.RuneError)
-				if i+6 < len(s) && s[i+1] == '\\' && s[i+2] == 'u' {
-					pair = utf16.DecodeRune(r, hex4(s[i+3:]))
-				}
-				if r = pair; pair != utf8.RuneError {
-					i += 6
-				}
-			}
-			b = utf8.AppendRune(b, r)
-		default:
-			b = append(b, s[i])
-		}
-	}
-	return string(b)
 }
 
 // AppendText writes a text as a JSON string.

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/naru-platform/naru/internal/span"
 )
 
 // Update is an update that was accepted.
@@ -140,7 +142,7 @@ func readToken(top *node) (string, *Error) {
 	if t == nil || t.null() {
 		return "", nil
 	}
-	if !t.value() || t.text[0] != '"' || len(unquote(t.text)) > TokenMax {
+	if !t.value() || t.text[0] != '"' || len(span.Unquote(nil, t.text)) > TokenMax {
 		return "", bad("Invalid clientToken")
 	}
 	return t.text, nil
