@@ -25,8 +25,10 @@ type Attempt struct {
 const (
 	eventType = "application/cloudevents+json"
 	batchType = "application/cloudevents-batch+json"
-	eventsMax = 1000 // that may follow from one message
 )
+
+// EventsMax is how many events may follow from one message.
+const EventsMax = 1000
 
 // Binary is the message in the binary mode of CloudEvents' HTTP binding: its data as the body, all else in headers.
 // The id is also the Idempotency-Key: it is the same for each attempt.
@@ -174,8 +176,8 @@ func (a *Answer) Events() ([]*message.Message, error) {
 		if err := json.Unmarshal(a.Body, &docs); err != nil {
 			return nil, a.garbled(fmt.Errorf("want a list of events: %w", err))
 		}
-		if len(docs) > eventsMax {
-			return nil, a.garbled(fmt.Errorf("%d events; up to %d may follow from one message", len(docs), eventsMax))
+		if len(docs) > EventsMax {
+			return nil, a.garbled(fmt.Errorf("%d events; up to %d may follow from one message", len(docs), EventsMax))
 		}
 		var list []*message.Message
 		for i, d := range docs {
@@ -189,11 +191,17 @@ func (a *Answer) Events() ([]*message.Message, error) {
 	case len(bytes.TrimSpace(a.Body)) == 0:
 		return nil, nil
 	}
-	return nil, a.garbled(fmt.Errorf("it is no CloudEvent (content type %q): want none, as with 204, or %s, %s, or headers ce-…", excerpt([]byte(kind)), eventType, batchType))
+	return nil, a.garbled(fmt.Errorf("it is no CloudEvent (content type %q): want none, as with 204, or %s, %s, or headers ce-…", excerpt([]byte(kind), a.hidden), eventType, batchType))
+}
+
+// Event says whether the answer calls itself one CloudEvent or more, whether it can be read as such or not.
+func (a *Answer) Event() bool {
+	kind, _, _ := mime.ParseMediaType(a.Header.Get("Content-Type"))
+	return a.Header.Get("Ce-Specversion") != "" || kind == eventType || kind == batchType
 }
 
 func (a *Answer) garbled(err error) error {
-	return message.Rejectf(message.NotDecodable, "the answer of status %d and %d bytes cannot be read: %w; it begins %q", a.Status, len(a.Body), err, excerpt(a.Body))
+	return message.Rejectf(message.NotDecodable, "the answer of status %d and %d bytes cannot be read: %w; it begins %q", a.Status, len(a.Body), err, excerpt(a.Body, a.hidden))
 }
 
 func (a *Answer) binary() (*message.Message, error) {

@@ -102,7 +102,7 @@ func TestWhatFollowsIsReadOrRefusedWhole(t *testing.T) {
 		{name: "one bad of two", contentType: "application/cloudevents-batch+json", body: "[" + event("device.d.x") + "," + event("device..x") + "]", fault: "event 1"},
 		{name: "a bad time", contentType: "application/cloudevents+json", body: `{"specversion":"1.0","subject":"device.d.x","time":"noon"}`, fault: "want a time"},
 		{name: "data twice", contentType: "application/cloudevents+json", body: `{"specversion":"1.0","subject":"device.d.x","data":1,"data_base64":"AA=="}`, fault: "data and data_base64"},
-		{name: "too many", contentType: "application/cloudevents-batch+json", body: "[" + strings.Repeat(event("device.d.x")+",", eventsMax) + event("device.d.x") + "]", fault: "up to 1000"},
+		{name: "too many", contentType: "application/cloudevents-batch+json", body: "[" + strings.Repeat(event("device.d.x")+",", EventsMax) + event("device.d.x") + "]", fault: "up to 1000"},
 	} {
 		h := http.Header{}
 		if x.contentType != "" {

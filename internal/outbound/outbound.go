@@ -156,6 +156,8 @@ type Answer struct {
 	Status int
 	Header http.Header
 	Body   []byte
+
+	hidden []string // is not to be shown of it
 }
 
 // Later is a failure that may not be one later. It is not a fate: the message is to be tried again.
@@ -223,10 +225,10 @@ func (c *Client) send(ctx context.Context, t *Target, r Request) (*Answer, error
 	if q.Header.Get("User-Agent") == "" {
 		q.Header.Set("User-Agent", "naru")
 	}
-	at := place(q.URL)
+	at, hidden := place(q.URL), t.secrets(q.URL)
 	res, err := c.http.Do(q)
 	if err != nil {
-		return nil, fault(err, at, began.Load(), calling.Err() != nil, wait)
+		return nil, fault(err, at, began.Load(), calling.Err() != nil, wait, hidden)
 	}
 	defer res.Body.Close()
 	most := t.AnswerMax
@@ -236,22 +238,55 @@ func (c *Client) send(ctx context.Context, t *Target, r Request) (*Answer, error
 	body, err := io.ReadAll(io.LimitReader(res.Body, most+1))
 	switch {
 	case err != nil && res.StatusCode/100 == 2:
-		return nil, fault(err, at, true, calling.Err() != nil, wait)
+		return nil, fault(err, at, true, calling.Err() != nil, wait, hidden)
 	case int64(len(body)) > most && res.StatusCode/100 == 2:
 		return nil, message.Rejectf(message.NotDecodable, "%s answered %d with more than the %d bytes that are taken", at, res.StatusCode, most)
 	}
-	return c.judge(res, at, body)
+	return c.judge(res, at, body, hidden)
+}
+
+// secrets are what is sent to the target beside the message: who answers may repeat it, and an error is read by many.
+func (t *Target) secrets(u *url.URL) (list []string) {
+	add := func(s string) {
+		if len(s) >= secretLeast {
+			list = append(list, s)
+		}
+	}
+	add(u.RawQuery)
+	for _, values := range u.Query() {
+		for _, v := range values {
+			add(v)
+		}
+	}
+	for _, v := range t.Header {
+		add(v)
+		if _, behind, ok := strings.Cut(v, " "); ok { // Bearer, Basic, …
+			add(strings.TrimSpace(behind))
+		}
+	}
+	slices.SortFunc(list, func(a, b string) int { return len(b) - len(a) }) // a part goes after the whole
+	return list
+}
+
+const secretLeast = 6 // bytes; a shorter text is no secret, and may be in any word
+
+// hide takes secrets out of a text.
+func hide(text string, secrets []string) string {
+	for _, s := range secrets {
+		text = strings.ReplaceAll(text, s, "(hidden)")
+	}
+	return text
 }
 
 // judge makes a status a fate.
-func (c *Client) judge(res *http.Response, at string, body []byte) (*Answer, error) {
+func (c *Client) judge(res *http.Response, at string, body []byte, hidden []string) (*Answer, error) {
 	said := ""
-	if text := excerpt(body); text != "" {
+	if text := excerpt(body, hidden); text != "" {
 		said = ": " + text
 	}
 	switch s := res.StatusCode; {
 	case s/100 == 2:
-		return &Answer{Status: s, Header: res.Header, Body: body}, nil
+		return &Answer{Status: s, Header: res.Header, Body: body, hidden: hidden}, nil
 	case s == http.StatusRequestTimeout, s == http.StatusTooManyRequests, s == http.StatusTooEarly, s/100 == 5:
 		return nil, &Later{Err: fmt.Errorf("%s answered %d%s", at, s, said), Kind: "status_" + strconv.Itoa(s), After: c.retryAfter(res.Header.Get("Retry-After"))}
 	case s/100 == 3:
@@ -263,8 +298,11 @@ func (c *Client) judge(res *http.Response, at string, body []byte) (*Answer, err
 
 // retryAfter reads the header: seconds, or a date (RFC 9110 §10.2.3).
 func (c *Client) retryAfter(v string) time.Duration {
-	if n, err := strconv.ParseUint(strings.TrimSpace(v), 10, 32); err == nil {
+	switch n, err := strconv.ParseUint(strings.TrimSpace(v), 10, 32); {
+	case err == nil:
 		return min(time.Duration(n)*time.Second, laterMost)
+	case errors.Is(err, strconv.ErrRange):
+		return laterMost
 	}
 	if at, err := http.ParseTime(v); err == nil {
 		return min(max(at.Sub(c.now()), 0), laterMost)
@@ -273,10 +311,13 @@ func (c *Client) retryAfter(v string) time.Duration {
 }
 
 // fault tells a call that came to no answer.
-func fault(err error, at string, began, late bool, wait time.Duration) error {
+func fault(err error, at string, began, late bool, wait time.Duration, hidden []string) error {
 	var u *url.Error
 	if errors.As(err, &u) {
 		err = u.Err // its URL has the query
+	}
+	if text := err.Error(); hide(text, hidden) != text { // what is no HTTP is quoted
+		err = errors.New(hide(text, hidden))
 	}
 	var no *forbidden
 	switch {
@@ -290,9 +331,10 @@ func fault(err error, at string, began, late bool, wait time.Duration) error {
 	return &Later{Err: fmt.Errorf("%s broke the call off: %w", at, err), Kind: "broken_off"}
 }
 
-// excerpt is the beginning of a body, on one line.
-func excerpt(body []byte) string {
-	text := strings.ToValidUTF8(string(body[:min(len(body), excerptMax)]), "?")
+// excerpt is the beginning of a body, on one line, without what is hidden.
+func excerpt(body []byte, hidden []string) string {
+	text := hide(string(body), hidden) // before it is cut, or the beginning of one would stay
+	text = strings.ToValidUTF8(text[:min(len(text), excerptMax)], "?")
 	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r <= ' ' || r == 0x7f }), " ")
 	if len(body) > excerptMax {
 		text += "…"

@@ -75,8 +75,9 @@ func TestRetryAfterIsHeeded(t *testing.T) {
 		"abc": 0,
 		noon.Add(90 * time.Second).Format(http.TimeFormat): 90 * time.Second,
 		noon.Add(-time.Hour).Format(http.TimeFormat):       0,
-		"86400":      time.Hour,
-		"4294967295": time.Hour,
+		"86400":       time.Hour,
+		"4294967295":  time.Hour,
+		"99999999999": time.Hour,
 	} {
 		c, to := other(t, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Retry-After", said)
@@ -128,6 +129,43 @@ func TestAStopIsNobodysFault(t *testing.T) {
 	}
 	if to.Breaker.n != 0 {
 		t.Error("the breaker counts it")
+	}
+}
+
+// A server that shows what it was sent, as many do for who looks for a fault, tells nobody else.
+func TestWhatIsSentBesideTheMessageIsNotShownInFaults(t *testing.T) {
+	echo, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer echo.Close()
+	go func() {
+		for {
+			c, err := echo.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _, _ = io.Copy(c, c); c.Close() }()
+		}
+	}()
+	status := 401
+	c, to := other(t, func(w http.ResponseWriter, q *http.Request) {
+		w.WriteHeader(status)
+		fmt.Fprintf(w, "%s I was sent %s and %s, key %s", strings.Repeat("-", 150), q.Header.Get("Authorization"), q.Header.Get("X-Key"), q.URL.RawQuery)
+	})
+	to.Header = Header{"Authorization": "Bearer hush-hush", "X-Key": strings.Repeat("secret", 20)}
+	to.URL = strings.Split(to.URL, "?")[0] + "?key=silence"
+	for _, url := range []string{to.URL, "http://" + echo.Addr().String() + "/?key=silence"} {
+		for _, status = range []int{200, 401, 500} {
+			to.URL = url
+			a, err := c.Send(t.Context(), to, Request{})
+			if err == nil {
+				_, err = a.Events()
+			}
+			if err == nil || strings.Contains(err.Error(), "hush") || strings.Contains(err.Error(), "secretsecret") || strings.Contains(err.Error(), "silence") {
+				t.Errorf("%d is told as %v", status, err)
+			}
+		}
 	}
 }
 
