@@ -3,6 +3,7 @@ package message
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"math/bits"
 	"time"
 	"unsafe"
@@ -228,8 +229,15 @@ func appendField(dst []byte, s string) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
 }
 
+// appendTime writes a time; one that nanoseconds do not reach, as somebody's clock or tongue may have it, becomes the last or first that they do.
 func appendTime(dst []byte, t time.Time) []byte {
-	return binary.LittleEndian.AppendUint64(append(dst, 8), uint64(t.UnixNano()))
+	n := t.UnixNano()
+	if s := t.Unix(); s > math.MaxInt64/int64(time.Second)-1 {
+		n = math.MaxInt64
+	} else if s < math.MinInt64/int64(time.Second)+1 {
+		n = math.MinInt64
+	}
+	return binary.LittleEndian.AppendUint64(append(dst, 8), uint64(n))
 }
 
 // alias gives the bytes as a string without copying; whoever holds the bytes no longer changes them.

@@ -282,6 +282,25 @@ func TestTimeToLiveAloneDecides(t *testing.T) {
 	})
 }
 
+// Whatever time a sender names, the command ends.
+func TestCommandOfAnotherAgeEnds(t *testing.T) {
+	story(t, `{"ttl":"10m","ttl_max":"1h"}`, func(r *rig) {
+		for id, year := range map[string]int{"rome": 2, "mainframe": 1960, "epoch": 1970, "far": 2300, "last": 9999} {
+			r.command("d-1", id, "", func(m *message.Message) { m.Expires = time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC) })
+		}
+		r.pass(3 * time.Second)
+		for _, id := range []string{"rome", "mainframe", "epoch"} {
+			r.is("d-1", id, sp.CommandExpired)
+		}
+		r.is("d-1", "far", sp.CommandQueued)
+		r.pass(time.Hour)
+		for _, id := range []string{"far", "last"} {
+			r.is("d-1", id, sp.CommandExpired)
+		}
+		r.counted()
+	})
+}
+
 func TestLateReplyIsKeptAndMarked(t *testing.T) {
 	story(t, `{"ttl":"10s"}`, func(r *rig) {
 		r.command("d-1", "c1", "")

@@ -57,6 +57,8 @@ func (c *Commands) request(tx component.Tx, m *message.Message, of, name, id str
 	}
 	if last := queued.Add(c.most); expires.After(last) {
 		expires = last
+	} else if expires.Before(queued) { // keys of times begin with 1970, and one before it would never come
+		expires = queued
 	}
 	t.Last++
 	x := &Command{number: t.Last, Device: of, Name: name, ID: id, State: serviceplatform.CommandQueued, Message: m.ID, Trace: m.Trace.ID, Source: m.Source,
