@@ -64,6 +64,19 @@ func (w *Workers) elsewhere(l *live, err error) error {
 	return answer.Unavailable("worker %s cannot be reached over the bus: %s", l.name, err)
 }
 
+// why tells an instance that joins over the bus why nobody answers by the worker's name. It takes none in: whose account may speak
+// to one worker would speak to any here.
+func (w *Workers) why(_ context.Context, q *wire.Question) (*wire.Answer, error) {
+	l, err := w.alive(q.Worker)
+	if err == nil {
+		_, err = l.joined()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return nil, w.elsewhere(l, bus.ErrNobody)
+}
+
 // told answers what was asked over the bus, with a refusal where there is an error.
 func (w *Workers) told(ask func(context.Context, *wire.Question) (*wire.Answer, error)) func(context.Context, []byte) []byte {
 	return func(ctx context.Context, raw []byte) []byte {
@@ -103,7 +116,7 @@ func (l *live) answerTo(ctx context.Context, q *wire.Question) (*wire.Answer, er
 	}
 	h, err := l.joined()
 	if err != nil {
-		return nil, answer.Bad(err)
+		return nil, err
 	}
 	if h == nil {
 		return nil, answer.Unavailable("worker %s is starting", l.name)
@@ -131,6 +144,9 @@ func (l *live) answerTo(ctx context.Context, q *wire.Question) (*wire.Answer, er
 // or has another fate. What was said is told with an error, too.
 func (l *live) work(ctx context.Context, k *wire.Work) (*wire.Answer, error) {
 	w := l.w
+	if k.Timeout <= 0 || k.Timeout > callMost {
+		return nil, answer.Bad(fmt.Errorf("timeout %s: want more than nothing, and %s at most", k.Timeout, callMost))
+	}
 	now := w.env.Now()
 	m := &message.Message{ID: message.NewID(now), Subject: serviceplatform.WorkSubject(l.name), Device: k.Device, ContentType: k.ContentType, Data: k.Data, QoS: 1, Expires: now.Add(k.Timeout)}
 	if t, err := message.ParseTraceparent(k.Trace); err == nil {

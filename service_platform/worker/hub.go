@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,8 +20,10 @@ const (
 	leaseTime    = 10 * time.Second // for which an instance is taken to be there after it was heard
 	pollMost     = 3 * time.Second  // for which an instance waits for work at once
 	handOutMost  = 64               // calls in one answer
-	callRoom     = 2 << 10          // what a call has around its data, about
+	busRoom      = 32 << 10         // that the bus has for an answer beyond its largest record
 	instancesMax = 256              // of one worker
+
+	instanceNameMax = 200 // bytes of an instance's name: all of them are told in one message, each second
 )
 
 // hub shares a worker's calls among its instances. A key goes to one instance as long as the set stays the same: to the
@@ -56,7 +59,7 @@ type handed struct {
 	key    string
 	call   wire.Call
 	at     *instance
-	given  bool
+	given  bool       // to it; the time limit runs since
 	end    chan ended // has room for one
 }
 
@@ -82,6 +85,9 @@ func (h *hub) join(name string, room int) (*instance, error) {
 		return nil, answer.Conflict("the worker has %d instances, as many as it may have", instancesMax)
 	}
 	now := h.now()
+	if len(name) > instanceNameMax {
+		name = strings.ToValidUTF8(name[:instanceNameMax], "") + "…"
+	}
 	i := &instance{id: message.NewID(now).String(), name: name, room: min(max(room, 1), concurrencyMost), until: now.Add(leaseTime), since: now,
 		hands: map[uint64]*handed{}, bell: make(chan struct{}, 1), again: make(chan struct{}), gone: make(chan struct{})}
 	h.instances[i.id] = i
@@ -119,7 +125,10 @@ func (h *hub) place(x *handed) {
 			best, most = i, score
 		}
 	}
-	if x.at = best; best == nil {
+	if best != x.at {
+		x.at, x.given = best, false
+	}
+	if best == nil {
 		h.waiting = append(h.waiting, x)
 		return
 	}
@@ -239,6 +248,10 @@ func (h *hub) results(id string, list []wire.Result) error {
 func (h *hub) poll(ctx context.Context, id string, has []uint64, most int) ([]wire.Call, error) {
 	late := time.NewTimer(pollMost)
 	defer late.Stop()
+	known := make(map[uint64]bool, len(has))
+	for _, number := range has {
+		known[number] = true
+	}
 	h.mu.Lock()
 	var again chan struct{}
 	if i := h.instances[id]; i != nil {
@@ -246,9 +259,8 @@ func (h *hub) poll(ctx context.Context, id string, has []uint64, most int) ([]wi
 		again = make(chan struct{})
 		i.again = again
 		for number, x := range i.hands {
-			if !slices.Contains(has, number) {
+			if !known[number] {
 				delete(i.hands, number)
-				x.given = false
 				i.queue = append([]*handed{x}, i.queue...)
 			}
 		}
@@ -286,16 +298,30 @@ func (h *hub) poll(ctx context.Context, id string, has []uint64, most int) ([]wi
 func (i *instance) take(now time.Time, most int) (list []wire.Call) {
 	for len(i.queue) > 0 && len(i.hands) < i.room && len(list) < handOutMost {
 		x := i.queue[0]
-		if most -= len(x.call.Message.Data) + callRoom; most < 0 && len(list) > 0 {
+		n := bulk(&x.call.Message)
+		if n > most && len(list) > 0 {
 			break
 		}
 		i.queue = i.queue[1:]
-		x.given = true
-		x.call.Deadline = now.Add(x.call.Timeout)
+		if n > most+busRoom { // it would be lost on the way each time, and what is behind it would wait for ever
+			x.end <- ended{err: message.Rejectf(message.MessageTooLarge, "it takes %d bytes with all that is told of it, and an instance is given up to %d at once", n, most+busRoom)}
+			continue
+		}
+		most -= n
+		if !x.given {
+			x.given, x.call.Deadline = true, now.Add(x.call.Timeout)
+		}
+		c := x.call
+		c.Timeout = c.Deadline.Sub(now) // less, where it is given once more
 		i.hands[x.number] = x
-		list = append(list, x.call)
+		list = append(list, c)
 	}
 	return list
+}
+
+// bulk is how many bytes a call takes with a message, at most: JSON may need six for one.
+func bulk(m *wire.Message) int {
+	return len(m.Data) + 512 + 6*(len(m.ID)+len(m.Trace)+len(m.Cause)+len(m.Subject)+len(m.Source)+len(m.Type)+len(m.Device)+len(m.ContentType))
 }
 
 // do has an instance make a call, and waits for its end.
@@ -327,30 +353,31 @@ func (h *hub) do(ctx context.Context, key string, c wire.Call) (*wire.Result, er
 func (h *hub) overdue(x *handed) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !x.given || h.now().Before(x.call.Deadline) || x.at.hands[x.number] == nil {
+	if !x.given || h.now().Before(x.call.Deadline) {
 		return false
 	}
-	delete(x.at.hands, x.number)
+	if x.at.hands[x.number] == nil && !slices.Contains(x.at.queue, x) {
+		return false // it has ended
+	}
+	h.remove(x)
 	return true
+}
+
+// remove takes a call out of wherever it is. mu is held.
+func (h *hub) remove(x *handed) {
+	other := func(y *handed) bool { return y == x }
+	h.waiting = slices.DeleteFunc(h.waiting, other)
+	if x.at != nil {
+		x.at.queue = slices.DeleteFunc(x.at.queue, other)
+		delete(x.at.hands, x.number)
+	}
 }
 
 // revoke takes a call back that nobody waits for.
 func (h *hub) revoke(x *handed) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	without := func(list []*handed) (rest []*handed) {
-		for _, y := range list {
-			if y != x {
-				rest = append(rest, y)
-			}
-		}
-		return rest
-	}
-	h.waiting = without(h.waiting)
-	if x.at != nil {
-		x.at.queue = without(x.at.queue)
-		delete(x.at.hands, x.number)
-	}
+	h.remove(x)
 }
 
 // shown are the instances for those who look.

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/message"
@@ -110,6 +111,72 @@ func TestCallsThatDidNotArriveAreGivenAgain(t *testing.T) {
 		}
 		if e := <-end; e.err != nil {
 			t.Error(e.err)
+		}
+	})
+}
+
+// An instance that never says what it has in its hands is given it again and again, but not for ever.
+func TestACallThatIsGivenAgainKeepsItsTimeLimit(t *testing.T) {
+	hubbed(t, func(t *testing.T, h *hub) {
+		a := join(t, h, "a", 4)
+		end := started(t.Context(), h, "k") // with 30 s
+		poll(t, h, a)
+		var left time.Duration
+		for range 10 {
+			elapse(2 * time.Second)
+			if calls := poll(t, h, a); len(calls) == 1 {
+				left = calls[0].Timeout
+			}
+		}
+		if left <= 0 || left > 11*time.Second {
+			t.Errorf("after 20 of 30 seconds it has %s", left)
+		}
+		for range 6 {
+			elapse(2 * time.Second)
+			poll(t, h, a)
+		}
+		select {
+		case e := <-end:
+			if e.err == nil || !strings.Contains(e.err.Error(), "did not answer within") {
+				t.Errorf("its call ends with %+v", e)
+			}
+		default:
+			t.Error("its call never ends")
+		}
+	})
+}
+
+// What does not fit into an answer would be lost on the way each time, and hold up all that is behind it.
+func TestACallThatNoAnswerHoldsDiesAlone(t *testing.T) {
+	hubbed(t, func(t *testing.T, h *hub) {
+		a := join(t, h, "a", 4)
+		do := func(m wire.Message) <-chan ended {
+			c := make(chan ended, 1)
+			go func() {
+				r, err := h.do(t.Context(), m.ID, wire.Call{Timeout: time.Minute, Message: m})
+				c <- ended{r, err}
+			}()
+			synctest.Wait()
+			return c
+		}
+		large := do(wire.Message{ID: "large", Data: make([]byte, 1<<20), ContentType: strings.Repeat("<", 60<<10)})
+		do(wire.Message{ID: "next"})
+		if calls := poll(t, h, a); len(calls) != 1 || calls[0].Message.ID != "next" {
+			t.Errorf("it is given %d calls", len(calls))
+		}
+		var no *message.Rejection
+		if e := <-large; !errors.As(e.err, &no) || no.Reason != message.MessageTooLarge {
+			t.Errorf("the large one ends with %v", e.err)
+		}
+	})
+}
+
+// All instances of a worker are told in one message.
+func TestAnInstancesNameIsShownAsFarAsThereIsRoom(t *testing.T) {
+	hubbed(t, func(t *testing.T, h *hub) {
+		join(t, h, strings.Repeat("ü", 30<<10), 4)
+		if name := h.shown()[0].Name; len(name) > 300 || !strings.HasPrefix(name, "üüü") || !utf8.ValidString(name) {
+			t.Errorf("its name is %d bytes: %.20q…", len(name), name)
 		}
 	})
 }

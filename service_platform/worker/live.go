@@ -9,8 +9,10 @@ import (
 	"time"
 
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/internal/answer"
 	"github.com/naru-platform/naru/internal/outbound"
 	"github.com/naru-platform/naru/message"
+	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 	"github.com/naru-platform/naru/service_platform/worker/sdk/wire"
 )
 
@@ -154,6 +156,11 @@ func (l *live) call(ctx context.Context, env component.Env, r Record, do calling
 	if m.Expired(env.Now()) {
 		return nil, message.Rejectf(message.Expired, "it lost its worth at %s, before worker %s had it", m.Expires.UTC().Format(time.RFC3339Nano), l.name)
 	}
+	if l.asked(m) {
+		if err := mayReach(m.ReplyTo, l.name); err != nil {
+			return nil, fmt.Errorf("the answer is wanted where worker %s does not speak: %w", l.name, err)
+		}
+	}
 	began := time.Now()
 	res, err := do(ctx, m, try)
 	if ctx.Err() != nil && err != nil {
@@ -175,11 +182,17 @@ func (l *live) call(ctx context.Context, env component.Env, r Record, do calling
 		l.gate()
 		l.mu.Unlock()
 	}
-	if err == nil && res.reply != nil && m.ReplyTo != "" {
+	if err == nil && res.reply != nil && l.asked(m) {
 		res.say = append(res.say, &message.Message{Subject: m.ReplyTo, Correlation: m.Correlation, ContentType: res.reply.contentType, Data: res.reply.data, QoS: 1})
 	}
 	l.answer(m.ID, res.reply, err, try)
 	return res.say, err
+}
+
+// asked says whether a message wants its answer said. Only work does: what a worker hears besides may have a response topic on which
+// its sender may not speak, and so nobody speaks for him. Work is given by those inside.
+func (l *live) asked(m *message.Message) bool {
+	return m.ReplyTo != "" && m.Subject == serviceplatform.WorkSubject(l.name)
 }
 
 // answer gives a call's end to who waits for it. A failure that is tried again is none yet.
@@ -233,12 +246,12 @@ func (l *live) overHTTP(r Record) calling {
 		if err != nil {
 			return result{}, later(err)
 		}
-		waited := m.ReplyTo != ""
+		waited := l.asked(m)
 		l.mu.Lock()
 		waited = waited || l.waiters[m.ID] != nil
 		l.mu.Unlock()
 		say, err := got.Events()
-		if err != nil && !waited {
+		if err != nil && (!waited || got.Event()) {
 			return result{}, err
 		}
 		if err != nil || len(say) == 0 {
@@ -273,6 +286,10 @@ func (l *live) overHub(h *hub, r Record) calling {
 			return result{}, err
 		}
 		var res result
+		if n := len(got.Say); n > outbound.EventsMax {
+			return result{}, message.Rejectf(message.NotDecodable, "worker %s says %d messages; up to %d may follow from one", l.name, n, outbound.EventsMax)
+		}
+		got.Detail = cut(got.Detail)
 		for i := range got.Say {
 			s := &got.Say[i]
 			out := &message.Message{Subject: message.Subject(s.Subject), Type: s.Type, Device: s.Device, Time: s.Time, Expires: s.Expires, ContentType: s.ContentType, Data: s.Data}
@@ -302,12 +319,22 @@ func (l *live) overHub(h *hub, r Record) calling {
 	}
 }
 
+// cut bounds what is told of a failure: it is kept, shown and said with each attempt.
+func cut(s string) string {
+	if len(s) > detailMax {
+		return strings.ToValidUTF8(s[:detailMax], "") + "…"
+	}
+	return s
+}
+
+const detailMax = 4 << 10
+
 // joined gives the hub for an instance.
 func (l *live) joined() (*hub, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.rec.Kind != KindSDK {
-		return nil, fmt.Errorf("worker %s is of kind %s, and has no instances that connect", l.name, l.rec.Kind)
+		return nil, answer.Bad(fmt.Errorf("worker %s is of kind %s, and has no instances that connect", l.name, l.rec.Kind))
 	}
 	return l.hub, nil
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/naru-platform/naru/message/catalog"
 	"github.com/naru-platform/naru/service_platform/worker"
 	"github.com/naru-platform/naru/service_platform/worker/sdk"
+	"github.com/naru-platform/naru/service_platform/worker/sdk/wire"
 )
 
 // yard is a platform of several processes on one NATS.
@@ -294,6 +295,35 @@ func TestOverTheBusAWorkerThatIsNotThereIsTold(t *testing.T) {
 	err := sdk.Run(t.Context(), "nobody", func(context.Context, *sdk.Call) error { return nil }, sdk.Options{Bus: y.bus})
 	if err == nil || !strings.Contains(err.Error(), "naru worker add") {
 		t.Errorf("it is told %v", err)
+	}
+}
+
+// An account that may speak to one worker and to anybody must not reach another worker by the latter.
+func TestAnybodyTakesNoInstanceIn(t *testing.T) {
+	y := newYard(t, "n1")
+	y.add("w")
+	for _, q := range []wire.Question{{Do: wire.DoJoin, Worker: "w", Join: &wire.Join{Name: "x", Concurrency: 1}}, {Do: wire.DoWork, Worker: "w", Work: &wire.Work{Timeout: time.Second}}} {
+		raw, err := wire.Pack(&q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if raw, err = y.open().Ask(t.Context(), wire.Anybody, raw); err != nil {
+			t.Fatal(err)
+		}
+		if a, err := wire.Unpack[wire.Answer](raw); err != nil || a.Refused == nil || a.Joined != nil {
+			t.Errorf("%s is answered %+v, %v", q.Do, a, err)
+		}
+	}
+	q := wire.Question{Do: wire.DoWork, Worker: "w", Work: &wire.Work{Timeout: 1 << 60}}
+	raw, err := wire.Pack(&q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if raw, err = y.open().Ask(t.Context(), wire.On("w"), raw); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := wire.Unpack[wire.Answer](raw); err != nil || a.Refused == nil || a.Refused.Status != 400 {
+		t.Errorf("a wait of years is answered %+v, %v", a, err)
 	}
 }
 

@@ -102,7 +102,7 @@ func (w *Workers) run(ctx context.Context, ready func()) error {
 	watch(func() error { return w.book.Follow(ctx) })
 	watch(func() error { return w.stats.follow(ctx, table) })
 	group.Go(func() { w.tell(ctx, table) })
-	watch(func() error { return w.env.Bus.Answer(ctx, wire.Anybody, w.told(w.ask), func() {}) })
+	watch(func() error { return w.env.Bus.Answer(ctx, wire.Anybody, w.told(w.why), func() {}) })
 	group.Go(func() { w.demo(ctx, w.conf.Demo) })
 	for {
 		list, news, ok := w.book.List()

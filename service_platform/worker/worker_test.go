@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -421,6 +422,44 @@ func TestACallIsAnsweredInTimeOrNotAtAll(t *testing.T) {
 	}
 }
 
+func TestAnAnswerIsSaidForWorkOnlyAndWhereAWorkerSpeaks(t *testing.T) {
+	r := newRig(t)
+	var seen counts
+	r.add(worker.Record{Name: "w", Hears: hears, URL: service(t, func(w http.ResponseWriter, q *http.Request) {
+		seen.add(q.Header.Get("ce-subject"))
+		w.Header().Set("Content-Type", "application/cloudevents+json")
+		fmt.Fprint(w, `{"specversion":"1.0","id":"1","source":"w","type":"t","subject":"said","data":1}`)
+	})})
+	heard := telemetry("d-1", "{}") // the broker asks nobody whether its sender may speak there
+	heard.ReplyTo = "device.d-2.command.open.c1"
+	work := componenttest.Message("service_platform.worker.w.invoke", "", "{}")
+	work.ReplyTo = "operator.alarm.x"
+	r.Say(heard, work)
+	if rep := r.settled("w"); rep.Outcomes[component.Handled].Count != 1 {
+		t.Errorf("what it heard is %+v", rep.Outcomes)
+	}
+	if rep := r.Settled(worker.Name+"/w", message.ServicePlatform); rep.Outcomes[component.Dead].Count != 1 || seen.of("service_platform.worker.w.invoke") != 0 {
+		t.Errorf("work whose answer is wanted on %s is %+v, after %v", work.ReplyTo, rep.Outcomes, seen.n)
+	}
+	r.Until(func() bool { return len(r.Said(worker.Name+"/w")) > 0 }, func() string { return "what follows is not said" })
+	for _, m := range r.Said(worker.Name + "/w") {
+		if m.Subject == heard.ReplyTo || m.Subject == work.ReplyTo {
+			t.Errorf("%s is said", m.Subject)
+		}
+	}
+}
+
+func TestAnEventThatCannotBeReadIsNoAnswer(t *testing.T) {
+	r := newRig(t)
+	r.add(worker.Record{Name: "w", URL: service(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/cloudevents+json")
+		fmt.Fprint(w, `{"specversion":"1.0","id":"1","source":"w","type":"t","subject":"device.*.telemetry","data":1}`)
+	})})
+	if code, body := r.ask("POST", "/api/v1/workers/w/call", []byte("1")); code != 502 || !strings.Contains(body, "device.*.telemetry") {
+		t.Errorf("who waits is answered %d %s; want what is wrong with what should have been said", code, body)
+	}
+}
+
 // instance runs one; stop ends it in peace.
 func (r *rig) instance(name, as string, h sdk.Handler) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -556,6 +595,48 @@ func TestAnSDKWorkersEndsAreFates(t *testing.T) {
 	}
 	if err := sdk.Run(t.Context(), "nobody", func(context.Context, *sdk.Call) error { return nil }, sdk.Options{URLs: []string{r.url}}); err == nil || !strings.Contains(err.Error(), "naru worker add") {
 		t.Errorf("a worker that is not there is told %v", err)
+	}
+}
+
+// One message must not take its instance along, and with it what all the others have in their hands.
+func TestWhatCannotBeToldOfAMessageIsItsOwnFault(t *testing.T) {
+	r := newRig(t)
+	r.add(worker.Record{Name: "w", Hears: hears, Attempts: 1})
+	r.instance("w", "a", func(_ context.Context, c *sdk.Call) error {
+		long := strings.Repeat("\x01", 3<<20)
+		switch string(c.Message.Data) {
+		case "long error":
+			return errors.New(long)
+		case "long subject":
+			return c.Say(long, nil)
+		case "long type":
+			return c.SayMessage(sdk.Message{Subject: "x", Type: long})
+		case "long answer":
+			c.Reply(long, nil)
+		case "long all":
+			return errors.Join(c.Say(long, nil), errors.New(long))
+		case "no time":
+			return c.SayMessage(sdk.Message{Subject: "x", Time: time.Date(20000, 1, 1, 0, 0, 0, 0, time.UTC)})
+		case "too many":
+			for range 1001 {
+				if err := c.Say("x", nil); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	id := r.state("w", "running").Run.Instances[0].ID
+	bad := []string{"long error", "long subject", "long type", "long answer", "long all", "no time", "too many"}
+	for i, data := range append(bad, "fine") {
+		r.Say(telemetry(fmt.Sprint("d-", i), data))
+	}
+	rep := r.settled("w")
+	if rep.Outcomes[component.Handled].Count != 1 || rep.Outcomes[component.Dead].Count != uint64(len(bad)) {
+		t.Errorf("outcomes %+v; want one handled, and %d dead", rep.Outcomes, len(bad))
+	}
+	if s := r.shown("w"); len(s.Run.Instances) != 1 || s.Run.Instances[0].ID != id || s.Run.Errors["instance_lost"]+s.Run.Errors["timeout"] > 0 {
+		t.Errorf("the instance was lost: %+v", s.Run)
 	}
 }
 

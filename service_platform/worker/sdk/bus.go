@@ -4,10 +4,12 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"os"
 	"time"
 
+	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/bus/nats/ask"
 	"github.com/naru-platform/naru/service_platform/worker/sdk/wire"
 )
@@ -16,7 +18,7 @@ import (
 // lease lasts.
 const answerMost = 6 * time.Second
 
-// busWay asks over the bus: anybody, to join, and then the process that runs the worker.
+// busWay asks over the bus: the process that runs the worker, and anybody why there is none.
 type busWay struct{ c *ask.Client }
 
 func overBus(o Options, secure *tls.Config) (way, error) {
@@ -35,15 +37,15 @@ func (b *busWay) close() { b.c.Close() }
 func (b *busWay) ask(ctx context.Context, q *wire.Question) (*wire.Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerMost)
 	defer cancel()
-	name := wire.On(q.Worker)
-	if q.Do == wire.DoJoin {
-		name = wire.Anybody
-	}
-	raw, err := wire.Pack(q)
+	packed, err := wire.Pack(q)
 	if err != nil {
 		return nil, err
 	}
-	if raw, err = b.c.Ask(ctx, name, raw); err != nil {
+	raw, err := b.c.Ask(ctx, wire.On(q.Worker), packed)
+	if errors.Is(err, bus.ErrNobody) && q.Do == wire.DoJoin {
+		raw, err = b.c.Ask(ctx, wire.Anybody, packed)
+	}
+	if err != nil {
 		return nil, err
 	}
 	a, err := wire.Unpack[wire.Answer](raw)

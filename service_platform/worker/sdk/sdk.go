@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,8 +32,10 @@ const (
 	askMost            = 15 * time.Second // for one request; a poll waits shorter
 	stopMost           = 10 * time.Second // for handlers and their results when ctx has ended
 	resultsAtOnce      = 256
-	dataMax            = 1 << 20 // of results in one request, where the platform does not say
-	sayRoom            = 512     // what a message has around its data, about
+	dataMax            = 1 << 20  // of results in one request, where the platform does not say
+	resultRoom         = 512      // what a result or a message has around what is of the worker's choice
+	detailMax          = 4 << 10  // bytes of an error that are told
+	detailRoom         = 32 << 10 // what they take in a request, with all that is beside
 )
 
 // Options say where the platform is: at URLs by HTTP, or on Bus. The zero value takes all of it from the environment.
@@ -80,6 +83,11 @@ func (c *Call) Say(subject string, data []byte) error {
 func (c *Call) SayMessage(m Message) error {
 	if m.Subject == "" {
 		return errors.New("say a message: its subject is wanted")
+	}
+	for name, at := range map[string]time.Time{"time": m.Time, "expires": m.Expires} {
+		if _, err := at.MarshalJSON(); err != nil { // else the results of other messages would wait behind it
+			return fmt.Errorf("say a message: its %s cannot be written: %w", name, err)
+		}
 	}
 	c.result.Say = append(c.result.Say, m)
 	return nil
@@ -360,8 +368,13 @@ func (l *life) do(ctx context.Context, c *wire.Call) wire.Result {
 	call := &Call{Message: c.Message, Attempt: c.Attempt, Last: c.Last, Deadline: time.Now().Add(c.Timeout)}
 	err := guard(func() error { return l.r.handle(ctx, call) })
 	res := call.result
-	if n := size(&res); err == nil && n > l.most {
-		res, err = wire.Result{}, Reject(fmt.Errorf("what the handler says has %d bytes; %d are the most for one message", n, l.most))
+	if n, most := size(&res), l.most-detailRoom; n > most {
+		res = wire.Result{}
+		if large := fmt.Errorf("what the handler says has %d bytes; %d are the most for one message", n, most); err == nil {
+			err = Reject(large)
+		} else {
+			err = fmt.Errorf("%w; %w", large, err)
+		}
 	}
 	res.Number, res.End = c.Number, wire.Done
 	var no *rejection
@@ -378,14 +391,18 @@ func (l *life) do(ctx context.Context, c *wire.Call) wire.Result {
 			res.RetryAfter = later.d
 		}
 	}
+	if len(res.Detail) > detailMax {
+		res.Detail = strings.ToValidUTF8(res.Detail[:detailMax], "") + "…"
+	}
 	return res
 }
 
-// size is how many bytes a result takes, about.
+// size is how many bytes a result takes, at most: of texts JSON may need six for one.
 func size(r *wire.Result) int {
-	n := len(r.Reply)
+	n := resultRoom + len(r.Reply) + 6*(len(r.Detail)+len(r.ReplyType))
 	for i := range r.Say {
-		n += len(r.Say[i].Data) + sayRoom
+		m := &r.Say[i]
+		n += resultRoom + len(m.Data) + 6*(len(m.Subject)+len(m.Type)+len(m.Device)+len(m.ContentType))
 	}
 	return n
 }

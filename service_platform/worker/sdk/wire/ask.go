@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// Anybody is the name on the bus that each process answers on which has workers; it has others answer where it must.
+// Anybody is the name on the bus that each process answers on which has workers. It tells who finds nobody by a worker's own name
+// why that is so.
 const Anybody = "service_platform.worker"
 
 // On is the name on the bus that a worker is asked on, where it runs.

@@ -5,7 +5,8 @@
 //	POST   /api/v1/workers/{worker}/instances/{id}/results  Results -> nothing
 //	DELETE /api/v1/workers/{worker}/instances/{id}
 //
-// and, with the same meaning, over the bus: a [Question] asked on [Anybody] (join) or [On] (the rest), written by [Pack].
+// and, with the same meaning, over the bus: a [Question] asked [On] the worker's name, written by [Pack]. Where nobody answers there,
+// [Anybody] tells why.
 //
 // An instance is there as long as it asks: beyond its lease it is answered 410, and what it had is somebody else's.
 package wire
