@@ -199,6 +199,15 @@ type refusal struct {
 
 func (r *refusal) Error() string { return r.detail }
 
+// registered says whether a device is.
+func (c *client) registered(ctx context.Context, device string) (bool, error) {
+	err := c.get(ctx, "/api/v1/devices/"+url.PathEscape(device), nil, &struct{}{})
+	if refusedWith(err, http.StatusNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // refusedWith says whether an error is a refusal with this HTTP status.
 func refusedWith(err error, status int) bool {
 	var r *refusal

@@ -56,6 +56,9 @@ anything but an answer, or has not come by then.`,
 				s.Data = data
 			} else {
 				s.Text = string(data)
+				if begins := strings.TrimSpace(s.Text); begins != "" && strings.Contains("{[", begins[:1]) {
+					o.hint(c, "DATA begins as JSON does and is none; it is sent as text")
+				}
 			}
 			cl, err := o.client()
 			if err != nil {
@@ -68,6 +71,11 @@ anything but an answer, or has not come by then.`,
 			if wait > 0 {
 				if err := awaitCommand(c.Context(), cl, &shown, wait); err != nil {
 					return err
+				}
+			}
+			if !shown.Ended() {
+				if there, err := cl.registered(c.Context(), s.Device); err == nil && !there {
+					o.hint(c, "no device %s is registered (`naru device list`): the command waits until one of that name is and comes; to take it back: naru command cancel %s %s", s.Device, s.Device, shown.ID)
 				}
 			}
 			return showCommand(o, c, &shown, wait)

@@ -5,7 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"os/user"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -44,7 +44,7 @@ func dataModels(o *options) *cobra.Command {
 				}
 				return o.show(c.OutOrStdout(), e, func(p *printer) {
 					p.line("%s", e.YAML)
-					p.line("# version %d, by %s %s", e.Version, e.By, e.Why)
+					p.line("%s", strings.TrimRight(fmt.Sprintf("# version %d, by %s %s", e.Version, e.By, e.Why), " "))
 					for _, h := range e.History {
 						p.line("# before: version %d, by %s, %s %s", h.Version, h.By, h.At.Local().Format(time.DateTime), h.Why)
 					}
@@ -82,7 +82,7 @@ func dataCheck(o *options) *cobra.Command {
 	var running bool
 	c := &cobra.Command{
 		Use: "check FILE", Short: "Whether a file of datasets and pipelines is right", Args: cobra.ExactArgs(1),
-		Long:    "Reads a file as `naru data apply` does, and says what is wrong, with line and remedy. With --running it asks the platform too: whether what is there may become that.",
+		Long:    "Reads a file as `naru data apply` does, and says what is wrong, with line and remedy; a pipeline's SQL is tried. With --running it asks the platform too: whether what is there may become that.",
 		Example: "  naru data check engine.yaml\n  naru data check engine.yaml --running",
 		RunE: func(c *cobra.Command, args []string) error {
 			raw, err := os.ReadFile(args[0])
@@ -102,17 +102,26 @@ func dataCheck(o *options) *cobra.Command {
 					return err
 				}
 			}
+			untried, err := o.tryPipelines(c.Context(), args[0], raw, docs)
+			if err != nil {
+				return err
+			}
 			type line struct {
-				Kind string `json:"kind"`
-				Name string `json:"name"`
-				Line int    `json:"line"`
+				Kind    string `json:"kind"`
+				Name    string `json:"name"`
+				Line    int    `json:"line"`
+				Untried bool   `json:"untried,omitempty"`
 			}
 			list := []line{}
 			for i := range docs {
-				list = append(list, line{docs[i].Kind(), docs[i].Name(), docs[i].Line})
+				list = append(list, line{docs[i].Kind(), docs[i].Name(), docs[i].Line, docs[i].Pipeline != nil && untried[docs[i].Name()]})
 			}
 			return o.show(c.OutOrStdout(), list, func(p *printer) {
 				for _, l := range list {
+					if l.Untried {
+						p.line("%s %s (line %d) is written right; its SQL was not tried, since its dataset is neither in the file nor could a platform be asked for it", l.Kind, l.Name, l.Line)
+						continue
+					}
 					p.line("%s %s (line %d) is right", l.Kind, l.Name, l.Line)
 				}
 			})
@@ -127,22 +136,26 @@ func dataApply(o *options) *cobra.Command {
 	c := &cobra.Command{
 		Use: "apply FILE", Short: "Bring the datasets and pipelines of a file in force", Args: cobra.ExactArgs(1),
 		Long: `Brings each document of a file in force, in its order. A dataset that is there may grow: a field more that is not required, int to
-double, wider bounds; what would not fit the rows that are there is refused, with what to do instead.`,
+double, wider bounds; what would not fit the rows that are there is refused, with what to do instead. So is a pipeline whose SQL fails with any row.`,
 		Example: "  naru data apply engine.yaml --why \"oil pressure too\"",
 		RunE: func(c *cobra.Command, args []string) error {
 			raw, err := os.ReadFile(args[0])
 			if err != nil {
 				return err
 			}
-			if _, err := model.Parse(args[0], raw); err != nil {
+			docs, err := model.Parse(args[0], raw)
+			if err != nil {
 				return err
 			}
 			cl, err := o.client()
 			if err != nil {
 				return err
 			}
+			if _, err := o.tryPipelines(c.Context(), args[0], raw, docs); err != nil {
+				return fmt.Errorf("%w; nothing was changed", err)
+			}
 			list := []model.Entry{}
-			if err := cl.do(c.Context(), http.MethodPut, "/api/v1/data/models", url.Values{"file": {args[0]}, "why": {why}, "by": {whoami()}}, raw, &list); err != nil {
+			if err := cl.do(c.Context(), http.MethodPut, "/api/v1/data/models", url.Values{"file": {args[0]}, "why": {why}, "by": {me()}}, raw, &list); err != nil {
 				return err
 			}
 			return o.show(c.OutOrStdout(), list, func(p *printer) {
@@ -160,27 +173,29 @@ func dataRemove(o *options) *cobra.Command {
 	var why string
 	c := &cobra.Command{
 		Use: "remove dataset|pipeline NAME", Short: "Take a dataset or a pipeline out of force", Args: cobra.ExactArgs(2),
-		Long:    "Takes a dataset or a pipeline out of force: no message goes into it any more. Its versions stay, and a dataset begins again behind them.",
-		Example: "  naru data remove pipeline cleaned",
+		Long:      "Takes a dataset or a pipeline out of force: no message goes into it any more. Its versions stay, and a dataset begins again behind them.",
+		Example:   "  naru data remove pipeline cleaned",
+		ValidArgs: []string{"dataset", "pipeline"},
 		RunE: func(c *cobra.Command, args []string) error {
+			if kind := args[0]; kind != "dataset" && kind != "pipeline" {
+				return fmt.Errorf("%q: want dataset or pipeline, and then its name", kind)
+			}
 			cl, err := o.client()
 			if err != nil {
 				return err
 			}
 			var e model.Entry
-			if err := cl.do(c.Context(), http.MethodDelete, "/api/v1/data/models/"+url.PathEscape(args[0])+"/"+url.PathEscape(args[1]), url.Values{"why": {why}, "by": {whoami()}}, nil, &e); err != nil {
+			if err := cl.do(c.Context(), http.MethodDelete, "/api/v1/data/models/"+url.PathEscape(args[0])+"/"+url.PathEscape(args[1]), url.Values{"why": {why}, "by": {me()}}, nil, &e); err != nil {
 				return err
 			}
-			return o.show(c.OutOrStdout(), e, func(p *printer) { p.line("%s %s is out of force", e.Kind, e.Name) })
+			return o.show(c.OutOrStdout(), e, func(p *printer) {
+				p.line("%s %s is out of force", e.Kind, e.Name)
+				if e.Kind == "dataset" {
+					p.line("Its rows stay. What waits for it in the log waits on, for a dataset of that name; if there will be none: naru ledger forget data_platform.etl/%s", e.Name)
+				}
+			})
 		},
 	}
 	c.Flags().StringVar(&why, "why", "", "why, for who looks later")
 	return c
-}
-
-func whoami() string {
-	if u, err := user.Current(); err == nil {
-		return u.Username
-	}
-	return "cli"
 }

@@ -125,6 +125,11 @@ func (o *options) tryFiles(c *cobra.Command, args []string, raw []byte, name, da
 	if err != nil {
 		return nil, errors.New(strings.Replace(err.Error(), "--shadow", "--twin", 1))
 	}
+	return tryHere(ctx, d, p, samples, known)
+}
+
+// tryHere has a pipeline try samples in this process.
+func tryHere(ctx context.Context, d *model.Dataset, p *model.Pipeline, samples []etl.Sample, known shadows) (*etl.Trial, error) {
 	pipe := etl.NewPipe(d, p, func(ctx context.Context) (*storage.Scratch, error) { return storage.NewScratch(ctx, storage.Options{}) })
 	scratch, err := pipe.Scratch(ctx)
 	if err != nil {
@@ -140,6 +145,35 @@ func (o *options) tryFiles(c *cobra.Command, args []string, raw []byte, name, da
 		return all, nil
 	}
 	return pipe.Try(ctx, samples)
+}
+
+// tryPipelines tries the pipelines of a file on a message without any field, and says which could not be done whatever the
+// message: brought in force, it would hold its dataset up. Untried are those whose dataset is neither here nor can be asked for.
+func (o *options) tryPipelines(ctx context.Context, file string, raw []byte, docs []model.Document) (untried map[string]bool, err error) {
+	untried = map[string]bool{}
+	for i := range docs {
+		if docs[i].Pipeline == nil {
+			continue
+		}
+		name := docs[i].Name()
+		d, p, err := o.chosen(ctx, []string{file}, raw, name, "")
+		if err != nil {
+			untried[name] = true
+			continue
+		}
+		empty, err := readSamples(file, []byte("{}"), d, "sample")
+		if err != nil {
+			return nil, err
+		}
+		t, err := tryHere(ctx, d, p, empty, nil)
+		if err != nil {
+			return nil, err
+		}
+		if t.Fault != "" {
+			return nil, fmt.Errorf("%s:%d: %s; dataset %s would stand still", file, docs[i].Line, t.Fault, d.Name)
+		}
+	}
+	return untried, nil
 }
 
 // chosen finds what is to be tried: in the file, among what is built in, and else in the running platform.

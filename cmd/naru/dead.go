@@ -67,8 +67,15 @@ func (s *selection) query() (url.Values, error) {
 
 // said refuses a selection that is none, unless all letters are meant.
 func (s *selection) said(c *cobra.Command, all bool) error {
-	if q, err := s.query(); err != nil || len(q) > 0 || all {
+	q, err := s.query()
+	if err != nil {
 		return err
+	}
+	if all && len(q) > 0 {
+		return fmt.Errorf("%s: --all is every letter there is, and some are named or selected too: want one of these", c.CommandPath())
+	}
+	if all || len(q) > 0 {
+		return nil
 	}
 	return fmt.Errorf("%s: which letters? Name them, or select some, such as by --group; --all is every letter there is", c.CommandPath())
 }
@@ -198,6 +205,10 @@ func showLetter(p *printer, s *deadletter.Shown) {
 		p.row("edited to", s.EditedData)
 	}
 	p.line("")
+	if s.State == deadletter.Retrying {
+		p.line("It is being tried again. Next: `naru dead job %s`.", s.Job)
+		return
+	}
 	p.line("Next: `naru trace %s`; when the cause is mended, `naru dead retry %s`.", s.Trace, s.ID)
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net/url"
 	"time"
 
@@ -128,5 +129,11 @@ func (l *lasting) Type() string   { return "duration" }
 func (l *lasting) Set(text string) error {
 	var d x509.Duration
 	*l = lasting(text)
-	return d.UnmarshalText([]byte(text))
+	if err := d.UnmarshalText([]byte(text)); err != nil {
+		return err
+	}
+	if d < 0 {
+		return fmt.Errorf("%s is over before it begins; want such as 30d", text)
+	}
+	return nil
 }

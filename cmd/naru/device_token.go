@@ -26,6 +26,9 @@ Nothing else is on standard output; how long it is good stands on standard error
 					in[k] = v
 				}
 			}
+			if there, err := cl.registered(c.Context(), args[0]); err == nil && !there {
+				o.hint(c, "no device %s is registered: who comes with the token becomes it; if that is a slip, the token ends by itself", args[0])
+			}
 			var t x509.TokenGiven
 			if err := cl.post(c.Context(), "/api/v1/devices/"+url.PathEscape(args[0])+"/token", in, &t); err != nil {
 				return err

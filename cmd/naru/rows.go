@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/naru-platform/naru/data_platform/api"
 	"github.com/naru-platform/naru/data_platform/storage"
+	"github.com/naru-platform/naru/internal/when"
 	"github.com/naru-platform/naru/internal/whole"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/operator/journal"
@@ -176,7 +178,15 @@ func dataShow(o *options) *cobra.Command {
 			if limit < 1 {
 				return fmt.Errorf("--limit %d: want 1 at least", limit)
 			}
-			q := values("device", device, "from", since, "to", until, "columns", columns)
+			q, err := span(since, until)
+			if err != nil {
+				return err
+			}
+			for k, v := range map[string]string{"device": device, "columns": columns} {
+				if v != "" {
+					q.Set(k, v)
+				}
+			}
 			if newest {
 				q.Set("newest", "true")
 			}
@@ -191,6 +201,30 @@ func dataShow(o *options) *cobra.Command {
 	f.BoolVar(&newest, "newest", false, "the newest first")
 	f.IntVarP(&limit, "limit", "n", 100, "how many rows at most")
 	return c
+}
+
+// span is what --since and --until say as the API takes it.
+func span(since, until string) (url.Values, error) {
+	var at [2]time.Time
+	now := time.Now()
+	for i, f := range [2]struct{ name, value string }{{"since", since}, {"until", until}} {
+		if f.value == "" {
+			continue
+		}
+		var err error
+		if at[i], err = when.Parse(f.value, now); err != nil {
+			return nil, fmt.Errorf("--%s %s: %w", f.name, f.value, err)
+		}
+	}
+	if since != "" && until != "" && !at[0].Before(at[1]) {
+		return nil, fmt.Errorf("--since %s is not before --until %s", since, until)
+	}
+	return values("from", since, "to", until), nil
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 // pageMost is how many rows are asked for at once.
@@ -379,20 +413,26 @@ then.`,
 			if err != nil {
 				return err
 			}
-			if _, err := os.Stat(args[1]); err == nil {
-				o.hint(c, "%s is there already, and will be replaced", args[1])
-			}
-			o.hint(c, "the platform makes the file; of many rows that takes a while")
-			r, err := cl.ask(c.Context(), http.MethodGet, datasetPath(args[0])+"/export", values("from", since, "to", until), nil)
+			q, err := span(since, until)
 			if err != nil {
 				return err
 			}
-			defer r.Body.Close()
-			f, err := whole.Create(args[1])
+			if dir := filepath.Dir(args[1]); !isDir(dir) {
+				return fmt.Errorf("%s: there is no directory %s", args[1], dir)
+			}
+			f, err := whole.Create(args[1]) // before the platform goes to the trouble
 			if err != nil {
 				return err
 			}
 			defer f.Drop()
+			if _, err := os.Stat(args[1]); err == nil {
+				o.hint(c, "%s is there already, and will be replaced", args[1])
+			}
+			r, err := cl.ask(c.Context(), http.MethodGet, datasetPath(args[0])+"/export", q, nil)
+			if err != nil {
+				return err
+			}
+			defer r.Body.Close()
 			const unit = 1 << 20
 			p := newProgress(c, "MiB", int((r.ContentLength+unit-1)/unit))
 			for {

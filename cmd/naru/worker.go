@@ -113,7 +113,7 @@ func showWorker(p *printer, w *worker.Shown) {
 	if w.BehindBy > 0 {
 		oldest = ", the oldest " + short(w.BehindBy)
 	}
-	p.line("  before it %s%s; in its hands %d, failing %d; handled %d, dead %d", count(int64(w.Behind), "message"), oldest, w.Parked, w.Retrying, w.Handled, w.Dead)
+	p.line("  before it %s%s; in its hands %d, failing %d; handled %d, no concern of it %d, dead %d", count(int64(w.Behind), "message"), oldest, w.Parked, w.Retrying, w.Handled, w.NotMatched, w.Dead)
 	if r := w.Run; r != nil {
 		calls := "no calls yet"
 		if r.Calls > 0 {
@@ -183,7 +183,12 @@ Where there is one of that name, it becomes what is said here, and goes on behin
 				}
 				r.Headers[strings.TrimSpace(name)] = strings.TrimSpace(value)
 			}
-			if every != 0 {
+			for name, n := range map[string]int{"concurrency": r.Concurrency, "attempts": r.Attempts} {
+				if c.Flags().Changed(name) && n < 1 {
+					return fmt.Errorf("--%s %d: want a number from 1", name, n)
+				}
+			}
+			if c.Flags().Changed("timeout") {
 				r.Timeout = every.String()
 			}
 			return changeWorker(o, c, "PUT", workerPath(args[0], ""), why, nil, r)
@@ -257,6 +262,9 @@ is given again, under the same key. What was in its hands where it was, to be tr
 			}
 			var m worker.Moved
 			if err := cl.do(c.Context(), "POST", workerPath(args[0], "/move"), q, nil, &m); err != nil {
+				if refusedWith(err, http.StatusConflict) {
+					return fmt.Errorf("%w (--force)", err)
+				}
 				return err
 			}
 			return o.show(c.OutOrStdout(), m, func(p *printer) {
@@ -295,5 +303,13 @@ func changeWorker(o *options, c *cobra.Command, method, path, why string, q url.
 		}
 		return err
 	}
-	return o.show(c.OutOrStdout(), w, func(p *printer) { p.line("%s is %s", w.Name, w.State) })
+	return o.show(c.OutOrStdout(), w, func(p *printer) {
+		p.line("%s is %s", w.Name, strings.ReplaceAll(w.State, "_", " "))
+		if w.Detail != "" {
+			p.line("  %s", w.Detail)
+		}
+		if w.State == "starting" {
+			p.line("  next: naru worker show %s", w.Name)
+		}
+	})
 }

@@ -29,6 +29,7 @@ type Breaker struct {
 	open    bool
 	until   time.Time
 	since   time.Time
+	why     string // the newest failure
 	wait    time.Duration
 	probing bool
 	tried   map[string]bool // the messages that failed, while it is open; true for one that has let others go first since
@@ -52,6 +53,31 @@ func (b *Breaker) State(now time.Time) (state string, since time.Time) {
 		return HalfOpen, b.since
 	}
 	return Open, b.since
+}
+
+// Why is the newest failure of a call, empty where none has failed yet. It is none of those that the breaker made up itself.
+func (b *Breaker) Why() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.why
+}
+
+// because notes why a call failed.
+func (b *Breaker) because(err error) {
+	if b != nil {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.why = err.Error()
+	}
+}
+
+// Now has an open breaker let a call through at once: the target was changed, or somebody has mended it and says so.
+func (b *Breaker) Now(now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.open {
+		b.until, b.wait = now, breakerFirst
+	}
 }
 
 // Look is the breaker's state, and how long it lets nobody through.
@@ -85,7 +111,7 @@ func (b *Breaker) enter(message string, now time.Time) (done func(outcome, time.
 		return func(o outcome, now time.Time) { b.ended(message, o, now) }, nil
 	}
 	hold := func(after time.Duration, next string) error {
-		return &Later{Err: fmt.Errorf("its calls fail since %s; %s", b.since.Format(time.RFC3339), next), Kind: "breaker", After: after, Uncounted: true}
+		return &Later{Err: fmt.Errorf("its calls fail since %s (%s); %s", b.since.Format(time.RFC3339), b.why, next), Kind: "breaker", After: after, Uncounted: true}
 	}
 	if left := b.until.Sub(now); left > 0 {
 		return nil, hold(left, "the next one is made in "+left.Round(time.Millisecond).String())

@@ -11,7 +11,10 @@ import (
 // guard keeps calls away from addresses that a URL may come to by mistake or malice: this machine, its neighbours, and
 // what clouds tell there of themselves. It judges the address that is dialled, so a name that is resolved to another
 // one at the second look deceives nobody.
-type guard struct{ allow []netip.Prefix }
+type guard struct {
+	allow []netip.Prefix
+	of    string // whose configuration that is
+}
 
 // special are the networks that are no public place (IANA's registries of special-purpose addresses), and those in
 // which an IPv4 address may hide.
@@ -28,11 +31,14 @@ var special = func() (list []netip.Prefix) {
 }()
 
 // forbidden is an address that is not to be called.
-type forbidden struct{ at netip.Addr }
+type forbidden struct {
+	at netip.Addr
+	of string
+}
 
 // Error names the remedy.
 func (f *forbidden) Error() string {
-	return fmt.Sprintf("%s is no public address; if it is meant, put its network into `allow` (such as \"%s/%d\") in the component's configuration", f.at, f.at, f.at.BitLen())
+	return fmt.Sprintf("%s is no public address; if it is meant, put its network into `allow` of %s in the configuration file (`allow: [%s/%d]`) and start it anew", f.at, f.of, f.at, f.at.BitLen())
 }
 
 // control is called with each address before it is dialled.
@@ -48,7 +54,7 @@ func (g guard) judge(at netip.Addr) error {
 	at = at.WithZone("").Unmap()
 	in := func(p netip.Prefix) bool { return p.Contains(at) }
 	if slices.ContainsFunc(special, in) && !slices.ContainsFunc(g.allow, in) {
-		return &forbidden{at}
+		return &forbidden{at, g.of}
 	}
 	return nil
 }

@@ -41,6 +41,8 @@ const (
 type Options struct {
 	// Allow are networks that may be called although they are loopback, private or link-local.
 	Allow []netip.Prefix
+	// Of is the component whose configuration Allow is; what is refused names it.
+	Of string
 	// RootCAs and certificates of its own, for targets that want them; nil is the machine's.
 	TLS *tls.Config
 	Now func() time.Time
@@ -57,7 +59,7 @@ func New(o Options) *Client {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	g := guard{o.Allow}
+	g := guard{o.Allow, o.Of}
 	dialer := &net.Dialer{Timeout: dialWait, KeepAlive: 15 * time.Second, ControlContext: g.control}
 	conf := o.TLS
 	if conf == nil {
@@ -191,6 +193,7 @@ func (c *Client) Send(ctx context.Context, t *Target, r Request) (*Answer, error
 			err = ctx.Err()
 		}
 	case errors.As(err, &later):
+		t.Breaker.because(err)
 		done(failed, c.now())
 	default: // it is there, and answers
 		done(well, c.now())

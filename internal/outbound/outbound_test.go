@@ -197,7 +197,7 @@ func TestAddressesThatAreNotPublicAreNotCalled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := guard{allow}
+	g := guard{allow: allow}
 	for at, ok := range map[string]bool{"10.1.2.3": true, "10.2.2.3": false, "127.0.0.1": true, "::ffff:127.0.0.1": true, "127.0.0.2": false, "fd00::1": true, "fe80::1": false} {
 		if err := g.judge(netip.MustParseAddr(at)); (err == nil) != ok {
 			t.Errorf("%s: %v; want allowed %v", at, err, ok)
@@ -390,6 +390,15 @@ func TestAFailingTargetIsLeftAlone(t *testing.T) {
 	}
 	if calls != breakerLeast {
 		t.Errorf("it was called %d times; want %d", calls, breakerLeast)
+	}
+	// Who is held back is told why, and so is who looks.
+	_, err := c.Send(t.Context(), to, Request{Header: http.Header{"Idempotency-Key": {"held"}}})
+	if err == nil || !strings.Contains(err.Error(), "answered 500") || !strings.Contains(to.Breaker.Why(), "answered 500") || strings.Contains(to.Breaker.Why(), "fail since") {
+		t.Errorf("held back: %v; why: %s", err, to.Breaker.Why())
+	}
+	to.Breaker.Now(c.now()) // somebody has mended it
+	if _, err = c.Send(t.Context(), to, Request{Header: http.Header{"Idempotency-Key": {"another"}}}); calls != breakerLeast+1 {
+		t.Errorf("after it was mended it was called %d times; want one more than %d (%v)", calls, breakerLeast, err)
 	}
 	refuses, to := other(t, func(w http.ResponseWriter, _ *http.Request) { calls++; w.WriteHeader(400) })
 	to.Breaker = &Breaker{}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -244,7 +245,7 @@ func TestCanaryThatFailsKeepsTheOthers(t *testing.T) {
 		r.ask("POST", "/api/v1/dead/jobs?all=true", map[string]any{"kind": "retry", "by": "kim", "rate": 1000, "canary": 3}, &j)
 		e := r.ended(j.ID)
 		r.Until(func() bool { e = r.job(j.ID); return e.Waiting == 0 }, func() string { return fmt.Sprintf("%+v", e.Job) })
-		if e.State != Stopped || e.Sent != 3 || e.Died != 1 || e.Handled != 2 || e.Why == "" {
+		if e.State != Stopped || e.Sent != 3 || e.Died != 1 || e.Handled != 2 || !strings.Contains(e.Why, ", of the 3 that went first, was not handled: ") || !strings.HasSuffix(e.Why, "; the others stay") {
 			t.Errorf("the job ended as %+v", e.Job)
 		}
 		// 17 were not touched, and one is there again, as a letter of its own.
@@ -253,6 +254,13 @@ func TestCanaryThatFailsKeepsTheOthers(t *testing.T) {
 			t.Errorf("the one that died again is %+v", l.Letters)
 		}
 		r.Settled("operator.taker", message.Device)
+		n = 1 // the next one dies again, and it is the only one
+		r.ask("POST", "/api/v1/dead/jobs", map[string]any{"kind": "retry", "by": "kim", "rate": 1000, "canary": 3, "filter": Filter{IDs: []message.ID{r.list("text=still").Letters[0].ID}}}, &j)
+		r.ended(j.ID)
+		r.Until(func() bool { e = r.job(j.ID); return e.Waiting == 0 }, func() string { return fmt.Sprintf("%+v", e.Job) })
+		if e.State != Stopped || strings.Contains(e.Why, "went first") || strings.Contains(e.Why, "others") {
+			t.Errorf("the retry of one letter ended as %+v", e.Job)
+		}
 		c.Close()
 	})
 }

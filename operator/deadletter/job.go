@@ -101,6 +101,7 @@ func (l *Letters) begin(ctx context.Context, j Job) (*Job, error) {
 	now := l.env.Now()
 	j = Job{ID: message.NewID(now), Kind: j.Kind, Filter: j.Filter, By: cut(j.By, 200), Note: cut(j.Note, 1000), Canary: j.Canary, Rate: j.Rate, State: Running, Began: now.UTC()}
 	active := 0
+	var tried *Letter // one that is selected, and in hand already
 	err := l.env.View(func(v component.View) error {
 		if err := eachJob(v, func(o *Job) { active += int(flag(o.State == Running)) }); err != nil {
 			return err
@@ -110,7 +111,9 @@ func (l *Letters) begin(ctx context.Context, j Job) (*Job, error) {
 			return err
 		}
 		_, _, err = walk(v, &j.Filter, message.ID{}, j.Upto, false, math.MaxInt, func(x *Letter) bool {
-			j.Selected += int64(flag(x.State == Dead))
+			if j.Selected += int64(flag(x.State == Dead)); x.State != Dead && tried == nil {
+				tried = x
+			}
 			return true
 		})
 		return err
@@ -120,6 +123,8 @@ func (l *Letters) begin(ctx context.Context, j Job) (*Job, error) {
 		return nil, err
 	case active >= activeMax:
 		return nil, answer.Conflict("%d jobs run already; cancel one, or wait: `naru dead jobs`", active)
+	case j.Selected == 0 && tried != nil:
+		return nil, answer.Conflict("what is selected is being tried again already, such as letter %s by job %s; wait for its result", tried.ID, tried.Job)
 	case j.Selected == 0:
 		return nil, answer.Missing("no dead letter is selected; `naru dead groups` shows what there is")
 	}
@@ -166,6 +171,18 @@ func (l *Letters) cancel(ctx context.Context, id message.ID, by string) (j Job, 
 
 func (j *Job) end(state, why string, now time.Time) { j.State, j.Why, j.Ended = state, why, now.UTC() }
 
+// halted says what one of the first letters ended a job by, and what that means for the others, where there are any.
+func (j *Job) halted(letter message.ID, what string) string {
+	among, rest := "", ""
+	if first := min(int64(j.Canary), j.Selected); first > 1 {
+		among = fmt.Sprintf(", of the %d that went first,", first)
+	}
+	if j.Selected > j.Sent {
+		rest = "; the others stay"
+	}
+	return fmt.Sprintf("letter %s%s %s%s", letter, among, what, rest)
+}
+
 // canary says that the job waits for its first letters.
 func (j *Job) canary() bool { return j.Canary > 0 && j.Handled+j.NotMatched < int64(j.Canary) }
 
@@ -188,7 +205,7 @@ func (l *Letters) took(tx component.Tx, id message.ID, r Result) error {
 		j.Refused++
 	}
 	if first && (r.Result == operator.RetryDead || r.Result == operator.RetryRefused) && j.State == Running {
-		j.end(Stopped, fmt.Sprintf("letter %s, of the %d that went first, was not handled: %s; the others stay", r.Letter, j.Canary, cut(r.Detail, 200)), tx.Now())
+		j.end(Stopped, j.halted(r.Letter, "was not handled: "+cut(r.Detail, 200)), tx.Now())
 	}
 	j.maybeDone(tx.Now())
 	return firstError(write(tx, resultKey(id, r.Letter), r), write(tx, key(kindJob, id), j))
@@ -304,7 +321,7 @@ func (l *Letters) do(tx component.Tx, j *Job, id message.ID) error {
 		r.Result, r.Detail = operator.RetryRefused, cut(err.Error(), detailMax)
 		j.Refused++
 		if j.Canary > 0 && j.Sent <= int64(j.Canary) {
-			j.end(Stopped, fmt.Sprintf("letter %s, of the %d that went first, cannot be sent: %s; the others stay", id, j.Canary, r.Detail), tx.Now())
+			j.end(Stopped, j.halted(id, "cannot be sent: "+r.Detail), tx.Now())
 		}
 		return write(tx, resultKey(j.ID, id), r)
 	}

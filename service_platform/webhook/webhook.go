@@ -87,7 +87,7 @@ func build(env component.Env, c Config) (*Webhook, error) {
 			return nil, fmt.Errorf("secrets_dir: %w", err)
 		}
 	}
-	w.client = outbound.New(outbound.Options{Allow: w.allow, Now: env.Now})
+	w.client = outbound.New(outbound.Options{Of: Name, Allow: w.allow, Now: env.Now})
 	w.book = newBook(w)
 	w.calls = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "naru_webhook_calls_total",
 		Help: "Calls of a destination, by how they ended: handled, later, dead."}, []string{"destination", "outcome"})

@@ -132,7 +132,7 @@ func (w *Workers) serveMove(_ http.ResponseWriter, r *http.Request) (any, error)
 	force, _ := strconv.ParseBool(r.URL.Query().Get("force"))
 	s := w.show(k, true)
 	if s.Parked > 0 && !force {
-		return nil, answer.Conflict("%d messages were in the hands of worker %s where it was, and are lost with that: wait for the node, or move it with force", s.Parked, name)
+		return nil, answer.Conflict("%d messages were in the hands of worker %s where it was, and are lost with that: wait for the node, or force it", s.Parked, name)
 	}
 	if err := w.env.Move(r.Context(), name); err != nil {
 		return nil, err
@@ -154,7 +154,7 @@ func (w *Workers) serveRemove(_ http.ResponseWriter, r *http.Request) (any, erro
 	}
 	force, _ := strconv.ParseBool(r.URL.Query().Get("force"))
 	if s := w.show(k, false); s.Behind > 0 && !force {
-		return nil, answer.Conflict("%d messages wait for worker %s, and would be nobody's: wait, or remove it with force", s.Behind, name)
+		return nil, answer.Conflict("%d messages wait for worker %s, and would be nobody's: wait, or force it", s.Behind, name)
 	}
 	who, why := by(r)
 	if k, err = w.book.change(r.Context(), name, who, why, own(remove)); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -46,6 +47,9 @@ func newLive(w *Workers, name string) *live {
 func (l *live) set(r Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if was := l.rec; was.URL != r.URL || was.Mode != r.Mode || !maps.Equal(was.Headers, r.Headers) || was.Timeout != r.Timeout || was.Paused && !r.Paused {
+		l.breaker.Now(l.w.env.Now()) // somebody has done something about it
+	}
 	l.rec = r
 	l.gate()
 }

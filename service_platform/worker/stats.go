@@ -66,6 +66,7 @@ type State struct {
 	P99       time.Duration     `json:"p99_ns"`
 	Breaker   string            `json:"breaker,omitempty"`
 	OpenSince time.Time         `json:"breaker_since,omitzero"`
+	OpenFor   string            `json:"breaker_why,omitempty"` // how the newest call failed
 	Instances []Instance        `json:"instances,omitempty"`
 }
 
@@ -91,6 +92,8 @@ func (l *live) state() (s State, ok bool) {
 		s.Breaker, s.OpenSince = l.breaker.State(now)
 		if s.Breaker == outbound.Closed {
 			s.OpenSince = time.Time{}
+		} else {
+			s.OpenFor = l.breaker.Why()
 		}
 	}
 	if h != nil {
@@ -177,6 +180,7 @@ type Shown struct {
 	Parked     uint64                `json:"parked"`   // of them, those in its hands
 	Retrying   uint64                `json:"retrying"` // of those, as far as they are told by name, which failed before
 	Handled    uint64                `json:"handled"`
+	NotMatched uint64                `json:"not_matched"` // were no concern of it
 	Dead       uint64                `json:"dead"`
 	Exceptions []component.Exception `json:"exceptions,omitempty"`
 	Versions   []Version             `json:"versions,omitempty"`
@@ -244,6 +248,8 @@ func (w *Workers) show(d *kept, whole bool) Shown {
 			switch outcome {
 			case component.Handled:
 				s.Handled += sum.Count
+			case component.NotMatched:
+				s.NotMatched += sum.Count
 			case component.Dead, component.Unreadable:
 				s.Dead += sum.Count
 			}
@@ -269,11 +275,11 @@ func (w *Workers) show(d *kept, whole bool) Shown {
 		s.State, s.Detail = "paused", "what it hears waits; `naru worker resume "+k.Name+"`"
 	case s.State != "running":
 	case k.Kind == KindSDK && len(s.Run.Instances) == 0:
-		s.State, s.Detail = "no_instances", "nobody who does its work is connected"
+		s.State, s.Detail = "no_instances", "nobody who does its work is connected: start its processes, with NARU_URL and NARU_TOKEN"
 	case s.Run.Breaker == outbound.Open || s.Run.Breaker == outbound.HalfOpen:
 		s.State, s.Detail = "breaker_open", "its calls fail since "+s.Run.OpenSince.UTC().Format(time.RFC3339)
-		if stuck != nil {
-			s.Detail += ": " + stuck.Detail
+		if s.Run.OpenFor != "" {
+			s.Detail += ": " + s.Run.OpenFor
 		}
 	case stuck != nil && now.Sub(stuck.Since) > lateBy:
 		s.State, s.Detail = "stuck_retrying", "message "+stuck.ID.String()+" is tried since "+stuck.Since.UTC().Format(time.RFC3339)+": "+stuck.Detail

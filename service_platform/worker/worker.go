@@ -66,7 +66,7 @@ func New(env component.Env, c Config) (*component.Part, error) {
 	if c.WorkersMax < 1 {
 		return nil, fmt.Errorf("workers_max is %d; want at least 1", c.WorkersMax)
 	}
-	w := &Workers{env: env, conf: c, client: outbound.New(outbound.Options{Allow: allow, Now: env.Now}), book: newBook(env.Now, c.WorkersMax, func(key string, err error) {
+	w := &Workers{env: env, conf: c, client: outbound.New(outbound.Options{Of: Name, Allow: allow, Now: env.Now}), book: newBook(env.Now, c.WorkersMax, func(key string, err error) {
 		env.Log.Error("read a worker of the table; it stays as it was", "worker", key, "error", err)
 	}), live: map[string]*live{}, stats: newBoard(),
 		up: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "naru_worker_instances", Help: "Instances of a worker that are connected here."}, []string{"worker"})}

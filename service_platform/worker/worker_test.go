@@ -257,7 +257,9 @@ func TestAWorkerThatIsDownLosesNothingAndHoldsUpNoOther(t *testing.T) {
 		r.Say(telemetry(fmt.Sprint("d", i%20), fmt.Sprint(i)))
 	}
 	r.settled("up")
-	r.state("down", "breaker_open")
+	if s := r.state("down", "breaker_open"); !strings.Contains(s.Detail, "answered 500") || strings.Count(s.Detail, "fail since") != 1 {
+		t.Errorf("of one that answers 500 it is said: %s", s.Detail)
+	}
 	mu.Lock()
 	well = true
 	mu.Unlock()
@@ -589,6 +591,9 @@ func TestAnSDKWorkersEndsAreFates(t *testing.T) {
 	rep := r.settled("w")
 	if rep.Outcomes[component.Handled].Count != 2 || rep.Outcomes[component.NotMatched].Count != 1 || rep.Outcomes[component.Dead].Count != 3 || tries.of("panic") != 2 {
 		t.Errorf("outcomes %+v; %v", rep.Outcomes, tries.n)
+	}
+	if s := r.shown("w"); s.Handled != 2 || s.NotMatched != 1 || s.Dead != 3 {
+		t.Errorf("it is shown with %d handled, %d that were no concern of it, %d dead", s.Handled, s.NotMatched, s.Dead)
 	}
 	if code, body := r.ask("POST", "/api/v1/workers/w/call", []byte("ask")); code != 200 || !strings.HasPrefix(body, "answer to ") {
 		t.Errorf("a call is answered with %d %s", code, body)
