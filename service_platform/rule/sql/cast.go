@@ -17,6 +17,9 @@ type conversion struct {
 
 func (x *conversion) eval(e *env) value {
 	v := e.eval(x.of)
+	if e.work(v.size()); e.err != nil {
+		return undefined
+	}
 	switch x.to {
 	case String:
 		b, ok := e.toText(v)

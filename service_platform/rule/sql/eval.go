@@ -13,12 +13,13 @@ import (
 // The limits of one evaluation. A statement with variables can double a value with each of them.
 const (
 	outputMax = 1 << 20 // bytes of one value
-	stepsMax  = 1 << 20 // expressions evaluated, elements walked over, values written
+	stepsMax  = 1 << 20 // expressions evaluated, elements walked over, values written, and bytes of what they are done with
+	stepBytes = 32      // bytes that are a step: 32 MiB make an evaluation too long, some tenths of a second at worst
 )
 
 var (
 	errTooLarge = fmt.Errorf("sql: a value grows beyond %d bytes; select less of the message", outputMax)
-	errTooLong  = fmt.Errorf("sql: the statement takes more than %d steps for this message; nest fewer queries", stepsMax)
+	errTooLong  = fmt.Errorf("sql: the statement takes more than %d steps for this message; nest fewer queries, and do less with large values", stepsMax)
 )
 
 // Input is one message. The zero values of its fields make the functions that ask for them Undefined.
@@ -122,6 +123,22 @@ func (e *env) step() bool {
 		return false
 	}
 	return true
+}
+
+// work counts what is done to so many bytes.
+func (e *env) work(bytes int) {
+	if e.steps -= bytes / stepBytes; e.steps < 0 {
+		e.fail(errTooLong)
+	}
+}
+
+// open gives an Array or Object as a node that the caller may change, and counts that.
+func (e *env) open(v value) *node {
+	e.work(4 * v.size())
+	if e.err != nil {
+		return &node{}
+	}
+	return v.opened()
 }
 
 func (e *env) fail(err error) {

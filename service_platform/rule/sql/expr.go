@@ -25,14 +25,23 @@ func (x *path) eval(e *env) value {
 	var v value
 	switch {
 	case x.nested:
-		v = e.scope.member(x.names[0])
+		v = e.member(e.scope, x.names[0])
 	case x.key >= 0:
 		v = e.top(x.key)
 	}
 	for _, name := range x.names[1:] {
-		v = v.member(name)
+		v = e.member(v, name)
 	}
 	return v
+}
+
+// member gives an object's member, and counts the way to it.
+func (e *env) member(v value, name []byte) value {
+	if v.kind != Object {
+		return undefined
+	}
+	e.work(v.size())
+	return v.member(name)
 }
 
 // star is the whole payload, or the element that a nested query is at.
@@ -62,7 +71,7 @@ type member struct {
 	name []byte
 }
 
-func (x *member) eval(e *env) value { return e.eval(x.of).member(x.name) }
+func (x *member) eval(e *env) value { return e.member(e.eval(x.of), x.name) }
 
 // element is of[at], an extension for get(of, at).
 type element struct {
@@ -70,7 +79,11 @@ type element struct {
 	of, at expr
 }
 
-func (x *element) eval(e *env) value { return get(e.eval(x.of), e.eval(x.at)) }
+func (x *element) eval(e *env) value {
+	of, at := e.eval(x.of), e.eval(x.at)
+	e.work(of.size())
+	return get(of, at)
+}
 
 type negation struct {
 	place
@@ -129,6 +142,9 @@ func (x *operation) eval(e *env) value {
 		}
 	}
 	b := e.eval(x.b)
+	if e.work(a.size() + b.size()); e.err != nil {
+		return undefined
+	}
 	switch x.op {
 	case opOr:
 		return either(a, b)
@@ -229,9 +245,14 @@ func (x *call) eval(e *env) value {
 	base := len(e.stack)
 	for _, arg := range x.args {
 		v := e.eval(arg)
+		e.work(v.size())
 		e.stack = append(e.stack, v)
 	}
-	v := x.fn.call(e, x, e.stack[base:])
+	v := undefined
+	if e.err == nil {
+		v = x.fn.call(e, x, e.stack[base:])
+		e.work(v.size())
+	}
 	clear(e.stack[base:])
 	e.stack = e.stack[:base]
 	return v
@@ -247,6 +268,7 @@ type query struct {
 
 func (x *query) eval(e *env) value {
 	source, before := e.eval(x.from), e.scope
+	e.work(source.size())
 	defer func() { e.scope = before }()
 	switch {
 	case source.kind == Object:
@@ -263,6 +285,9 @@ func (x *query) eval(e *env) value {
 	}
 	if source.node != nil {
 		for _, item := range source.node.items {
+			if !e.step() {
+				break
+			}
 			add(item)
 		}
 	} else {

@@ -82,7 +82,7 @@ func (x *among) eval(e *env) value {
 	if v.kind == Undefined || v.kind == binary || in.kind != Array {
 		return undefined
 	}
-	for _, item := range in.opened().items {
+	for _, item := range e.open(in).items {
 		if e.same(v, item) {
 			return boolean(true)
 		}
@@ -99,7 +99,7 @@ type like struct {
 func (x *like) eval(e *env) value {
 	text, ok := e.toText(e.eval(x.of))
 	pattern, both := e.toText(e.eval(x.pattern))
-	if !ok || !both {
+	if e.work(4 * (len(text) + len(pattern))); !ok || !both || e.err != nil {
 		return undefined
 	}
 	return boolean(e.likes([]rune(string(text)), []rune(string(pattern))))
@@ -107,7 +107,7 @@ func (x *like) eval(e *env) value {
 
 // likes goes back only to the last %, which is enough.
 func (e *env) likes(text, pattern []rune) bool {
-	t, p, star, mark := 0, 0, -1, 0
+	t, p, star, mark, from := 0, 0, -1, 0, 0
 	for t < len(text) {
 		switch {
 		case p < len(pattern) && pattern[p] == '%':
@@ -117,7 +117,9 @@ func (e *env) likes(text, pattern []rune) bool {
 			p++
 			t++
 		case star >= 0 && e.step():
+			e.work(t - from)
 			mark++
+			from = mark
 			p, t = star+1, mark
 		default:
 			return false

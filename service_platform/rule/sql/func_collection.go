@@ -74,7 +74,7 @@ func concat(e *env, _ *call, a []value) value {
 				items = append(items, v)
 				continue
 			}
-			for _, item := range v.opened().items {
+			for _, item := range e.open(v).items {
 				if !e.step() {
 					return undefined
 				}
@@ -105,17 +105,27 @@ func transform(e *env, _ *call, a []value) value {
 	if !a[0].isText("enrichArray") || a[1].kind != Object || a[2].kind != Array {
 		return undefined
 	}
-	extra, out := a[1].opened(), a[2].opened()
+	extra, out := e.open(a[1]), e.open(a[2])
 	for i, item := range out.items {
 		if item.kind != Object || !e.step() {
 			return undefined
 		}
-		rich := item.opened()
+		rich := e.open(item)
+		var index map[string]int
+		if len(rich.names)+len(extra.names) >= indexFrom {
+			index = rich.index()
+		}
 		for j, name := range extra.names {
 			if !e.step() {
 				return undefined
 			}
-			rich.put(name, extra.items[j])
+			if index == nil {
+				rich.put(name, extra.items[j])
+			} else if at, there := index[string(name)]; there {
+				rich.items[at] = extra.items[j]
+			} else { // the names of one object are different
+				rich.names, rich.items = append(rich.names, name), append(rich.items, extra.items[j])
+			}
 		}
 		out.items[i] = value{kind: Object, node: rich}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"regexp"
+	"regexp/syntax"
 	"strconv"
 )
 
@@ -31,43 +32,95 @@ var regexpFunctions = []function{
 	{name: "regexp_replace", min: 3, max: 3, prepare: prepareRegexp, call: regexpReplace},
 }
 
-// patternMax bounds patterns that are compiled for each message.
-const patternMax = 4096
+const (
+	patternMax   = 4096          // bytes of a pattern
+	statesMax    = 8192          // of a pattern with its repetitions written out
+	allStatesMax = 8 * statesMax // of the patterns of a statement: a state takes some 100 bytes
+	stateBytes   = 64            // what making a state costs, as bytes looked at
+)
+
+// compiled is a pattern, with how many states it has: as many are looked at for each byte, at worst.
+type compiled struct {
+	*regexp.Regexp
+	states int
+}
 
 func prepareRegexp(p *parser, c *call) {
 	l, ok := c.args[1].(*literal)
 	if !ok || l.v.kind != String {
 		return
 	}
-	r, err := compileRegexp(l.v.b)
+	r, err := compileRegexp(l.v.b, nil)
 	if err != nil {
 		p.failAt(l.from, "a regular expression of RE2", "the string "+cut(string(l.v.b)), err.Error())
+	}
+	if p.states += r.states; p.states > allStatesMax {
+		p.failAt(l.from, fmt.Sprintf("patterns of at most %d states together", allStatesMax), "more", "use regexp_matches in several rules")
 	}
 	c.prepared = r
 }
 
-func compileRegexp(pattern []byte) (*regexp.Regexp, error) {
+// compileRegexp reads a pattern; e counts what that takes, where a message has it.
+func compileRegexp(pattern []byte, e *env) (*compiled, error) {
 	if len(pattern) > patternMax {
 		return nil, fmt.Errorf("a pattern has at most %d bytes", patternMax)
 	}
-	return regexp.Compile(string(pattern))
+	tree, err := syntax.Parse(string(pattern), syntax.Perl)
+	if err != nil {
+		return nil, err
+	}
+	n := states(tree)
+	if n > statesMax {
+		return nil, fmt.Errorf("a pattern has at most %d states with its repetitions written out; this has more", statesMax)
+	}
+	if e != nil {
+		if e.work(n * stateBytes); e.err != nil {
+			return nil, e.err
+		}
+	}
+	r, err := regexp.Compile(string(pattern))
+	if err != nil {
+		return nil, err
+	}
+	return &compiled{r, n}, nil
+}
+
+// states is about how many a pattern has once it is compiled.
+func states(r *syntax.Regexp) int {
+	n := 1
+	switch r.Op {
+	case syntax.OpLiteral:
+		n = len(r.Rune)
+	case syntax.OpCapture:
+		n = 2
+	}
+	for _, sub := range r.Sub {
+		n = min(n+states(sub), statesMax+1)
+	}
+	if r.Op == syntax.OpRepeat {
+		n = min(n*max(r.Min, r.Max, 1), statesMax+1)
+	}
+	return n
 }
 
 // matchOperands gives the text and the pattern; no pattern means Undefined.
-func matchOperands(e *env, c *call, a []value) ([]byte, *regexp.Regexp) {
+func matchOperands(e *env, c *call, a []value) ([]byte, *compiled) {
 	s, ok := e.toText(a[0])
 	if !ok {
 		return nil, nil
 	}
-	if r, ok := c.prepared.(*regexp.Regexp); ok {
-		return s, r
-	}
-	pattern, ok := e.toText(a[1])
+	r, ok := c.prepared.(*compiled)
 	if !ok {
-		return nil, nil
+		pattern, ok := e.toText(a[1])
+		if !ok {
+			return nil, nil
+		}
+		var err error
+		if r, err = compileRegexp(pattern, e); err != nil {
+			return nil, nil
+		}
 	}
-	r, err := compileRegexp(pattern)
-	if err != nil {
+	if e.work(len(s) * (4 + r.states/2)); e.err != nil {
 		return nil, nil
 	}
 	return s, r
@@ -79,7 +132,7 @@ func regexpReplace(e *env, c *call, a []value) value {
 	if r == nil || !ok {
 		return undefined
 	}
-	parts, ok := replacement(by, r)
+	parts, ok := replacement(by, r.Regexp)
 	if !ok {
 		return undefined
 	}

@@ -20,6 +20,9 @@ func (e *env) same(a, b value) bool {
 	if a.kind != b.kind {
 		return false
 	}
+	if e.work(a.size() + b.size()); e.err != nil {
+		return false
+	}
 	switch a.kind {
 	case Null:
 		return true
@@ -28,7 +31,7 @@ func (e *env) same(a, b value) bool {
 	case String:
 		return bytes.Equal(a.b, b.b)
 	case Array:
-		x, y := a.opened().items, b.opened().items
+		x, y := e.open(a).items, e.open(b).items
 		if len(x) != len(y) {
 			return false
 		}
@@ -39,7 +42,7 @@ func (e *env) same(a, b value) bool {
 		}
 		return true
 	case Object:
-		x, y := a.opened(), b.opened()
+		x, y := e.open(a), e.open(b)
 		if len(x.names) != len(y.names) {
 			return false
 		}

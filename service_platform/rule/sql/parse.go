@@ -20,6 +20,7 @@ type program struct {
 	text       string
 	keys       [][]byte // the top-level names of the payload that are read
 	variables  []assignment
+	states     int // of regular expressions
 	extensions []string
 	warnings   []string
 	looks      bool // asks for what is not in the message

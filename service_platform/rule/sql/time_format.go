@@ -25,6 +25,7 @@ func formatTime(e *env, c *call, a []value) value {
 		if !ok {
 			return undefined
 		}
+		e.work(zoneBytes)
 		if location, ok = zone(string(name)); !ok {
 			return undefined
 		}

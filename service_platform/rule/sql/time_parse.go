@@ -9,6 +9,7 @@ import (
 func timeToEpoch(e *env, c *call, a []value) value {
 	s, ok := e.toText(a[0])
 	fields, both := e.pattern(c, a[1], javaLetters)
+	e.work(zoneBytes)
 	if !ok || !both || len(s) > 256 {
 		return undefined
 	}

@@ -135,6 +135,14 @@ func (v value) item(index int64) value {
 	return undefined
 }
 
+// size is about how many bytes are looked at where all of the value is.
+func (v value) size() int {
+	if v.node != nil {
+		return stepBytes / 2 * len(v.node.items)
+	}
+	return len(v.b)
+}
+
 // opened gives an Array or Object as a node that the caller may change. Of equal names the last counts.
 func (v value) opened() *node {
 	n := &node{}
@@ -253,6 +261,7 @@ func (e *env) appendJSON(dst []byte, v value) []byte {
 		return appendQuoted(dst, v.b)
 	case Array, Object:
 		if v.node == nil {
+			e.work(len(v.b))
 			return appendCompact(dst, v.b)
 		}
 		return e.appendNode(dst, v)
