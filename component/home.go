@@ -75,6 +75,29 @@ func (r *run) settle(ctx context.Context) (bool, error) {
 	return err == nil, err
 }
 
+// Gone are the consumers that were forgotten, and those that were moved and that no process has taken: nobody takes back what died at
+// them. A view of peers that has just begun knows of no process yet.
+func Gone(ctx context.Context, b bus.Bus, peers *Peers) (map[string]bool, error) {
+	t, err := b.Table(ctx, homeTable, bus.TableOptions{})
+	if err != nil {
+		return nil, err
+	}
+	homes, err := bus.Entries(ctx, t, "")
+	if err != nil {
+		return nil, err
+	}
+	gone := map[string]bool{}
+	for _, e := range homes {
+		if string(e.Value) == homeless {
+			gone[e.Key] = true
+		}
+	}
+	for _, h := range peers.Components() { // one that may begin anywhere has no home, though it was forgotten once
+		delete(gone, h.Name)
+	}
+	return gone, nil
+}
+
 // lastKnown is how far a consumer has come that has nothing here and yet has run: the newest generation of a log that it was in, and
 // its places there, as it told or as the logs keep messages for it. Where there are none it has not run.
 func (w *worker) lastKnown(ctx context.Context, log bus.LogInfo, name string) (g bus.Generation, places map[uint32]uint64, err error) {

@@ -10,6 +10,7 @@ package deadletter
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -56,7 +57,12 @@ type Letters struct {
 	dropped  prometheus.Counter
 	alarming map[string]bool
 	swept    time.Time
+	looked   time.Time           // for consumers that are gone
+	stood    map[message.ID]Job  // the jobs that waited then
 	credit   map[message.ID]pace // of the jobs that run; of Run's goroutine
+
+	mu      sync.Mutex
+	running map[message.ID]bool // the jobs that run; there are many more that have ended
 }
 
 // New builds the component.
@@ -72,7 +78,7 @@ func build(env component.Env, c Config, l *Letters) (*component.Part, error) {
 	case c.JobsKept < 1 || c.InFlight < 1:
 		return nil, fmt.Errorf("jobs_kept is %d and in_flight %d; both want at least 1", c.JobsKept, c.InFlight)
 	}
-	*l = Letters{env: env, conf: c, age: age, alarming: map[string]bool{}, credit: map[message.ID]pace{},
+	*l = Letters{env: env, conf: c, age: age, alarming: map[string]bool{}, credit: map[message.ID]pace{}, running: map[message.ID]bool{},
 		letters: prometheus.NewGauge(prometheus.GaugeOpts{Name: "naru_dead_letters", Help: "Dead letters that are kept: not handled since, not discarded."}),
 		bytes:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "naru_dead_letters_bytes", Help: "What they take."}),
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{Name: "naru_dead_letters_dropped_total", Help: "Dead letters that went for their age, or for want of room."})}
@@ -84,12 +90,28 @@ func build(env component.Env, c Config, l *Letters) (*component.Part, error) {
 
 // run keeps house, and has the jobs go on.
 func (l *Letters) run(ctx context.Context, ready func()) error {
+	if err := l.env.View(func(v component.View) error {
+		return eachJob(v, func(j *Job) {
+			if j.State == Running {
+				l.runs(j.ID, true)
+			}
+		})
+	}); err != nil {
+		return err
+	}
 	ready()
+	l.looked = l.env.Now().Add(goneEvery) // by then all processes have told what they run
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
 	for {
 		if err := l.work(ctx); err != nil && ctx.Err() == nil {
 			l.env.Log.Warn("go on with the jobs; trying again", "error", err)
+		}
+		if now := l.env.Now(); now.Sub(l.looked) >= goneEvery {
+			l.looked = now
+			if err := l.release(ctx); err != nil && ctx.Err() == nil {
+				l.env.Log.Warn("look for letters whose consumer is gone; trying again", "in", goneEvery, "error", err)
+			}
 		}
 		if now := l.env.Now(); now.Sub(l.swept) >= houseEvery {
 			l.swept = now
@@ -102,5 +124,16 @@ func (l *Letters) run(ctx context.Context, ready func()) error {
 			return nil
 		case <-tick.C:
 		}
+	}
+}
+
+// runs notes that a job runs, or has ended.
+func (l *Letters) runs(id message.ID, on bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if on {
+		l.running[id] = true
+	} else {
+		delete(l.running, id)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/component/componenttest"
 	"github.com/naru-platform/naru/message"
@@ -342,6 +343,42 @@ func TestLetterOfALostAccountIsNotTakenBack(t *testing.T) {
 		}
 		if l := r.list(""); len(l.Letters) != 1 || l.Letters[0].State != Dead {
 			t.Errorf("the letter is %+v", l.Letters)
+		}
+		c.Close()
+	})
+}
+
+// Nobody tells what became of a letter whose consumer was removed, before it was sent or since.
+func TestLettersOfAConsumerThatIsGoneComeBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := componenttest.New(t)
+		r := start(t, c, taker(func(*message.Message) error { return nil }))
+		r.Say(die("service_platform.worker/gone", "d-1", "{}", "broken", message.SchemaMismatch), die("service_platform.worker/away", "d-2", "{}", "broken", message.SchemaMismatch))
+		r.heard(2)
+		homes, err := c.Bus.Table(t.Context(), "naru_homes", bus.TableOptions{})
+		if err == nil {
+			_, err = homes.Put(t.Context(), "service_platform.worker/gone", []byte("\x00"))
+		}
+		if err == nil {
+			_, err = homes.Put(t.Context(), "service_platform.worker/away", []byte("n9"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var j, k Job
+		r.ask("POST", "/api/v1/dead/jobs", map[string]any{"kind": "retry", "by": "kim", "filter": map[string]any{"component": "service_platform.worker/gone"}}, &j)
+		r.ask("POST", "/api/v1/dead/jobs", map[string]any{"kind": "retry", "by": "kim", "filter": map[string]any{"component": "service_platform.worker/away"}}, &k)
+		<-time.After(2 * time.Minute)
+		if e := r.job(j.ID); e.State != Stopped || e.Refused != 1 || e.Waiting != 0 {
+			t.Errorf("the job ended as %+v", e.Job)
+		}
+		if e := r.job(k.ID); e.State != Running || e.Waiting != 1 {
+			t.Errorf("one whose consumer may come again is %+v", e.Job)
+		}
+		for _, x := range r.list("").Letters {
+			if want := map[bool]string{true: Dead, false: Retrying}[x.Component == "service_platform.worker/gone"]; x.State != want {
+				t.Errorf("letter of %s is %s; want %s", x.Component, x.State, want)
+			}
 		}
 		c.Close()
 	})

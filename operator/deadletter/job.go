@@ -1,9 +1,11 @@
 package deadletter
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -132,6 +134,7 @@ func (l *Letters) begin(ctx context.Context, j Job) (*Job, error) {
 		if err := write(tx, key(kindJob, j.ID), j); err != nil {
 			return err
 		}
+		tx.After(func() { l.runs(j.ID, true) })
 		return l.audit(tx, Entry{By: j.By, What: j.Kind, Job: j.ID, Detail: fmt.Sprintf("%d letters, %s", j.Selected, describe(&j))})
 	})
 }
@@ -225,13 +228,26 @@ type pace struct {
 
 // work has each job go on, as far as its rate lets it.
 func (l *Letters) work(ctx context.Context) error {
+	l.mu.Lock()
+	ids := slices.SortedFunc(maps.Keys(l.running), func(a, b message.ID) int { return bytes.Compare(a[:], b[:]) })
+	l.mu.Unlock()
+	if len(ids) == 0 && len(l.credit) == 0 {
+		return nil
+	}
 	var jobs []Job
 	if err := l.env.View(func(v component.View) error {
-		return eachJob(v, func(j *Job) {
-			if j.State == Running {
-				jobs = append(jobs, *j)
+		for _, id := range ids {
+			j, _, err := read[Job](v, key(kindJob, id))
+			if err != nil {
+				return err
 			}
-		})
+			if j.State == Running {
+				jobs = append(jobs, j)
+			} else {
+				l.runs(id, false)
+			}
+		}
+		return nil
 	}); err != nil {
 		return err
 	}
@@ -258,6 +274,67 @@ func (l *Letters) work(ctx context.Context) error {
 	}
 	return nil
 }
+
+// goneEvery is how often it is looked whether jobs wait for somebody who is no more.
+const goneEvery = 30 * time.Second
+
+// release takes letters back that were sent to a consumer which was removed since, or before: nobody would ever tell what became of them.
+// Jobs are looked at that wait and have not moved since the last time.
+func (l *Letters) release(ctx context.Context) error {
+	waiting := map[message.ID]Job{}
+	var still []message.ID
+	if err := l.env.View(func(v component.View) error {
+		return eachJob(v, func(j *Job) {
+			if j.Waiting <= 0 {
+				return
+			}
+			if was, ok := l.stood[j.ID]; ok && was.Sent == j.Sent && was.Waiting == j.Waiting && was.ended() == j.ended() {
+				still = append(still, j.ID)
+			}
+			waiting[j.ID] = *j
+		})
+	}); err != nil {
+		return err
+	}
+	l.stood = waiting
+	if len(still) == 0 {
+		return nil
+	}
+	gone, err := component.Gone(ctx, l.env.Bus, l.env.Peers)
+	if err != nil || len(gone) == 0 {
+		return err
+	}
+	var letters []message.ID
+	if err := l.env.View(func(v component.View) error {
+		var bad error
+		for _, id := range still {
+			err := v.Range(key(kindResult, id), append(key(kindResult, id), slices.Repeat([]byte{0xff}, 17)...), false, func(_, raw []byte) bool {
+				var r Result
+				if bad = json.Unmarshal(raw, &r); bad == nil && r.Result == resultWaiting && gone[r.Component] {
+					letters = append(letters, r.Letter)
+				}
+				return bad == nil
+			})
+			if err = firstError(err, bad); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil || len(letters) == 0 {
+		return err
+	}
+	return l.env.Change(ctx, func(tx component.Tx) error {
+		for _, id := range letters {
+			if err := l.settle(tx, id, operator.RetryRefused, "its consumer is there no more: it was removed, or moved and no process has taken it; discard the letter, or say its message again"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// ended is how many of a job's letters have a result.
+func (j *Job) ended() int64 { return j.Handled + j.NotMatched + j.Died + j.Refused }
 
 // step sends a job's next letters, most of them at most.
 func (l *Letters) step(ctx context.Context, j *Job, most int) (sent int, err error) {
