@@ -36,7 +36,7 @@ func consume(ctx context.Context, env Env, w *worker) error {
 	var group sync.WaitGroup
 	run := func(f func() error) {
 		group.Go(func() {
-			if err := f(); err != nil && ctx.Err() == nil {
+			if err := caught(f); err != nil && ctx.Err() == nil {
 				cancel(err)
 			}
 		})
@@ -98,7 +98,7 @@ func (w *worker) follow(ctx context.Context, name string) error {
 		var group sync.WaitGroup
 		errs := make([]error, len(g.Partitions))
 		for n, p := range g.Partitions {
-			group.Go(func() { errs[n] = w.read(ctx, log, g, p) })
+			group.Go(func() { errs[n] = caught(func() error { return w.read(ctx, log, g, p) }) })
 		}
 		group.Wait()
 		if err := errors.Join(errs...); err != nil && ctx.Err() == nil {

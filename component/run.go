@@ -59,7 +59,7 @@ func (r *run) supervise(ctx context.Context) {
 		}
 		began := r.h.Now()
 		r.set("starting", "")
-		err := r.guarded(ctx)
+		err := caught(func() error { return r.start(ctx) })
 		if errors.Is(err, errStuck) {
 			r.mu.Lock()
 			r.stuck = true
@@ -108,11 +108,6 @@ func firstLine(err error) string {
 	return s
 }
 
-func (r *run) guarded(ctx context.Context) (err error) {
-	defer catch(&err)
-	return r.start(ctx)
-}
-
 // panicked is a panic in a component's code, caught.
 type panicked struct {
 	what  any
@@ -127,6 +122,12 @@ func catch(err *error) {
 	if p := recover(); p != nil {
 		*err = &panicked{p, debug.Stack()}
 	}
+}
+
+// caught calls f, and gives a panic of it as an error: whatever goroutine meets a bug, the process goes on.
+func caught(f func() error) (err error) {
+	defer catch(&err)
+	return f()
 }
 
 // errStuck says that only a new process helps.
@@ -365,12 +366,7 @@ func (r *run) serve(ctx context.Context, cancel context.CancelCauseFunc, part *P
 	defer stopOut()
 	goes := func(g *sync.WaitGroup, f func() error) {
 		g.Go(func() {
-			var err error
-			func() {
-				defer catch(&err)
-				err = f()
-			}()
-			if err != nil && (ctx.Err() == nil || !errors.Is(err, context.Canceled)) {
+			if err := caught(f); err != nil && (ctx.Err() == nil || !errors.Is(err, context.Canceled)) {
 				if ctx.Err() != nil {
 					r.env.Log.Error("stop", "error", err)
 				}

@@ -297,7 +297,7 @@ func (s *spread) start(ctx, drained context.Context, w *want, lease bus.Lease, f
 	s.mu.Unlock()
 	go func() {
 		defer close(l.over)
-		err := s.lane(ctx, drained, l, w, lease)
+		err := caught(func() error { return s.lane(ctx, drained, l, w, lease) })
 		free, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer done()
 		_ = lease.Release(free) // it goes by itself
@@ -350,12 +350,7 @@ func (s *spread) lane(ctx, drained context.Context, l *lane, w *want, lease bus.
 	var group sync.WaitGroup
 	goes := func(f func() error) {
 		group.Go(func() {
-			var err error
-			func() {
-				defer catch(&err)
-				err = f()
-			}()
-			if err != nil && (ctx.Err() == nil || !errors.Is(err, context.Canceled)) {
+			if err := caught(f); err != nil && (ctx.Err() == nil || !errors.Is(err, context.Canceled)) {
 				stop(err)
 			}
 		})

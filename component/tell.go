@@ -34,7 +34,7 @@ func (h *Host) tell(ctx context.Context) {
 		if now := time.Now(); now.Sub(measured) >= lagEvery {
 			measured = now
 			for _, r := range all {
-				if err := r.lag(ctx); err != nil && ctx.Err() == nil {
+				if err := caught(func() error { return r.lag(ctx) }); err != nil && ctx.Err() == nil {
 					h.Log.Debug("measure how far a component is behind", "component", r.spec.Name, "error", err)
 				}
 			}
@@ -51,7 +51,7 @@ func (h *Host) tell(ctx context.Context) {
 func (h *Host) tellOf(ctx context.Context, r *run, said map[string]time.Time) error {
 	h.telling.Lock()
 	defer h.telling.Unlock()
-	return r.tell(ctx, said)
+	return caught(func() error { return r.tell(ctx, said) })
 }
 
 func (r *run) tell(ctx context.Context, said map[string]time.Time) error {
