@@ -7,6 +7,7 @@ import (
 	"go/token"
 	"os"
 	"path"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -88,6 +89,25 @@ func TestHouseIsTidy(t *testing.T) {
 	for folder, ok := range docs {
 		if !ok {
 			t.Errorf("%s: no file says what the package is for", folder)
+		}
+	}
+}
+
+// file is how ARCHITECTURE.md names one, with its folder.
+var file = regexp.MustCompile("`([a-z0-9_]+/[a-z0-9_/]+\\.go)`")
+
+func TestArchitectureNamesFilesThatThereAre(t *testing.T) {
+	text, err := os.ReadFile("ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := file.FindAllSubmatch(text, -1)
+	if len(names) < 30 {
+		t.Errorf("%d files are named; want those that a newcomer reads first", len(names))
+	}
+	for _, n := range names {
+		if _, err := os.Stat(string(n[1])); err != nil {
+			t.Errorf("ARCHITECTURE.md names %s: %v", n[1], err)
 		}
 	}
 }
