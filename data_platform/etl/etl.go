@@ -48,7 +48,7 @@ func With(hub *storage.Hub) component.Spec {
 		ChildrenHear: []message.Pattern{"data_platform.>"},
 		Says:         []message.Pattern{serviceplatform.TwinWanted},
 		Required:     true, // a reading that is not a row yet would be missing for good
-	}, Config{Gather: "50ms", GatherMax: 8192, Memory: "256MiB"}, func(env component.Env, c Config) (*component.Part, error) {
+	}, Config{Gather: "200ms", GatherMax: 8192, Memory: "256MiB"}, func(env component.Env, c Config) (*component.Part, error) {
 		return build(env, c, hub)
 	})
 }

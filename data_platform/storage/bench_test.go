@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -162,4 +163,38 @@ func BenchmarkAsk(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkLoadFew loads what a small fleet says between two loads: what a transaction takes, whatever is in it.
+func BenchmarkLoadFew(b *testing.B) {
+	for _, engine := range durable {
+		b.Run(engine.name, func(b *testing.B) {
+			s := engine.open(b)
+			defer s.Close()
+			if err := s.Ensure(b.Context(), benchTable(false, false)); err != nil {
+				b.Fatal(err)
+			}
+			rows := benchRows(0)
+			began := cpu(b)
+			b.ResetTimer()
+			for i := range b.N {
+				_, err := s.Load(b.Context(), &Batch{Table: "telemetry", Rows: rows[i%2000*2 : i%2000*2+2], Source: source, From: Mark{Sequence: uint64(i)}, Upto: Mark{Sequence: uint64(i + 1)}})
+				if err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.StopTimer()
+			b.ReportMetric(float64(cpu(b)-began)/float64(time.Microsecond)/float64(b.N), "cpu-µs/load")
+		})
+	}
+}
+
+// cpu is how long the process has computed.
+func cpu(tb testing.TB) time.Duration {
+	tb.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		tb.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -566,7 +566,7 @@ func (p *postgres) fill(ctx context.Context, c *sql.Conn, t *Table, b *Batch, do
 	if err != nil {
 		return err
 	}
-	if have.Sequence != b.From.Sequence || have.Index != b.From.Index {
+	if !have.at(b.From) {
 		return ErrMoved
 	}
 	if len(b.Rows) > 0 {

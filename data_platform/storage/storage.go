@@ -108,6 +108,9 @@ type Mark struct {
 	Fates    []Fate
 }
 
+// at says whether a mark is at the place of another one, whatever the fates.
+func (m *Mark) at(o Mark) bool { return m.Sequence == o.Sequence && m.Index == o.Index }
+
 // Covers says whether a message's place was loaded.
 func (m *Mark) Covers(p bus.Position) bool {
 	return p.Sequence < m.Sequence || p.Sequence == m.Sequence && p.Index <= m.Index
