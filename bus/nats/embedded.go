@@ -158,8 +158,8 @@ func (l serverLog) Noticef(string, ...any) {}
 func (l serverLog) Debugf(string, ...any)  {}
 func (l serverLog) Tracef(string, ...any)  {}
 func (l serverLog) Warnf(f string, v ...any) {
-	if strings.Contains(f, "sync_interval") || strings.Contains(f, "Filestore") && strings.Contains(f, "Stream state") {
-		return // said at every start
+	if strings.Contains(f, "sync_interval") || strings.Contains(f, "Filestore") && (strings.Contains(f, "Stream state") || strings.Contains(f, "TTL state is outdated")) {
+		return // said at every start, or at every one after a kill: it reads what it did not write down
 	}
 	l.log.Warn("nats: " + fmt.Sprintf(f, v...))
 }

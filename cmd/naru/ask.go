@@ -80,6 +80,9 @@ trimmed in its time. If it comes back after all, so does its account; what was t
 func statusCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "How the platform is", Args: cobra.NoArgs,
+		Long: `Shows whether the platform is well, and each component with what it has before it: BEHIND is in batches that it has not read, OLDEST for
+how long the oldest message that it has not finished has waited. Exits with 2 when something is not well, but not within the first seconds
+of a process, in which databases and sessions are still opened: then it says "starting".`,
 		Example: "  naru status\n  naru status -o json",
 		RunE: func(c *cobra.Command, _ []string) error {
 			cl, err := o.client()
@@ -95,12 +98,20 @@ func statusCommand(o *options) *cobra.Command {
 				if !s.Healthy {
 					word = "NOT WELL"
 				}
-				p.line("%s  node %s, bus %s, last append confirmed in %s", word, s.Node, s.Bus.Engine, short(s.Bus.Latency))
+				mark := "✗"
+				if s.Starting {
+					word, mark = "starting", "…"
+				}
+				last := "nothing appended yet"
+				if s.Bus.Latency > 0 {
+					last = "last append confirmed in " + short(s.Bus.Latency)
+				}
+				p.line("%s  node %s, bus %s, %s", word, s.Node, s.Bus.Engine, last)
 				if s.Bus.Space.Total > 0 {
 					p.line("disk: %s free of %s; the doors shut below %s", size(s.Bus.Space.Free), size(s.Bus.Space.Total), size(s.Bus.Space.Low))
 				}
 				for _, f := range s.Faults {
-					p.line("  ✗ %s", f)
+					p.line("  %s %s", mark, f)
 				}
 				p.line("")
 				p.columns("", "LOG", "BATCHES", "SIZE", "PARTITIONS", "GENERATION")
@@ -110,7 +121,7 @@ func statusCommand(o *options) *cobra.Command {
 				p.line("")
 				componentTable(p, s)
 			})
-			return found(err, !s.Healthy)
+			return found(err, !s.Healthy && !s.Starting)
 		},
 	}
 }
@@ -119,14 +130,12 @@ func componentTable(p *printer, s status.Status) {
 	p.columns("", "COMPONENT", "NODE", "STATE", "SINCE", "RESTARTS", "BEHIND", "OLDEST", "PARKED")
 	for _, k := range s.Components {
 		var behind, parked uint64
+		var first time.Time // what waits for longest, in whatever log
 		for _, l := range k.Lag {
 			behind += l.Batches
 			parked += l.Parked
-		}
-		var first time.Time // what waits for longest, in whatever log
-		for _, b := range k.Behind {
-			if first.IsZero() || !b.Oldest.IsZero() && b.Oldest.Before(first) {
-				first = b.Oldest
+			if first.IsZero() || !l.Oldest.IsZero() && l.Oldest.Before(first) {
+				first = l.Oldest
 			}
 		}
 		oldest := "-"
@@ -197,11 +206,13 @@ func nodeCommand(o *options) *cobra.Command {
 }
 
 func graphCommand(o *options) *cobra.Command {
-	var dot bool
+	var dot, all bool
 	c := &cobra.Command{
-		Use: "graph", Short: "Who says what to whom", Args: cobra.NoArgs,
-		Example: "  naru graph\n  naru graph --dot | dot -Tsvg >naru.svg",
-		RunE: func(c *cobra.Command, _ []string) error {
+		Use: "graph [COMPONENT]", Short: "Who says what to whom", Args: cobra.MaximumNArgs(1),
+		Long: `Shows for each component who hears it. Of one it shows what it hears of whom, and what it says to whom, by subjects. operator.* hear
+everything, and are named with --all only, as is each kind of message.`,
+		Example: "  naru graph\n  naru graph service_platform.rule\n  naru graph --dot | dot -Tsvg >naru.svg",
+		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
 			if err != nil {
 				return err
@@ -210,23 +221,76 @@ func graphCommand(o *options) *cobra.Command {
 			if err := cl.get(c.Context(), "/api/v1/graph", nil, &g); err != nil {
 				return err
 			}
+			if len(args) == 1 {
+				var err error
+				if g, err = about(g, args[0]); err != nil {
+					return err
+				}
+			}
 			return o.show(c.OutOrStdout(), g, func(p *printer) {
-				if dot {
+				switch {
+				case dot:
 					printDot(p, g)
-					return
-				}
-				for _, n := range g.Nodes {
-					p.row(n.Name, n.State, n.Doc)
-				}
-				p.line("")
-				for _, e := range g.Edges {
-					p.row(e.From, "─", string(e.Subjects), "→", e.To)
+				case all || len(args) == 1:
+					for _, n := range g.Nodes {
+						p.row(n.Name, n.State, n.Doc)
+					}
+					p.line("")
+					for _, e := range g.Edges {
+						if all || !operators(e.To) || operators(args[0]) {
+							p.row(e.From, "─", string(e.Subjects), "→", e.To)
+						}
+					}
+				default:
+					printHearers(p, g)
 				}
 			})
 		},
 	}
 	c.Flags().BoolVar(&dot, "dot", false, "print Graphviz dot")
+	c.Flags().BoolVar(&all, "all", false, "each kind of message, and operator.*, which hear all of them")
 	return c
+}
+
+func operators(component string) bool { return strings.HasPrefix(component, message.Operator+".") }
+
+// about is the part of a graph that one component has: itself, and its edges.
+func about(g status.Graph, name string) (status.Graph, error) {
+	i := slices.IndexFunc(g.Nodes, func(n status.Node) bool { return n.Name == name })
+	if i < 0 {
+		return g, fmt.Errorf("there is no component %q; `naru graph` shows those there are", name)
+	}
+	return status.Graph{Nodes: g.Nodes[i : i+1 : i+1], Edges: slices.DeleteFunc(g.Edges, func(e status.Edge) bool { return e.From != name && e.To != name })}, nil
+}
+
+// printHearers shows who hears whom, a component in a line or two.
+func printHearers(p *printer, g status.Graph) {
+	wide := 0
+	for _, n := range g.Nodes {
+		wide = max(wide, len(n.Name))
+	}
+	for _, n := range g.Nodes {
+		if operators(n.Name) {
+			continue
+		}
+		var hear []string
+		for _, e := range g.Edges {
+			if e.From == n.Name && !operators(e.To) && !slices.Contains(hear, e.To) {
+				hear = append(hear, e.To)
+			}
+		}
+		mark := ""
+		if n.State != "running" && n.State != "standby" {
+			mark = " (" + n.State + ")"
+		}
+		if len(hear) > 0 {
+			p.names(fmt.Sprintf("%-*s  → ", wide, n.Name+mark), hear)
+		} else {
+			p.line("%s", n.Name+mark)
+		}
+	}
+	p.line("")
+	p.line("operator.* hear everything. Next: `naru graph COMPONENT` shows one with what it hears and says; --all all of it.")
 }
 
 func printDot(p *printer, g status.Graph) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/http"
 	"strings"
 	"testing"
 
@@ -71,4 +72,66 @@ func TestArgumentThatIsMissingIsNamed(t *testing.T) {
 		}
 	}
 	look(newRoot())
+}
+
+func TestHelpNamesEachCommandOnce(t *testing.T) {
+	root := newRoot()
+	var out strings.Builder
+	root.SetOut(&out)
+	root.SetArgs([]string{"--help"})
+	if err := root.Execute(); err != nil || strings.Count(out.String(), "Help about any command") != 1 {
+		t.Errorf("%v:\n%s", err, out.String())
+	}
+}
+
+// A tired person does not type a device's name.
+func TestShellCompletesTheNamesThereAre(t *testing.T) {
+	named := func(key string, names ...string) (all []map[string]any) {
+		for _, n := range names {
+			all = append(all, map[string]any{key: n})
+		}
+		return all
+	}
+	ways := map[string]http.HandlerFunc{
+		"GET /api/v1/devices":       says(http.StatusOK, map[string]any{"devices": named("id", "d-1", "d-2", "e-1")}),
+		"GET /api/v1/devices/d-":    says(http.StatusNotFound, map[string]any{}),
+		"GET /api/v1/rules":         says(http.StatusOK, map[string]any{"rules": named("name", "hot", "cold")}),
+		"GET /api/v1/workers":       says(http.StatusOK, map[string]any{"workers": named("name", "hot-go")}),
+		"GET /api/v1/destinations":  says(http.StatusOK, map[string]any{"destinations": named("name", "pager")}),
+		"GET /api/v1/data/datasets": says(http.StatusOK, named("name", "oven", "telemetry")),
+		"GET /api/v1/dead":          says(http.StatusOK, map[string]any{"letters": named("id", "l1", "l2")}),
+		"GET /api/v1/dead/jobs":     says(http.StatusOK, named("id", "j1")),
+		"GET /api/v1/logs":          says(http.StatusOK, map[string]any{"logs": named("log", "device")}),
+		"GET /api/v1/status":        says(http.StatusOK, map[string]any{"components": named("name", "x.y", "x.y")}),
+		"GET /api/v1/ledger":        says(http.StatusOK, named("consumer", "x.y")),
+	}
+	for args, want := range map[string]string{
+		"device show |":             "d-1 d-2 e-1",
+		"device show |d-":           "d-1 d-2",
+		"device show d-1 |":         "",
+		"why device |":              "d-1 d-2 e-1",
+		"twin get |e":               "e-1",
+		"command send |":            "d-1 d-2 e-1",
+		"messages --device |":       "d-1 d-2 e-1",
+		"rule show |":               "cold hot",
+		"worker pause |":            "hot-go",
+		"destination show |":        "pager",
+		"data show |":               "oven telemetry",
+		"data latest telemetry |":   "d-1 d-2 e-1",
+		"data etl test --dataset |": "oven telemetry",
+		"data remove |":             "dataset pipeline",
+		"dead retry l1 |":           "l2",
+		"dead job |":                "j1",
+		"log show |":                "device",
+		"node info |":               "x.y",
+		"ledger forget |":           "x.y",
+		"trace |":                   "",
+	} {
+		line, begins, _ := strings.Cut(args, "|")
+		out, _, err := asked(t, ways, append(append([]string{"__complete"}, strings.Fields(line)...), begins)...)
+		lines := strings.Fields(out[:strings.LastIndex(out, ":")])
+		if err != nil || strings.Join(lines, " ") != want {
+			t.Errorf("naru %s completes to %q, %v; want %q", args, lines, err, want)
+		}
+	}
 }

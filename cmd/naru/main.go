@@ -113,9 +113,12 @@ They exit with 2 when they found a fault.`,
 		c.GroupID = "ask"
 		root.AddCommand(c)
 	}
-	root.AddCommand(versionCommand(o), helpCommand())
+	help := helpCommand()
+	root.SetHelpCommand(help)
+	root.AddCommand(versionCommand(o), help)
 	root.InitDefaultCompletionCmd("completion")
 	strictArgs(o, root)
+	completes(o, root)
 	return root
 }
 

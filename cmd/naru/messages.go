@@ -331,27 +331,7 @@ func printFates(p *printer, pad string, l journal.Line) {
 	if len(done) == 0 {
 		done = watched
 	}
-	const wide = 110
-	line := ""
-	for i, name := range done {
-		if i < len(done)-1 {
-			name += ","
-		}
-		if line != "" && len(line)+len(name) > wide {
-			p.line("%s", line)
-			line = ""
-		}
-		if line == "" {
-			line = pad + "handled by"
-			if i > 0 {
-				line = pad + "          "
-			}
-		}
-		line += " " + name
-	}
-	if line != "" {
-		p.line("%s", line)
-	}
+	p.names(pad+"handled by ", done)
 }
 
 func topicCommand(o *options) *cobra.Command {

@@ -39,3 +39,25 @@ func TestTraceTellsWhatIsWrongFirstAndLeavesOutWhomItDoesNotConcern(t *testing.T
 		t.Errorf("with --all:\n%s", out)
 	}
 }
+
+func TestGraphShowsWhoHearsWhomInALineEach(t *testing.T) {
+	edge := func(from, subjects, to string) map[string]any {
+		return map[string]any{"from": from, "subjects": subjects, "to": to}
+	}
+	ways := map[string]http.HandlerFunc{"GET /api/v1/graph": says(http.StatusOK, map[string]any{
+		"nodes": []map[string]any{{"name": "device", "state": "running"}, {"name": "a.b", "state": "failed"}, {"name": "operator.journal", "state": "running"}},
+		"edges": []map[string]any{edge("device", "device.*.x", "a.b"), edge("device", "device.*.y", "a.b"), edge("device", "device.*.x", "operator.journal"), edge("a.b", "a.b.c", "device")},
+	})}
+	out, _, err := asked(t, ways, "graph")
+	want := "device            → a.b\na.b (failed)      → device\n\n"
+	if err != nil || !strings.HasPrefix(out, want) || strings.Contains(out, "journal") {
+		t.Errorf("%v:\n%s\nwant\n%s", err, out, want)
+	}
+	out, _, err = asked(t, ways, "graph", "a.b")
+	if err != nil || !strings.HasPrefix(out, "a.b  failed\n\ndevice  ─  device.*.x  →  a.b\ndevice  ─  device.*.y  →  a.b\na.b     ─  a.b.c       →  device\n") {
+		t.Errorf("of one: %v:\n%s", err, out)
+	}
+	if out, _, _ = asked(t, ways, "graph", "--all"); strings.Count(out, "→") != 4 {
+		t.Errorf("all:\n%s", out)
+	}
+}

@@ -132,6 +132,25 @@ func noneOf(what string, narrowed bool, next string) string {
 	return "No " + what + "; " + next + "."
 }
 
+// names prints a list behind what it is of, in as many lines as it needs; nothing where it is empty.
+func (p *printer) names(of string, list []string) {
+	const wide = 120
+	line := of
+	for i, name := range list {
+		if i < len(list)-1 {
+			name += ", "
+		}
+		if len(line) > len(of) && len(line)+len(name) > wide {
+			p.line("%s", strings.TrimRight(line, " "))
+			line = strings.Repeat(" ", len(of))
+		}
+		line += name
+	}
+	if len(list) > 0 {
+		p.line("%s", line)
+	}
+}
+
 // row prints a line of a table; rows in a row share their columns.
 func (p *printer) row(cells ...string) {
 	if p.table == nil {

@@ -3,6 +3,7 @@ package status
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -80,9 +81,10 @@ func TestStatusTellsOfWhatRunsNowhere(t *testing.T) {
 		r.Say(componenttest.Message("device.d.telemetry", "d", "1"))
 		owe(t, r, works.Name)
 		second()
+		await(" away") // and not as stopped, too
 		time.Sleep(5 * time.Minute)
 		await(" away")
-		if i := slices.IndexFunc(st.Components, func(c Component) bool { return c.State == "away" }); len(st.Components[i].Lag) != 1 || st.Components[i].Lag[0].Batches != 1 {
+		if i := slices.IndexFunc(st.Components, func(c Component) bool { return c.State == "away" }); len(st.Components[i].Lag) != 1 || st.Components[i].Lag[0].Batches != 1 || time.Since(st.Components[i].Lag[0].Oldest) < 5*time.Minute {
 			t.Errorf("it is behind by %+v; want one batch", st.Components[i].Lag)
 		}
 		if len(st.Faults) != 1 || !strings.HasPrefix(st.Faults[0], "service_platform.works runs in no process, and messages wait for it") || st.Healthy ||
@@ -116,4 +118,40 @@ func owe(t *testing.T, r *componenttest.Rig, consumer string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestStatusExcusesAProcessThatHasJustBegun for what its components still wait for, and not for what has failed.
+func TestStatusExcusesAProcessThatHasJustBegun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := componenttest.New(t)
+		defer r.Close()
+		r.Say(componenttest.Message("device.d.telemetry", "d", "1"))
+		shut := component.Define(component.Spec{Name: "service_platform.shut", Doc: "waits for a database", Hears: []message.Pattern{"device.>"}, State: component.Local, Required: true}, struct{}{},
+			func(component.Env, struct{}) (*component.Part, error) {
+				return &component.Part{HandleAll: func(context.Context, component.Tx, string, []component.Heard) ([]error, error) {
+					return nil, errors.New("the database is shut")
+				}}, nil
+			})
+		r.Start(Spec, shut)
+		r.Running(Spec.Name)
+		var st Status
+		ask := func() Status {
+			w := httptest.NewRecorder()
+			r.Host.Handler(func(*http.Request) bool { return true }).ServeHTTP(w, httptest.NewRequest("GET", "/api/v1/status", nil))
+			st = Status{}
+			if err := json.Unmarshal(w.Body.Bytes(), &st); w.Code != http.StatusOK || err != nil {
+				t.Fatal(w.Code, w.Body.String(), err)
+			}
+			return st
+		}
+		r.Until(func() bool { return len(ask().Faults) > 0 }, func() string { return "it stands still, and nothing is told" })
+		if st.Healthy || !st.Starting || !strings.Contains(st.Faults[0], "the database is shut") {
+			t.Errorf("at first: healthy %t, starting %t, %q", st.Healthy, st.Starting, st.Faults)
+		}
+		time.Sleep(lookAfter)
+		if ask(); st.Healthy || st.Starting {
+			t.Errorf("later: healthy %t, starting %t, %q", st.Healthy, st.Starting, st.Faults)
+		}
+		r.Stop()
+	})
 }

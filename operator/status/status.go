@@ -27,7 +27,8 @@ var Spec = component.Define(component.Spec{
 // Status is the platform at a moment.
 type Status struct {
 	Healthy    bool        `json:"healthy"`
-	Faults     []string    `json:"faults"` // each a sentence with its remedy
+	Starting   bool        `json:"starting,omitempty"` // the process began some seconds ago, and what is not well may be no more than that
+	Faults     []string    `json:"faults"`             // each a sentence with its remedy
 	Node       string      `json:"node"`
 	At         time.Time   `json:"at"`
 	Bus        bus.Status  `json:"bus"`
@@ -55,7 +56,9 @@ type Lag struct {
 	Log     string `json:"log"`
 	Batches uint64 `json:"batches"`
 	Parked  uint64 `json:"parked"`
-	Fault   string `json:"fault,omitempty"`
+	// Oldest is when the oldest of what it has not finished was accepted, as far as that can be read.
+	Oldest time.Time `json:"oldest,omitzero"`
+	Fault  string    `json:"fault,omitempty"`
 }
 
 // Graph is how components hang together: who says what, who hears it.
@@ -112,7 +115,7 @@ func (s *status) serveStatus(_ http.ResponseWriter, r *http.Request) (any, error
 	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 	defer cancel()
 	st := Status{Node: s.env.Node, At: s.env.Now(), Bus: s.env.Bus.Status(ctx), Faults: []string{}, Logs: []Log{}, Components: []Component{}}
-	ends := map[string]map[[2]uint32]uint64{}
+	ends, logs := map[string]map[[2]uint32]uint64{}, map[string]bus.Log{}
 	for _, name := range message.Namespaces() {
 		log, err := s.env.Bus.Log(ctx, name, bus.LogOptions{})
 		if err != nil {
@@ -124,6 +127,7 @@ func (s *status) serveStatus(_ http.ResponseWriter, r *http.Request) (any, error
 			st.Faults = append(st.Faults, "log "+name+" does not answer: "+err.Error())
 			continue
 		}
+		logs[name] = log
 		l := Log{Name: name}
 		ends[name] = map[[2]uint32]uint64{}
 		for _, g := range info.Generations {
@@ -140,7 +144,12 @@ func (s *status) serveStatus(_ http.ResponseWriter, r *http.Request) (any, error
 	away, noted, faults := s.away(ctx, all, reports)
 	st.Faults = append(st.Faults, faults...)
 	reports = append(reports, noted...)
+	excused := len(st.Faults) == 0 && s.env.Now().Sub(s.began) < lookAfter
 	for _, h := range append(all, away...) {
+		gone := h.State == "stopped" || h.State == "away"
+		if h.State == "stopped" && slices.ContainsFunc(away, func(a component.Health) bool { return a.Name == h.Name }) {
+			continue // it is told of as away
+		}
 		c := Component{Health: h}
 		for _, rep := range reports {
 			if rep.Consumer != h.Name && rep.Consumer != own(&h) {
@@ -150,9 +159,15 @@ func (s *status) serveStatus(_ http.ResponseWriter, r *http.Request) (any, error
 			lag := Lag{Log: rep.Log, Parked: rep.Waiting.Count, Fault: rep.Fault}
 			if end > rep.Position.Sequence {
 				lag.Batches = end - rep.Position.Sequence
+				lag.Oldest = accepted(ctx, logs[rep.Log], rep.Position)
+			}
+			if len(rep.Exceptions) > 0 && rep.Waiting.Count > 0 {
+				if parked := rep.Exceptions[0].ID.Time(); lag.Oldest.IsZero() || parked.Before(lag.Oldest) {
+					lag.Oldest = parked
+				}
 			}
 			c.Lag = append(c.Lag, lag)
-			if rep.Fault != "" {
+			if rep.Fault != "" && !gone { // what it stood still for before it went is over
 				if text := h.Name + " on log " + rep.Log + ": " + rep.Fault; !slices.Contains(st.Faults, text) { // said once, of however many partitions
 					st.Faults = append(st.Faults, text)
 				}
@@ -161,6 +176,7 @@ func (s *status) serveStatus(_ http.ResponseWriter, r *http.Request) (any, error
 		slices.SortFunc(c.Lag, func(a, b Lag) int { return cmp.Compare(a.Log, b.Log) })
 		if h.State == "failed" {
 			st.Faults = append(st.Faults, h.Name+" on "+h.Node+" failed: "+h.Fault)
+			excused = false
 		} else if h.Fault != "" {
 			st.Faults = append(st.Faults, h.Name+" on "+h.Node+": "+h.Fault)
 		}
@@ -169,6 +185,7 @@ func (s *status) serveStatus(_ http.ResponseWriter, r *http.Request) (any, error
 	slices.SortFunc(st.Components, func(a, b Component) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Node, b.Node))
 	})
+	known := len(st.Faults)
 	st.Faults = append(st.Faults, strangers(st.Components, s.env.Catalog.Fingerprint())...)
 	if !st.Bus.Up {
 		st.Faults = append(st.Faults, "the bus is down: "+st.Bus.Fault)
@@ -177,7 +194,18 @@ func (s *status) serveStatus(_ http.ResponseWriter, r *http.Request) (any, error
 		st.Faults = append(st.Faults, "the disk is nearly full and the doors are shut: free space, or shorten operator.retention's max_age")
 	}
 	st.Healthy = len(st.Faults) == 0
+	st.Starting = excused && !st.Healthy && len(st.Faults) == known
 	return st, nil
+}
+
+// accepted is when the first batch behind a position was, zero where it cannot be read.
+func accepted(ctx context.Context, log bus.Log, at bus.Position) time.Time {
+	at.Sequence++
+	s, err := log.Fetch(ctx, at)
+	if err != nil || s.Err != nil || s.Batch.Count == 0 {
+		return time.Time{}
+	}
+	return s.Batch.First
 }
 
 // own is the consumer of a component that each node has one of.
@@ -229,6 +257,8 @@ func (s *status) away(ctx context.Context, all []component.Health, reports []com
 		case divided && !r.Child:
 			h.Name, h.Node = parent, node
 			faults = append(faults, "node "+node+" is away"+heard+": what waits for its "+parent+" is kept until the node is back, or taken for gone for good")
+		case divided && slices.ContainsFunc(all, func(h component.Health) bool { return h.Name == parent && h.State != "stopped" }):
+			faults = append(faults, parent+" does not run "+name+" any more"+heard+", and messages wait for it: bring back what it was for, or if that went for good, `naru ledger forget "+name+"`")
 		case !divided || !too:
 			faults = append(faults, name+" runs in no process"+heard+", and messages wait for it: start it (`naru run "+parent+"`), or if it went for good, `naru ledger forget "+name+"`")
 		}
