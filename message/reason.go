@@ -210,7 +210,7 @@ var reasons = []ReasonInfo{
 	{RetriesExhausted, "", "retries_exhausted", "The message was tried as often as was agreed and failed each time.", "The last error in the particulars, in `naru messages --outcome dead`; when it is mended, `naru dead retry`."},
 	{Loop, "", "loop", "The message has too many causes behind it: messages make each other.", "`naru trace <id>`: where the circle closes."},
 	{Expired, "", "expired", "The message lost its worth before it could be delivered.", "Why its receiver was away, and its time to live."},
-	{Undeclared, "", "undeclared", "A component tried to say what it does not declare.", "A bug in the component: its Spec.Says."},
+	{Undeclared, "", "undeclared", "A component tried to say what it does not declare.", "The subject in the particulars. Of a worker or a rule: where it may say something (docs/workers.md, docs/rules.md). Of a component: its Spec.Says."},
 	{SessionLimit, "", "session_limit", "More was waiting for a client than its session may hold; the oldest went.", "Why the client was away, and the session's limits."},
 	{NotDecodable, "", "not_decodable", "The message's data is not what its type says.", "The sender's encoding."},
 	{RuleError, "", "rule_error", "A rule took the message, and its SQL or one of its actions could not be done with it.", "`naru rule show <rule>`, and the error in the rule's `failed` message in `naru trace <id>`; `naru rule test` shows each step."},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -13,6 +14,8 @@ import (
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/operator/ledger"
 	"github.com/naru-platform/naru/operator/status"
+	"github.com/naru-platform/naru/service_platform/webhook"
+	"github.com/naru-platform/naru/service_platform/worker"
 )
 
 func ledgerCommand(o *options) *cobra.Command {
@@ -82,7 +85,8 @@ func statusCommand(o *options) *cobra.Command {
 		Use: "status", Short: "How the platform is", Args: cobra.NoArgs,
 		Long: `Shows whether the platform is well, and each component with what it has before it: BEHIND is in batches that it has not read, OLDEST for
 how long the oldest message that it has not finished has waited. Exits with 2 when something is not well, but not within the first seconds
-of a process, in which databases and sessions are still opened: then it says "starting".`,
+of a process, in which databases and sessions are still opened: then it says "starting". What is well as far as the platform goes, and may not be for you, stands behind a !:
+workers and destinations that fail, and dead letters.`,
 		Example: "  naru status\n  naru status -o json",
 		RunE: func(c *cobra.Command, _ []string) error {
 			cl, err := o.client()
@@ -92,6 +96,10 @@ of a process, in which databases and sessions are still opened: then it says "st
 			var s status.Status
 			if err := cl.get(c.Context(), "/api/v1/status", nil, &s); err != nil {
 				return err
+			}
+			var beyond []string
+			if !o.json() {
+				beyond = yours(c.Context(), cl)
 			}
 			err = o.show(c.OutOrStdout(), s, func(p *printer) {
 				word := "healthy"
@@ -113,6 +121,9 @@ of a process, in which databases and sessions are still opened: then it says "st
 				for _, f := range s.Faults {
 					p.line("  %s %s", mark, f)
 				}
+				for _, x := range beyond {
+					p.line("  ! %s", x)
+				}
 				p.line("")
 				p.columns("", "LOG", "BATCHES", "SIZE", "PARTITIONS", "GENERATION")
 				for _, l := range s.Logs {
@@ -124,6 +135,38 @@ of a process, in which databases and sessions are still opened: then it says "st
 			return found(err, !s.Healthy && !s.Starting)
 		},
 	}
+}
+
+// yours is what the platform is well with and its operator may not be: workers, destinations, dead letters. What cannot be asked
+// for is left out.
+func yours(ctx context.Context, cl *client) (list []string) {
+	var w struct {
+		Workers []worker.Shown `json:"workers"`
+	}
+	if cl.get(ctx, "/api/v1/workers", nil, &w) == nil {
+		for _, x := range w.Workers {
+			if slices.Contains(workerFaults, x.State) {
+				list = append(list, fmt.Sprintf("worker %s: %s, %s before it: naru worker show %s", x.Name, strings.ReplaceAll(x.State, "_", " "), count(int64(x.Behind), "message"), x.Name))
+			}
+		}
+	}
+	var d struct {
+		Destinations []webhook.Shown `json:"destinations"`
+	}
+	if cl.get(ctx, "/api/v1/destinations", nil, &d) == nil {
+		for i := range d.Destinations {
+			if x := &d.Destinations[i]; x.Fault != "" && !x.Paused {
+				list = append(list, fmt.Sprintf("destination %s: %s, %s waiting: naru destination show %s", x.Name, destinationState(x), count(int64(x.Waiting), "message"), x.Name))
+			}
+		}
+	}
+	var l struct {
+		All int64 `json:"total_letters"`
+	}
+	if cl.get(ctx, "/api/v1/dead/groups", nil, &l) == nil && l.All > 0 {
+		list = append(list, count(l.All, "dead letter")+": naru dead groups")
+	}
+	return list
 }
 
 func componentTable(p *printer, s status.Status) {

@@ -394,7 +394,7 @@ func (s *start) print(c *cobra.Command, take func(now, before any) bool) error {
 		}
 	}
 	return s.o.show(c.OutOrStdout(), out, func(p *printer) {
-		raw, err := yaml.MarshalWithOptions(out, yaml.UseLiteralStyleIfMultiline(true))
+		raw, err := yaml.MarshalWithOptions(asWritten(out), yaml.UseLiteralStyleIfMultiline(true))
 		if err != nil {
 			p.note(err)
 			return
@@ -405,4 +405,27 @@ func (s *start) print(c *cobra.Command, take func(now, before any) bool) error {
 		}
 		p.line("%s", strings.TrimRight(string(raw), "\n"))
 	})
+}
+
+// asWritten is a value that came by JSON with whole numbers as they are written, 500 and not 500.0.
+func asWritten(v any) any {
+	switch v := v.(type) {
+	case float64:
+		if n := int64(v); float64(n) == v {
+			return n
+		}
+	case map[string]any:
+		out := make(map[string]any, len(v))
+		for k, x := range v {
+			out[k] = asWritten(x)
+		}
+		return out
+	case []any:
+		out := make([]any, len(v))
+		for i, x := range v {
+			out[i] = asWritten(x)
+		}
+		return out
+	}
+	return v
 }

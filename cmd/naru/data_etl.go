@@ -283,6 +283,10 @@ func printTrial(p *printer, t *etl.Trial, show int) {
 	} else if t.Stopped != "" {
 		p.line("%s", t.Stopped)
 	}
+	if t.Messages == 0 && t.Fault == "" {
+		p.line("No message that it takes was recorded in this time; --since looks further back, --input takes samples.")
+		return
+	}
 	if len(t.Steps) > 0 {
 		p.line("")
 		p.columns("", "STEP", "ROWS", "WHAT")

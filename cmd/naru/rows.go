@@ -58,7 +58,7 @@ are a table, or with -o json, csv, ndjson or arrow (a stream of Arrow's IPC form
 			if err != nil {
 				return err
 			}
-			return o.rows(c, r)
+			return o.rows(c, r, false)
 		},
 	}
 	f := c.Flags()
@@ -69,22 +69,28 @@ are a table, or with -o json, csv, ndjson or arrow (a stream of Arrow's IPC form
 }
 
 func dataLatest(o *options) *cobra.Command {
-	return &cobra.Command{
+	var device string
+	c := &cobra.Command{
 		Use: "latest DATASET [DEVICE]", Short: "The newest row of a device, or of each", Args: cobra.RangeArgs(1, 2), Annotations: map[string]string{alsoFormats: "csv ndjson arrow"},
-		Long:    "Shows the newest row by time of a device, or of each device where none is named.",
+		Long:    "Shows the newest row by time of a device, or of each device where none is named. " + tableLeavesOut,
 		Example: "  naru data latest telemetry\n  naru data latest telemetry d-17 -o json",
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
 			if err != nil {
 				return err
 			}
-			r, err := cl.ask(c.Context(), http.MethodGet, datasetPath(args[0])+"/latest", values("format", o.rowFormat(), "device", first(args[1:], "")), nil)
+			if device != "" && len(args) > 1 {
+				return errors.New("DEVICE and --device: want one of them")
+			}
+			r, err := cl.ask(c.Context(), http.MethodGet, datasetPath(args[0])+"/latest", values("format", o.rowFormat(), "device", first(args[1:], device)), nil)
 			if err != nil {
 				return err
 			}
-			return o.rows(c, r)
+			return o.rows(c, r, true)
 		},
 	}
+	c.Flags().StringVar(&device, "device", "", "only of this device, as with data show")
+	return c
 }
 
 func datasetPath(name string) string { return "/api/v1/data/datasets/" + url.PathEscape(name) }
@@ -97,14 +103,17 @@ func (o *options) rowFormat() string {
 	return o.output
 }
 
-// rows prints an answer with rows: as it comes, or as a table.
-func (o *options) rows(c *cobra.Command, r *http.Response) error {
+// tableLeavesOut is told where a table is brief.
+const tableLeavesOut = "The table leaves out subject, message_id and recorded, and has the trace last; -o json, csv and ndjson have all as it is."
+
+// rows prints an answer with rows: as it comes, or as a table, a brief one for who wants to see what was measured.
+func (o *options) rows(c *cobra.Command, r *http.Response, brief bool) error {
 	defer r.Body.Close()
 	if err := o.noTerminal(c); err != nil {
 		return err
 	}
 	if o.output == "text" {
-		if err := o.table(c, r.Body); err != nil {
+		if err := o.table(c, r.Body, brief); err != nil {
 			return err
 		}
 	} else if _, err := io.Copy(c.OutOrStdout(), r.Body); err != nil {
@@ -131,10 +140,11 @@ func (o *options) noTerminal(c *cobra.Command) error {
 }
 
 // table prints CSV as a table, and says how many rows it has.
-func (o *options) table(c *cobra.Command, body io.Reader) error {
+func (o *options) table(c *cobra.Command, body io.Reader, brief bool) error {
 	p := &printer{w: c.OutOrStdout()}
 	in := csv.NewReader(body)
 	n := -1
+	var order []int // of the columns, where not all are shown as they come
 	for ; ; n++ {
 		cells, err := in.Read()
 		if errors.Is(err, io.EOF) {
@@ -142,6 +152,16 @@ func (o *options) table(c *cobra.Command, body io.Reader) error {
 		}
 		if err != nil {
 			return fmt.Errorf("the answer broke off: %w", err)
+		}
+		if n < 0 && brief {
+			order = briefly(cells)
+		}
+		if order != nil {
+			all := cells
+			cells = make([]string, len(order))
+			for i, from := range order {
+				cells[i] = all[from]
+			}
 		}
 		for i := range cells {
 			cells[i] = cut(cells[i], cellMax)
@@ -158,6 +178,24 @@ func (o *options) table(c *cobra.Command, body io.Reader) error {
 	return p.flush()
 }
 
+// briefly are the columns of a dataset that a person looks at, in this order: when, of whom, what, and the trace to follow.
+func briefly(columns []string) (order []int) {
+	trace := -1
+	for i, name := range columns {
+		switch name {
+		case "subject", "message_id", "recorded":
+		case "trace_id":
+			trace = i
+		default:
+			order = append(order, i)
+		}
+	}
+	if trace >= 0 {
+		order = append(order, trace)
+	}
+	return order
+}
+
 // cellMax is how much of a value a table shows; the other formats have all of it.
 const cellMax = 100
 
@@ -167,7 +205,7 @@ func dataShow(o *options) *cobra.Command {
 	var limit int
 	c := &cobra.Command{
 		Use: "show DATASET", Short: "Rows of a time", Args: cobra.ExactArgs(1), Annotations: map[string]string{alsoFormats: "csv ndjson"},
-		Long: "Shows rows by time, the oldest first, or with --newest the newest first. Times are RFC 3339, or how long ago.",
+		Long: "Shows rows by time, the oldest first, or with --newest the newest first. Times are RFC 3339, or how long ago. " + tableLeavesOut,
 		Example: `  naru data show telemetry --newest -n 20
   naru data show telemetry --device d-17 --since 24h --columns time,celsius -o csv >d-17.csv`,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -245,7 +283,7 @@ func (o *options) pages(c *cobra.Command, cl *client, dataset string, q url.Valu
 		if err != nil {
 			return err
 		}
-		n, err := o.page(c, out, r.Body, page, shown)
+		n, err := o.page(c, out, r.Body, q.Get("columns") == "", page, shown)
 		r.Body.Close()
 		if err != nil {
 			return err
@@ -277,10 +315,10 @@ func (o *options) pages(c *cobra.Command, cl *client, dataset string, q url.Valu
 }
 
 // page prints one, and gives how many rows it has.
-func (o *options) page(c *cobra.Command, out *bufio.Writer, body io.Reader, page, before int) (n int, err error) {
+func (o *options) page(c *cobra.Command, out *bufio.Writer, body io.Reader, brief bool, page, before int) (n int, err error) {
 	if o.output == "text" {
 		var copied bytes.Buffer
-		if err := o.table(c, io.TeeReader(body, &copied)); err != nil {
+		if err := o.table(c, io.TeeReader(body, &copied), brief); err != nil {
 			return 0, err
 		}
 		list, err := csv.NewReader(&copied).ReadAll()

@@ -384,7 +384,7 @@ func (i *inspector) table(kind string, p map[string]any, s *scope) (weight int, 
 		return i.walk(f, s)
 	case "SHOW_REF":
 		if show, _ := p["show_type"].(string); p["query"] == nil || show != "DESCRIBE" && show != "SUMMARY" {
-			return 0, i.refuse(p, "want DESCRIBE or SUMMARIZE of a dataset; what there is says GET /api/v1/data/datasets")
+			return 0, i.refuse(p, "want DESCRIBE or SUMMARIZE of a dataset; which there are says `naru data stats`, or GET /api/v1/data/datasets")
 		}
 		return 1, nil
 	case "SUBQUERY", "JOIN", "EXPRESSION_LIST", "EMPTY", "PIVOT":

@@ -517,7 +517,7 @@ func span(t *Table, s *Span) (string, []any, error) {
 		var list []string
 		for _, c := range s.Columns {
 			if _, ok := t.column(c); !ok {
-				return "", nil, refuse("dataset %s has no column %s", t.Name, c)
+				return "", nil, refuse("dataset %s has no column %s; there are %s", t.Name, c, strings.ReplaceAll(names, `"`, ""))
 			}
 			list = append(list, quote(c))
 		}
