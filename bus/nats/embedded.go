@@ -161,7 +161,11 @@ func (l serverLog) Warnf(f string, v ...any) {
 	if strings.Contains(f, "sync_interval") || strings.Contains(f, "Filestore") && (strings.Contains(f, "Stream state") || strings.Contains(f, "TTL state is outdated")) {
 		return // said at every start, or at every one after a kill: it reads what it did not write down
 	}
-	l.log.Warn("nats: " + fmt.Sprintf(f, v...))
+	text := fmt.Sprintf(f, v...)
+	if strings.Contains(text, "stream state from index errored: prior state") {
+		return // so, too: its index is from before the kill
+	}
+	l.log.Warn("nats: " + text)
 }
 func (l serverLog) Errorf(f string, v ...any) { l.log.Error("nats: " + fmt.Sprintf(f, v...)) }
 func (l serverLog) Fatalf(f string, v ...any) { l.log.Error("nats: " + fmt.Sprintf(f, v...)) }

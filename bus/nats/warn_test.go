@@ -11,6 +11,8 @@ func TestServersWarningsAreThoseThatMeanSomething(t *testing.T) {
 	for format, want := range map[string]bool{
 		"Filestore [KV_x] Stream state outdated, last block has additional entries, will rebuild": false,
 		"Filestore [KV_x] TTL state is outdated; attempting to recover using linear scan":         false,
+		"Filestore [x] Recovering stream state from index errored: prior state file":              false,
+		"Filestore [x] Recovering stream state from index errored: permission denied":             true,
 		"Filestore [x] could not write, disk full":                                                true,
 		"JetStream resource limits exceeded for account":                                          true,
 	} {

@@ -191,7 +191,7 @@ func dataRemove(o *options) *cobra.Command {
 			return o.show(c.OutOrStdout(), e, func(p *printer) {
 				p.line("%s %s is out of force", e.Kind, e.Name)
 				if e.Kind == "dataset" {
-					p.line("Its rows stay. What waits for it in the log waits on, for a dataset of that name; if there will be none: naru ledger forget data_platform.etl/%s", e.Name)
+					p.line("Its rows stay; what still comes for it dies, dataset_unknown. Where `naru status` goes on naming data_platform.etl/%s: naru ledger forget data_platform.etl/%s", e.Name, e.Name)
 				}
 			})
 		},
