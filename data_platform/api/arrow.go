@@ -74,13 +74,21 @@ func (a *arrowRows) row(values []any) error {
 			}
 		}
 		if !ok {
-			return &storage.RefusedError{Why: fmt.Sprintf("column %s has %s, which no 64 bits hold; cast it to VARCHAR or DOUBLE, or ask for json", a.columns[i].Name, v)}
+			return &storage.RefusedError{Why: fmt.Sprintf("column %s has %v, which is no %s of an answer in Arrow; cast it to VARCHAR or DOUBLE, or ask for json", a.columns[i].Name, shown(v), a.columns[i].Type)}
 		}
 	}
 	if a.rows++; a.rows%arrowBatch == 0 {
 		return a.flush()
 	}
 	return nil
+}
+
+// shown is a value in an error.
+func shown(v any) any {
+	if raw, ok := v.(json.RawMessage); ok {
+		return string(raw)
+	}
+	return v
 }
 
 // add appends a value of type T, or null; it gives false for any other.

@@ -395,13 +395,31 @@ func (a *api) grafanaVariable(w http.ResponseWriter, r *http.Request) (any, erro
 		return nil, err
 	}
 	for _, row := range rows.list {
-		v := variable{fmt.Sprint(row[0]), fmt.Sprint(row[0])}
-		if len(row) > 1 {
-			v.Value = fmt.Sprint(row[1])
+		if row[0] == nil { // nothing to choose
+			continue
+		}
+		v := variable{spoken(row[0]), spoken(row[0])}
+		if len(row) > 1 && row[1] != nil {
+			v.Value = spoken(row[1])
 		}
 		list = append(list, v)
 	}
 	return list, nil
+}
+
+// spoken is a value as a person chooses it: as in JSON, and a text or a time without its quotes.
+func spoken(v any) string {
+	switch v := v.(type) {
+	case string:
+		return v
+	case time.Time:
+		return v.UTC().Format(time.RFC3339Nano)
+	}
+	raw, err := appendJSON(nil, v)
+	if err != nil {
+		return fmt.Sprint(v)
+	}
+	return string(raw)
 }
 
 func (a *api) grafanaTagKeys(http.ResponseWriter, *http.Request) (any, error) {

@@ -33,6 +33,8 @@ func TestGrafanaFindsWhatItsJSONDataSourceAsksFor(t *testing.T) {
 		{"query", `nonsense`, 400, "read what Grafana asks"},
 		{"variable", `{"payload":{"target":"telemetry"},` + span + `}`, 200, `[{"__text":"d-0","__value":"d-0"},{"__text":"d-1","__value":"d-1"},{"__text":"d-2","__value":"d-2"}]`},
 		{"variable", `{"payload":{"target":"SELECT DISTINCT upper(device), device FROM telemetry ORDER BY 1 LIMIT 1"}}`, 200, `[{"__text":"D-0","__value":"d-0"}]`},
+		{"variable", `{"payload":{"target":"SELECT unnest([NULL, 1.5, 'NaN'::DOUBLE])"}}`, 200, `[{"__text":"1.5","__value":"1.5"},{"__text":"\"NaN\"","__value":"\"NaN\""}]`},
+		{"variable", `{"payload":{"target":"SELECT time, [seq] FROM telemetry ORDER BY seq LIMIT 1"}}`, 200, `[{"__text":"2026-11-28T12:00:00Z","__value":"[1152921504606846976]"}]`},
 		{"tag-keys", `{}`, 200, `"text":"device"`},
 		{"tag-values", `{"key":"device"}`, 200, `[{"text":"d-0"},{"text":"d-1"},{"text":"d-2"}]`},
 	} {

@@ -1,10 +1,13 @@
 package storage
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -373,4 +376,53 @@ func TestALoadWithoutMemoryIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(1000)}})
+}
+
+// TestEveryValueIsAnsweredOrRefused: a value that the asker can make is answered with a value of its column's type, or refused as the
+// asker's; none is a fault.
+func TestEveryValueIsAnsweredOrRefused(t *testing.T) {
+	s, err := OpenDuck(t.Context(), filepath.Join(t.TempDir(), "data.duckdb"), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for _, c := range []struct {
+		expression string
+		want       any
+	}{
+		{"{'a': 'NaN'::DOUBLE, 'b': 'inf'::FLOAT}", json.RawMessage(`{"a":"NaN","b":"+Inf"}`)},
+		{"[NULL, '-inf'::DOUBLE]", json.RawMessage(`[null,"-Inf"]`)},
+		{"union_value(k := 'NaN'::DOUBLE)", json.RawMessage(`"NaN"`)},
+		{"[TIMESTAMPTZ '2026-11-28 12:00:00+00']", json.RawMessage(`["2026-11-28T12:00:00Z"]`)},
+		{"[TIMESTAMP '290000-01-01']", json.RawMessage(`["290000-01-01T00:00:00Z"]`)},
+		{"[1.5::DECIMAL(4,1)]", json.RawMessage(`[1.5]`)},
+		{"[DATE '2026-11-28']", json.RawMessage(`["2026-11-28T00:00:00Z"]`)},
+		{"TIME '12:00:01.5'", "12:00:01.5"},
+		{"1::BIGNUM", int64(1)},
+		{"'x'::ENUM('x', 'y')", "x"},
+	} {
+		if got := all(t, s, "SELECT "+c.expression); !reflect.DeepEqual(got, [][]any{{c.want}}) {
+			t.Errorf("%s: %s, want %s", c.expression, got, c.want)
+		}
+	}
+	ensureTable(t, s, readings())
+	var refused *RefusedError
+	for statement, arg := range map[string]any{"SELECT '{\"a\":1}'::JSON::VARIANT": nil, "SELECT '\xff'": nil, "SELECT $1::VARCHAR": "\xff", "SELECT $1": "a\x00"} {
+		var args []any
+		if arg != nil {
+			args = []any{arg}
+		}
+		r, err := s.Query(t.Context(), statement, args, Limits{})
+		if err == nil {
+			for _, e := range r.Rows() {
+				err = cmp.Or(err, e)
+			}
+		}
+		if !errors.As(err, &refused) {
+			t.Errorf("%q with %q: %v", statement, args, err)
+		}
+	}
+	if _, err := s.Latest(t.Context(), "telemetry", "\xff"); !errors.As(err, &refused) {
+		t.Errorf("a device that is no text: %v", err)
+	}
 }

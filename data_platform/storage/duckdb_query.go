@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/big"
 	"regexp"
 	"slices"
@@ -70,6 +71,9 @@ const (
 
 func (d *duck) query(ctx context.Context, statement string, args []any, l Limits, guarded bool) (*Result, error) {
 	l = l.withDefaults()
+	if err := readable(args); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, l.Timeout)
 	var r *Result
 	err := d.use(ctx, func(db *sql.DB) error {
@@ -200,6 +204,9 @@ func parseSelect(ctx context.Context, c *sql.Conn, statement string) (json.RawMe
 	return parsed.Statements[0], nil
 }
 
+// unsupported is how the driver says that it cannot read a type.
+const unsupported = "unsupported data type: "
+
 // asker tells the asker's mistakes from faults.
 func (d *duck) asker(ctx context.Context, err error, l Limits, guarded bool) error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
@@ -211,6 +218,12 @@ func (d *duck) asker(ctx context.Context, err error, l Limits, guarded bool) err
 	var e *duckdb.Error
 	if guarded && err != nil && strings.Contains(err.Error(), "empty name") {
 		return refuse("a column of the result has parts without names, such as ROW(1, 2): name them, as in {'a': 1, 'b': 2}")
+	}
+	if guarded && err != nil {
+		if _, kind, ok := strings.Cut(err.Error(), unsupported); ok {
+			kind, _, _ = strings.Cut(kind, ":")
+			return refuse("a column of the result is of type %s, which no answer has; cast it to JSON or VARCHAR", kind)
+		}
 	}
 	if !guarded || !errors.As(err, &e) {
 		return err
@@ -290,10 +303,13 @@ func result(rows *sql.Rows, exact []bool, limit int, end func() error, explain f
 }
 
 func typeOf(database string) Type {
+	if strings.HasSuffix(database, "]") { // a list of whatever stands before
+		return JSON
+	}
 	switch database {
 	case "BOOLEAN":
 		return Bool
-	case "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT", "UHUGEINT":
+	case "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT", "UHUGEINT", "BIGNUM":
 		return Int
 	case "FLOAT", "DOUBLE":
 		return Double
@@ -311,7 +327,7 @@ func typeOf(database string) Type {
 		return Time
 	case strings.HasPrefix(database, "DECIMAL"):
 		return Double
-	case strings.HasSuffix(database, "]"), strings.HasPrefix(database, "STRUCT"), strings.HasPrefix(database, "MAP"), strings.HasPrefix(database, "UNION"):
+	case strings.HasPrefix(database, "STRUCT"), strings.HasPrefix(database, "MAP"), strings.HasPrefix(database, "UNION"):
 		return JSON
 	}
 	return Text
@@ -323,6 +339,9 @@ func plain(t Type, v any) (any, error) {
 	case nil:
 		return nil, nil
 	case time.Time:
+		if t == Text { // a time of day
+			return x.Format("15:04:05.999999999"), nil
+		}
 		return x.UTC(), nil
 	case *big.Int:
 		if x.IsInt64() {
@@ -358,11 +377,9 @@ func plain(t Type, v any) (any, error) {
 	case float32:
 		return float64(x), nil
 	case bool, int64, float64, string:
-		if t == JSON {
-			b, err := json.Marshal(x)
-			return json.RawMessage(b), err
+		if t != JSON {
+			return x, nil
 		}
-		return x, nil
 	}
 	if t == JSON {
 		b, err := json.Marshal(tidy(v))
@@ -400,7 +417,22 @@ func tidy(v any) any {
 	case duckdb.Decimal:
 		return x.Float64()
 	case time.Time:
-		return x.UTC()
+		return tidyTime(x)
+	case float64:
+		return tidyNumber(x)
+	case float32:
+		return tidyNumber(float64(x))
 	}
 	return v
+}
+
+// tidyTime is a time as it stands in JSON, also one that is beyond what RFC 3339 writes.
+func tidyTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+// tidyNumber is a number, or where JSON has none a text: NaN, +Inf, -Inf.
+func tidyNumber(x float64) any {
+	if math.IsNaN(x) || math.IsInf(x, 0) {
+		return strconv.FormatFloat(x, 'g', -1, 64)
+	}
+	return x
 }

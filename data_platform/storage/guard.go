@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/naru-platform/naru/internal/near"
 )
@@ -122,6 +123,9 @@ func shallow(statement string) error {
 	if len(statement) > queryMax {
 		return refuse("the query has %d bytes; at most %d are answered", len(statement), queryMax)
 	}
+	if !utf8.ValidString(statement) {
+		return refuse("the query is no text in UTF-8")
+	}
 	depth, run := 0, 0
 	for i, c := range []byte(statement) {
 		switch c {
@@ -147,6 +151,16 @@ func shallow(statement string) error {
 	for _, word := range []string{"CASE", "NOT", "UNION", "EXCEPT", "INTERSECT", "::"} {
 		if n := strings.Count(upper, word); n > 5*nestedMax {
 			return refuse("%s stands %d times in the query; at most %d are answered", word, n, 5*nestedMax)
+		}
+	}
+	return nil
+}
+
+// readable refuses arguments that are no texts of a database.
+func readable(args []any) error {
+	for _, a := range args {
+		if s, ok := a.(string); ok && (!utf8.ValidString(s) || strings.IndexByte(s, 0) >= 0) {
+			return refuse("what is asked for, %.40q, is no text in UTF-8 without a byte 0", s)
 		}
 	}
 	return nil

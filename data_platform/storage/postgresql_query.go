@@ -98,6 +98,9 @@ func (p *postgres) Query(ctx context.Context, statement string, args []any, l Li
 
 func (p *postgres) query(ctx context.Context, statement string, args []any, l Limits, guarded bool) (*Result, error) {
 	l = l.withDefaults()
+	if err := readable(args); err != nil {
+		return nil, err
+	}
 	parent := ctx
 	ctx, cancel := context.WithTimeout(ctx, l.Timeout)
 	c, err := p.asks.Acquire(ctx)
@@ -554,11 +557,13 @@ func pgTidy(v any) any {
 		}
 		return nil
 	case time.Time:
-		return x.UTC()
+		return tidyTime(x)
+	case pgtype.InfinityModifier:
+		return x.String()
 	case float64:
-		if math.IsNaN(x) || math.IsInf(x, 0) {
-			return fmt.Sprint(x)
-		}
+		return tidyNumber(x)
+	case float32:
+		return tidyNumber(float64(x))
 	}
 	return v
 }
