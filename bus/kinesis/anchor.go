@@ -56,7 +56,7 @@ func (r *Reader) leaveAnchor(ctx context.Context, waits bool) {
 	}
 	list := r.l.anchors(r.gen, r.part)
 	r.l.mu.Unlock()
-	if r.looking || r.last == 0 || at.After == "" || now.Sub(r.anchored) < every || len(r.partial) > 0 {
+	if r.looking || r.last == 0 || at.After == "" || now.Sub(r.anchored) < every || len(r.partial) > 0 || len(r.doubts) > 0 {
 		return
 	}
 	r.anchored = now

@@ -25,6 +25,7 @@ type fake struct {
 
 	down    bool
 	lose    int                 // so many answers to puts are lost
+	cut     int                 // so many reads give no iterator to go on with
 	refuse  int                 // so many entries of puts are refused
 	rate    int                 // so many bytes a second are taken; all there are where zero
 	room    int                 // of them now
@@ -183,6 +184,9 @@ func (f *fake) answer(op string, body []byte) (any, error) {
 			}
 			one := map[string]any{"ShardId": s.id, "HashKeyRange": map[string]any{"StartingHashKey": s.from.String(), "EndingHashKey": s.to.String()},
 				"SequenceNumberRange": map[string]any{"StartingSequenceNumber": "1"}}
+			if s.closed {
+				one["SequenceNumberRange"] = map[string]any{"StartingSequenceNumber": "1", "EndingSequenceNumber": "999999"}
+			}
 			for i, p := range s.parents {
 				one[[]string{"ParentShardId", "AdjacentParentShardId"}[i]] = p
 			}
@@ -305,7 +309,9 @@ func (f *fake) get(body []byte) (any, error) {
 	if list == nil {
 		out["Records"] = []any{}
 	}
-	if !s.closed || len(list) == 50 {
+	if f.cut > 0 {
+		f.cut--
+	} else if !s.closed || len(list) == 50 {
 		out["NextShardIterator"] = fmt.Sprintf("%d/%d/%s", f.epoch, i, after)
 	}
 	return out, nil

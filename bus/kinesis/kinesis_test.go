@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -503,6 +504,90 @@ func TestUnreadableRecordIsGivenInItsPlace(t *testing.T) {
 			s.must(err)
 			if b.Position.Sequence != seq<<chunkBits || (b.Err != nil) != (seq == 2) {
 				t.Errorf("read %d with error %v", b.Position.Sequence, b.Err)
+			}
+		}
+	})
+}
+
+func TestUnreadableLastRecordIsGiven(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, 1, Options{Config: Config{Tokens: 1}})
+		s.f.change = func(data []byte, key string) []byte {
+			if p, _ := parsePlace(key); p.seq >= 2<<chunkBits {
+				data[len(data)-1] ^= 1
+			}
+			return data
+		}
+		s.say(3, 1)
+		s.copy()
+		r, err := s.l.Reader(t.Context(), bus.Position{Generation: 1})
+		s.must(err)
+		defer r.Close()
+		for seq := uint64(1); seq <= 3; seq++ {
+			b, err := r.Next(t.Context())
+			s.must(err)
+			if b.Position.Sequence != seq<<chunkBits || (b.Err != nil) != (seq >= 2) {
+				t.Errorf("read %d with error %v", b.Position.Sequence, b.Err)
+			}
+		}
+		b, err := s.l.Fetch(t.Context(), bus.Position{Generation: 1, Sequence: 3 << chunkBits})
+		if err != nil || b.Err == nil {
+			t.Errorf("fetched it as %v, %v", b.Err, err)
+		}
+	})
+}
+
+// TestRecordThatSaysItIsOursTakesNothingAway: somebody else writes records whose keys say that they are ours, of batches that will never be, of
+// one that will be, and of one that is behind them in the stream. All messages are read, once.
+func TestRecordThatSaysItIsOursTakesNothingAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, 1, Options{Config: Config{Tokens: 1}})
+		var said strings.Builder
+		s.l.o.Log = slog.New(slog.NewTextHandler(&said, nil))
+		forge := func(seqs ...uint64) {
+			s.f.set(func() {
+				for _, seq := range seqs {
+					s.f.next++
+					p := place{source: s.source.ID(), gen: 1, seq: seq, pieces: 1}
+					shard := s.f.shards[0]
+					shard.records = append(shard.records, fakeRecord{fmt.Sprint(s.f.next), p.String(), []byte("garbage")})
+				}
+			})
+		}
+		want := s.say(2, 1)
+		s.copy()
+		forge(1<<63, 3<<chunkBits, 5<<chunkBits)
+		want = add(want, s.say(3, 1))
+		s.copy()
+		forge(1<<62, 7<<chunkBits)
+		s.same(s.read(5, nil), want)
+		late := map[uint32]bus.Position{0: {Generation: 1, Sequence: 5 << chunkBits}}
+		want = s.say(2, 1)
+		s.copy()
+		s.same(s.read(2, late), want)
+		s.b.Close() // so that nobody writes there any more
+		if n := strings.Count(said.String(), "so it is passed over"); n < 2 || !strings.Contains(said.String(), "sequence=903") {
+			t.Errorf("it is told as\n%s", said.String())
+		}
+	})
+}
+
+func TestReaderGoesOnWhereNoIteratorCame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, 1, Options{Config: Config{Tokens: 1}})
+		s.f.cut = 3
+		r, err := s.l.Reader(t.Context(), bus.Position{Generation: 1})
+		s.must(err)
+		defer r.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		for seq := uint64(1); seq <= 5; seq++ {
+			s.say(1, 1)
+			s.copy()
+			b, err := r.Next(ctx)
+			s.must(err)
+			if b.Position.Sequence != seq<<chunkBits {
+				t.Fatalf("read %d, want %d", b.Position.Sequence, seq<<chunkBits)
 			}
 		}
 	})

@@ -2,6 +2,7 @@ package kinesis
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -39,6 +40,8 @@ type Reader struct {
 	partial  []byte
 	anchored time.Time // when an anchor was left last
 	anchorAt spot      // and where
+	ready    []bus.Stored
+	doubts   []doubt // in the order of their sequences
 
 	// Guarded by the log's mutex.
 	at       spot // where it goes on
@@ -50,6 +53,17 @@ type Reader struct {
 	queue    []got
 	bytes    int
 }
+
+// doubt is a record that cannot be read, and says in its partition key alone that it is ours and where it belongs. Anybody who may write into
+// the stream can say so. It is given where a later record says that it was before it, or where it is what was copied last.
+type doubt struct {
+	seq uint64
+	err error
+	at  spot
+}
+
+// doubtsMax is how many wait for that; ours that are broken are few.
+const doubtsMax = 1024
 
 // got is a record that was read.
 type got struct {
@@ -198,15 +212,21 @@ func (r *Reader) read(ctx context.Context) (bus.Stored, error) {
 			return bus.Stored{}, bus.ErrClosed
 		case ctx.Err() != nil:
 			return bus.Stored{}, ctx.Err()
-		case r.purged != nil:
+		case r.purged != nil && len(r.ready) == 0:
 			return bus.Stored{}, r.purged
+		}
+		if len(r.ready) > 0 {
+			s := r.ready[0]
+			r.ready = r.ready[1:]
+			r.leaveAnchor(ctx, false)
+			return s, nil
 		}
 		g, ok, end := r.pop()
 		if ok {
-			if s, ok := r.take(ctx, g); ok {
-				r.leaveAnchor(ctx, false)
-				return s, nil
-			}
+			r.take(ctx, g)
+			continue
+		}
+		if len(r.doubts) > 0 && r.settleLast() {
 			continue
 		}
 		if end && r.looking {
@@ -255,25 +275,25 @@ func (r *Reader) finished(ctx context.Context) error {
 	return nil // the stream may still have it
 }
 
-// take makes a batch of a record; ok is false for a repeat, and for a piece.
-func (r *Reader) take(ctx context.Context, g got) (s bus.Stored, ok bool) {
+// take makes a batch of a record, for ready: not of a repeat, nor of a piece, nor of what is doubtful yet.
+func (r *Reader) take(ctx context.Context, g got) {
 	if g.seq <= r.last {
-		return s, false
+		return
 	}
 	data := g.data
 	if g.pieces > 1 {
 		if g.piece == 0 {
 			r.pieces, r.partial = g.place, nil
 		} else if g.seq != r.pieces.seq || g.piece != r.pieces.piece+1 {
-			return s, false // a repeat, or its beginning is gone
+			return // a repeat, or its beginning is gone
 		}
 		r.pieces = g.place
 		if r.partial = append(r.partial, data...); g.piece+1 < g.pieces {
-			return s, false
+			return
 		}
 		data, r.partial = r.partial, nil
 	}
-	s.Position = bus.Position{Log: r.l.ID(), Generation: r.gen, Partition: r.part, Sequence: g.seq}
+	var s bus.Stored
 	if g.pieces == 1 && isAggregated(data) {
 		raw, err := reimport(data)
 		if err != nil {
@@ -284,28 +304,83 @@ func (r *Reader) take(ctx context.Context, g got) (s bus.Stored, ok bool) {
 	if s.Err == nil {
 		s.Batch, s.Err = message.ParseBatch(data)
 	}
-	before := uint64(0)
 	if s.Err == nil {
-		h := &s.Batch.Header
-		if len(h.Mark) < 8 || h.Source.Log != g.source || h.Source.Sequence != origin(g.seq) {
-			s.Batch, s.Err = message.Batch{}, &message.CorruptError{Record: -1, What: fmt.Sprintf("record %s of stream %s says that it is another one", g.place, r.l.o.Stream)}
-		} else {
-			before = binary.LittleEndian.Uint64(h.Mark)
-			s.Appender = string(bytes.Clone(h.Mark[8:]))
-			s.Position.Index = max(h.Count, 1) - 1
+		if h := &s.Batch.Header; len(h.Mark) < 8 || h.Source.Log != g.source || h.Source.Sequence != origin(g.seq) {
+			s.Err = &message.CorruptError{Record: -1, What: fmt.Sprintf("record %s of stream %s says that it is another one", g.place, r.l.o.Stream)}
 		}
 	}
+	if s.Err != nil {
+		r.doubt(doubt{g.seq, s.Err, g.at})
+		return
+	}
+	before := binary.LittleEndian.Uint64(s.Batch.Header.Mark)
+	r.settleUpto(before, g.seq)
 	switch {
 	case before <= r.last || r.looking:
 	case r.last > 0:
 		r.purged = fmt.Errorf("%w, at %d", bus.ErrPurged, g.seq)
-		return bus.Stored{}, false
+		return
 	default:
 		r.tellFirst(ctx, g.seq)
 	}
-	r.last = g.seq
-	r.anchorAt = g.at
-	return s, true
+	s.Appender = string(bytes.Clone(s.Batch.Header.Mark[8:]))
+	r.give(g.seq, max(s.Batch.Header.Count, 1)-1, s, g.at)
+}
+
+// give makes a batch ready.
+func (r *Reader) give(seq uint64, index uint32, s bus.Stored, at spot) {
+	s.Position = bus.Position{Log: r.l.ID(), Generation: r.gen, Partition: r.part, Sequence: seq, Index: index}
+	r.ready = append(r.ready, s)
+	r.last, r.anchorAt = seq, at
+}
+
+// doubt remembers a record that cannot be read.
+func (r *Reader) doubt(d doubt) {
+	i, known := slices.BinarySearchFunc(r.doubts, d.seq, func(d doubt, seq uint64) int { return cmp.Compare(d.seq, seq) })
+	if known {
+		return // a repeat
+	}
+	r.doubts = slices.Insert(r.doubts, i, d)
+	if len(r.doubts) > doubtsMax { // the last one is the least likely
+		r.passOver(r.doubts[doubtsMax])
+		r.doubts = r.doubts[:doubtsMax]
+	}
+}
+
+// settleUpto gives the doubtful records up to one that is known to be there, and passes over those behind it: where seq is what follows, they
+// are none of ours, or it is they that can be read after all.
+func (r *Reader) settleUpto(there, seq uint64) {
+	for _, d := range r.doubts {
+		switch {
+		case d.seq <= there:
+			r.give(d.seq, 0, bus.Stored{Err: d.err}, d.at)
+		case d.seq != seq:
+			r.passOver(d)
+		}
+	}
+	r.doubts = nil
+}
+
+// settleLast gives the doubtful records once all of the stream was read that there is, up to what was copied: nothing comes behind these any
+// more that could say so. It says whether there were any.
+func (r *Reader) settleLast() bool {
+	r.l.mu.Lock()
+	last := uint64(0)
+	if c := r.l.copied[sourcePart{r.gen, r.part / uint32(r.l.tokens)}]; c != nil && r.tip && r.lane != nil && r.ended == "" {
+		last = c.Rows[r.part].Last
+	}
+	r.l.mu.Unlock()
+	n := 0
+	for ; n < len(r.doubts) && r.doubts[n].seq <= last; n++ {
+		r.give(r.doubts[n].seq, 0, bus.Stored{Err: r.doubts[n].err}, r.doubts[n].at)
+	}
+	r.doubts = r.doubts[n:]
+	return n > 0
+}
+
+func (r *Reader) passOver(d doubt) {
+	r.l.o.Log.Warn("a record says that it is naru's, and cannot be read; no other one says that it was there, so it is passed over", "stream", r.l.o.Stream, "shard", d.at.Shard,
+		"sequence", d.at.After, "error", d.err)
 }
 
 // tellFirst lets others know that what was before a record is gone from the stream.

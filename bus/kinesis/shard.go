@@ -25,6 +25,7 @@ type shard struct {
 	id       string
 	from, to *big.Int // hash keys
 	parents  [2]string
+	open     bool // in the newest list
 	lanes    []*lane
 
 	turn chan struct{} // holds one, which who reads takes; with last
@@ -105,7 +106,12 @@ func (l *Log) list(ctx context.Context) error {
 	for _, s := range all {
 		id := aws.ToString(s.ShardId)
 		m.listed[id] = true
-		if m.byID[id] != nil || s.HashKeyRange == nil {
+		open := s.SequenceNumberRange == nil || s.SequenceNumberRange.EndingSequenceNumber == nil
+		if m.byID[id] != nil {
+			m.byID[id].open = open
+			continue
+		}
+		if s.HashKeyRange == nil {
 			continue
 		}
 		from, ok1 := new(big.Int).SetString(aws.ToString(s.HashKeyRange.StartingHashKey), 10)
@@ -113,7 +119,7 @@ func (l *Log) list(ctx context.Context) error {
 		if !ok1 || !ok2 {
 			return fmt.Errorf("shard %s has no hash keys", id)
 		}
-		m.byID[id] = &shard{id: id, from: from, to: to, parents: [2]string{aws.ToString(s.ParentShardId), aws.ToString(s.AdjacentParentShardId)}, turn: newTurn()}
+		m.byID[id] = &shard{id: id, from: from, to: to, parents: [2]string{aws.ToString(s.ParentShardId), aws.ToString(s.AdjacentParentShardId)}, open: open, turn: newTurn()}
 	}
 	return nil
 }
@@ -151,7 +157,7 @@ type lane struct {
 
 // join has a reader read from its place. l.mu is held.
 func (l *Log) join(r *Reader, s *shard) {
-	r.at.Shard = s.id
+	r.at.Shard, r.tip = s.id, false // until it was read from here
 	for _, n := range s.lanes {
 		if n.after == r.at.After {
 			n.readers[r], r.lane = true, n
@@ -374,6 +380,11 @@ func (l *Log) settle(ctx context.Context, r *Reader) error {
 	defer l.mu.Unlock()
 	if r.ended != "" {
 		child := l.shards.child(r.ended, r.hash)
+		if s := l.shards.byID[r.ended]; child == nil && s != nil && s.open { // no iterator came that goes on, though the shard does
+			r.ended = ""
+			l.join(r, s)
+			return nil
+		}
 		if child == nil {
 			return fmt.Errorf("shard %s has ended, and its child is not known yet", r.ended)
 		}
