@@ -271,8 +271,8 @@ var tells = regexp.MustCompile(telling)
 var harmless = []string{"pg_typeof", "random", "clock_timestamp", "timeofday", "gen_random_uuid", "random_normal", "uuidv4", "uuidv7"}
 
 // calls finds a function in a statement that the server holds for one that does something, by what it says of the
-// function itself; empty where there is none. It looks at words and what stands behind them, not at grammar: a text that
-// looks like a call counts as one.
+// function itself; empty where there is none. It looks at words and what stands around them, not at grammar: a text that
+// looks like a call counts as one. (5.0).pg_sleep is a call, too.
 func (q *asked) calls(conn *pgconn.PgConn, statement string) (string, error) {
 	if escaped.MatchString(statement) {
 		return "", refuse(`names written as U&"…" are not read here`)
@@ -282,7 +282,7 @@ func (q *asked) calls(conn *pgconn.PgConn, statement string) (string, error) {
 	var names []string
 	for _, at := range words.FindAllStringIndex(statement, -1) {
 		w := strings.ToLower(statement[at[0]:at[1]])
-		if !seen[w] && (comments || opening.MatchString(statement[at[1]:])) { // with comments, one may stand before the bracket
+		if !seen[w] && (comments || opening.MatchString(statement[at[1]:]) || strings.HasSuffix(strings.TrimRight(statement[:at[0]], "\" \t\r\n\f\v"), ".")) { // a comment may stand between
 			seen[w] = true
 			names = append(names, w)
 		}
@@ -491,7 +491,7 @@ func pgPlain(types *pgtype.Map, f pgconn.FieldDescription, t Type, raw []byte) (
 		if n == math.MaxInt64 || n == math.MinInt64 { // infinity: as far away as there is a time
 			return time.UnixMicro(n).UTC(), nil
 		}
-		return time.UnixMicro(n + epoch).UTC(), nil
+		return time.Unix(n/1e6+epoch/1e6, n%1e6*1000).UTC(), nil // their sum may be more than 64 bits
 	case pgtype.DateOID:
 		n := int32(binary.BigEndian.Uint32(raw))
 		if n == math.MaxInt32 || n == math.MinInt32 {
