@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -12,6 +13,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	aws_credentials "github.com/aws/aws-sdk-go-v2/credentials"
+	aws_kinesis "github.com/aws/aws-sdk-go-v2/service/kinesis"
+	"github.com/aws/aws-sdk-go-v2/service/kinesis/types"
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/bus/bustest"
@@ -98,7 +103,13 @@ func TestEachMessageIsOnceInKinesis(t *testing.T) {
 // TestSimulatedReadingsBecomeRowsThroughKinesis is `naru up --sim` with the configuration of examples/kinesis.yaml and a Kinesis server of
 // others. The platform is killed six times, each time when more rows have come. Then each message for the dataset is one row, the trace of
 // a reading ends at its row, and the rows came by way of the stream.
-func TestSimulatedReadingsBecomeRowsThroughKinesis(t *testing.T) {
+func TestSimulatedReadingsBecomeRowsThroughKinesis(t *testing.T) { becomeRows(t, false) }
+
+// TestSimulatedReadingsBecomeRowsThroughAnAggregatedStream is the same with `aggregate: true`; AWS's own module for Node finds each message in the
+// stream as well, by its device and as it was said.
+func TestSimulatedReadingsBecomeRowsThroughAnAggregatedStream(t *testing.T) { becomeRows(t, true) }
+
+func becomeRows(t *testing.T, aggregate bool) {
 	if !bustest.Alone(t) {
 		return
 	}
@@ -107,7 +118,18 @@ func TestSimulatedReadingsBecomeRowsThroughKinesis(t *testing.T) {
 	if endpoint := local.Kinesalite(t); endpoint != "http://127.0.0.1:4567" {
 		t.Fatalf("the example names another endpoint than %s", endpoint)
 	}
-	p := newPlatform(t, "--config", "../../examples/kinesis.yaml", "--sim", "5")
+	example, err := os.ReadFile("../../examples/kinesis.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "naru.yaml")
+	if aggregate {
+		example = append(bytes.TrimRight(example, "\n"), "\n    aggregate: true\n"...)
+	}
+	if err := os.WriteFile(file, example, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := newPlatform(t, "--config", file, "--sim", "5")
 	p.start()
 	rows := 0
 	more := func() {
@@ -163,8 +185,16 @@ func TestSimulatedReadingsBecomeRowsThroughKinesis(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	want, got := map[string]int{}, map[string]int{}
-	eachStored(t, b, message.DataPlatform, func(m *message.Message) { want[m.ID.String()]++ })
+	want, got, said := map[string]int{}, map[string]int{}, map[string]int{}
+	eachStored(t, b, message.DataPlatform, func(m *message.Message) {
+		want[m.ID.String()]++
+		said[m.Device+" "+string(m.Data)]++
+	})
+	if aggregate {
+		if seen := seenByAWS(t, "http://127.0.0.1:4567", "naru-data"); !maps.Equal(seen, said) {
+			t.Errorf("AWS's consumer finds %d messages, %d are in the log, or one more often than it was said", len(seen), len(said))
+		}
+	}
 	store, err := storage.OpenDuck(t.Context(), filepath.Join(p.data, storage.Name, "data.duckdb"), storage.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -184,6 +214,65 @@ func TestSimulatedReadingsBecomeRowsThroughKinesis(t *testing.T) {
 		t.Errorf("%d messages are rows, %d are in the log, or one is more than one row", len(got), len(want))
 	}
 	t.Logf("%d rows through six kills", len(got))
+}
+
+// seenByAWS reads a stream to its end, and has AWS's module take its records apart: how often there is each payload of a device, where repeats
+// of a record are passed over as docs/kinesis.md says.
+func seenByAWS(t *testing.T, endpoint, stream string) map[string]int {
+	t.Helper()
+	client := aws_kinesis.New(aws_kinesis.Options{Region: "eu-north-1", BaseEndpoint: &endpoint, Credentials: aws_credentials.NewStaticCredentialsProvider("anybody", "nothing", "")})
+	shards, err := client.ListShards(t.Context(), &aws_kinesis.ListShardsInput{StreamName: &stream})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked struct {
+		Records [][]byte `json:"records"`
+	}
+	for _, s := range shards.Shards {
+		it, err := client.GetShardIterator(t.Context(), &aws_kinesis.GetShardIteratorInput{StreamName: &stream, ShardId: s.ShardId, ShardIteratorType: types.ShardIteratorTypeTrimHorizon})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for next := it.ShardIterator; ; {
+			out, err := client.GetRecords(t.Context(), &aws_kinesis.GetRecordsInput{ShardIterator: next})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range out.Records {
+				asked.Records = append(asked.Records, r.Data)
+			}
+			if next = out.NextShardIterator; len(out.Records) == 0 || next == nil {
+				break
+			}
+		}
+	}
+	in, err := json.Marshal(asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var apart struct {
+		Records [][]struct {
+			Key  string `json:"key"`
+			Data []byte `json:"data"`
+		}
+	}
+	if err := json.Unmarshal(local.Node(t, "kpl.js", in), &apart); err != nil {
+		t.Fatal(err)
+	}
+	seen, known := map[string]int{}, map[string]bool{}
+	for _, users := range apart.Records {
+		if !strings.HasPrefix(users[0].Key, "batch-of-naru/") {
+			t.Errorf("a record is not aggregated; its key is %s", users[0].Key)
+		}
+		if known[users[0].Key] {
+			continue
+		}
+		known[users[0].Key] = true
+		for _, u := range users[1:] {
+			seen[u.Key+" "+string(u.Data)]++
+		}
+	}
+	return seen
 }
 
 // line is what the ledger says of a consumer and a log; empty where it says nothing.
