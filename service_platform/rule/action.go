@@ -88,6 +88,18 @@ func (c *action) template(field, s string, wanted bool) error {
 	return nil
 }
 
+// name reads a text that becomes one token of a subject.
+func (c *action) name(field, s string, wanted bool) error {
+	if err := c.template(field, s, wanted); err != nil {
+		return err
+	}
+	if s != "" && c.last() {
+		_, err := token(field, s)
+		return err
+	}
+	return nil
+}
+
 // last says whether the text read last has no expressions.
 func (c *action) last() bool { return c.texts[len(c.texts)-1].of.Constant() }
 
@@ -120,10 +132,20 @@ func (c *action) republish(a *Republish) error {
 		if err := c.template(t.field, s, false); err != nil {
 			return err
 		}
-		if t.field == "correlation_data" && c.last() {
-			if _, err := correlation(s); err != nil {
-				return err
-			}
+		if s == "" || !c.last() {
+			continue
+		}
+		var err error // of a text that is the same for all messages
+		switch t.field {
+		case "response_topic":
+			_, err = replyTo(s)
+		case "correlation_data":
+			_, err = correlation(s)
+		case "message_expiry":
+			_, err = expiry(s)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	for i, p := range a.UserProperties {
@@ -139,19 +161,19 @@ func (c *action) republish(a *Republish) error {
 		}
 		m.QoS, m.Retain, m.ContentType = uint8(qos), a.Retain, v[1]
 		if v[2] != "" {
-			if m.ReplyTo, err = message.FromTopic(v[2]); err != nil {
-				return fmt.Errorf("response_topic: %w", err)
+			if m.ReplyTo, err = replyTo(v[2]); err != nil {
+				return err
 			}
 		}
 		if m.Correlation, err = correlation(v[3]); err != nil {
 			return err
 		}
 		if v[4] != "" {
-			n, err := strconv.ParseUint(v[4], 10, 32)
+			d, err := expiry(v[4])
 			if err != nil {
-				return fmt.Errorf("message_expiry %q: want a whole number of seconds", v[4])
+				return err
 			}
-			m.Expires = now.Add(time.Duration(n) * time.Second)
+			m.Expires = now.Add(d)
 		}
 		for i := 5; i < len(v); i += 2 {
 			m.Properties = m.Properties.Add(v[i], v[i+1])
@@ -159,6 +181,22 @@ func (c *action) republish(a *Republish) error {
 		return nil
 	}
 	return nil
+}
+
+func replyTo(v string) (message.Subject, error) {
+	s, err := message.FromTopic(v)
+	if err != nil {
+		return "", fmt.Errorf("response_topic: %w", err)
+	}
+	return s, nil
+}
+
+func expiry(v string) (time.Duration, error) {
+	n, err := strconv.ParseUint(v, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("message_expiry %q: want a whole number of seconds", v)
+	}
+	return time.Duration(n) * time.Second, nil
 }
 
 // correlation reads correlation data, which are bytes, and so in base64 in a text, as get_mqtt_property() gives them.
@@ -252,7 +290,7 @@ func star(s string) message.Pattern {
 }
 
 func (c *action) twin(a *Twin) error {
-	if err := errors.Join(c.template("device", a.Device, true), c.template("shadow", a.Shadow, false)); err != nil {
+	if err := errors.Join(c.name("device", a.Device, true), c.name("shadow", a.Shadow, false)); err != nil {
 		return err
 	}
 	to := message.Pattern("device.") + star(a.Device) + ".twin."
@@ -286,7 +324,7 @@ func (c *action) command(a *Command) error {
 			return fmt.Errorf("ttl %q: want a duration such as 10m", a.TTL)
 		}
 	}
-	if err := errors.Join(c.template("device", a.Device, true), c.template("name", a.Name, true)); err != nil {
+	if err := errors.Join(c.name("device", a.Device, true), c.name("name", a.Name, true)); err != nil {
 		return err
 	}
 	c.to = []message.Pattern{message.Pattern("device.") + star(a.Device) + ".command." + star(a.Name) + ".*"}
@@ -308,7 +346,7 @@ func (c *action) command(a *Command) error {
 }
 
 func (c *action) worker(a *Worker) error {
-	if err := c.template("name", a.Name, true); err != nil {
+	if err := c.name("name", a.Name, true); err != nil {
 		return err
 	}
 	if c.last() {
@@ -328,7 +366,7 @@ func (c *action) worker(a *Worker) error {
 }
 
 func (c *action) dataBridge(a *DataBridge) error {
-	if err := errors.Join(c.template("dataset", a.Dataset, true), c.template("device", a.Device, false)); err != nil {
+	if err := errors.Join(c.template("dataset", a.Dataset, true), c.name("device", a.Device, false)); err != nil {
 		return err
 	}
 	if !strings.Contains(a.Dataset, "${") && !datasetName(a.Dataset) {

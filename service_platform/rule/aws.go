@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -31,8 +32,11 @@ func ImportAWS(raw []byte, name string) (d *Document, warnings []string, err err
 		Payload json.RawMessage `json:"topicRulePayload"`
 		Rule    json.RawMessage `json:"rule"`
 	}
-	if err := json.Unmarshal(raw, &outer); err != nil {
-		return nil, nil, fmt.Errorf("no JSON of CreateTopicRule: %w", err)
+	if !json.Valid(raw) {
+		return nil, nil, fmt.Errorf("no JSON of CreateTopicRule: %w", json.Unmarshal(raw, new(any)))
+	}
+	if err := read(raw, "", &outer); err != nil {
+		return nil, nil, err
 	}
 	at := ""
 	switch {
@@ -42,8 +46,8 @@ func ImportAWS(raw []byte, name string) (d *Document, warnings []string, err err
 		raw, at = outer.Rule, "/rule"
 	}
 	var a awsRule
-	if err := json.Unmarshal(raw, &a); err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", at, err)
+	if err := read(raw, at, &a); err != nil {
+		return nil, nil, err
 	}
 	if a.SQL == "" {
 		return nil, nil, fmt.Errorf("%s/sql is missing: this is no rule of AWS IoT", at)
@@ -78,6 +82,30 @@ func ImportAWS(raw []byte, name string) (d *Document, warnings []string, err err
 	return d, warnings, nil
 }
 
+// read reads JSON that is valid, and names the place and what is there where it is something else than AWS IoT has.
+func read(raw []byte, at string, into any) error {
+	err := json.Unmarshal(raw, into)
+	var wrong *json.UnmarshalTypeError
+	if !errors.As(err, &wrong) {
+		return err
+	}
+	if wrong.Field != "" {
+		at += "/" + strings.ReplaceAll(wrong.Field, ".", "/")
+	}
+	want := "an object"
+	switch wrong.Type.Kind() {
+	case reflect.String:
+		want = "a text"
+	case reflect.Bool:
+		want = "true or false"
+	case reflect.Int:
+		want = "a whole number"
+	case reflect.Slice:
+		want = "a list"
+	}
+	return fmt.Errorf("%s is a JSON %s; AWS IoT has %s there", cmp.Or(at, "the document"), wrong.Value, want)
+}
+
 func importAction(one map[string]json.RawMessage, at string) (*Action, []string, error) {
 	kinds := slices.Sorted(maps.Keys(one))
 	if len(kinds) != 1 {
@@ -92,8 +120,8 @@ func importAction(one map[string]json.RawMessage, at string) (*Action, []string,
 		var l struct {
 			ARN string `json:"functionArn"`
 		}
-		if err := json.Unmarshal(one[kind], &l); err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", at, err)
+		if err := read(one[kind], at, &l); err != nil {
+			return nil, nil, err
 		}
 		_, name, ok := strings.Cut(l.ARN, ":function:")
 		if name, _, _ = strings.Cut(name, ":"); !ok || name == "" {
@@ -119,16 +147,17 @@ func importHTTP(raw json.RawMessage, at string) (*Action, []string, error) {
 		Auth     json.RawMessage `json:"auth"`
 		Batching bool            `json:"enableBatching"`
 	}
-	if err := json.Unmarshal(raw, &h); err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", at, err)
+	if err := read(raw, at, &h); err != nil {
+		return nil, nil, err
 	}
 	rest, secure := strings.CutPrefix(h.URL, "https://")
 	host, path, _ := strings.Cut(rest, "/")
 	if !secure || host == "" || strings.ContainsAny(host, "${}@?#") {
-		return nil, nil, fmt.Errorf("%s/url %q: want https:// and a host without expressions, which becomes a destination; what follows the host may have them", at, h.URL)
+		// The URL is not shown: it may have a password in it.
+		return nil, nil, fmt.Errorf("%s/url: want https:// and a host without a user and without expressions, which becomes a destination; what follows the host may have them", at)
 	}
 	if strings.ContainsAny(path, "?#") {
-		return nil, nil, fmt.Errorf("%s/url %q has a query, and a path of naru's has none: put what it says into a header or the output", at, h.URL)
+		return nil, nil, fmt.Errorf("%s/url has a query, and a path of naru's has none: put what it says into a header or the output", at)
 	}
 	out := &HTTP{Destination: placeName(host), Path: path}
 	warnings := []string{fmt.Sprintf("%s sends to destination %s, which is yours to register: `naru destination add %s --url https://%s`; each message is a CloudEvent there, with the output as its data", at, out.Destination, out.Destination, host)}
@@ -178,8 +207,8 @@ func importRepublish(raw json.RawMessage, at string) (*Action, []string, error) 
 			} `json:"userProperties"`
 		} `json:"headers"`
 	}
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", at, err)
+	if err := read(raw, at, &r); err != nil {
+		return nil, nil, err
 	}
 	if r.QoS != 0 && r.QoS != 1 {
 		return nil, nil, fmt.Errorf("%s/qos is %d; AWS IoT has 0 and 1", at, r.QoS)
@@ -202,8 +231,8 @@ func importKinesis(raw json.RawMessage, at string) (*Action, []string, error) {
 		Stream string `json:"streamName"`
 		Key    string `json:"partitionKey"`
 	}
-	if err := json.Unmarshal(raw, &k); err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", at, err)
+	if err := read(raw, at, &k); err != nil {
+		return nil, nil, err
 	}
 	name := strings.Map(func(r rune) rune {
 		switch {

@@ -65,7 +65,14 @@ func TestRuleOfAWSComesInThreeForms(t *testing.T) {
 func TestRuleOfAWSThatNaruHasNotIsRefusedWithItsPlace(t *testing.T) {
 	const some = `"sql": "SELECT a FROM 'x'", "awsIotSqlVersion": "2016-03-23"`
 	for raw, want := range map[string]string{
-		`nothing`:                       "no JSON",
+		`nothing`:                     "no JSON of CreateTopicRule: invalid character",
+		``:                            "no JSON of CreateTopicRule: unexpected end",
+		`[]`:                          "the document is a JSON array; AWS IoT has an object there",
+		`{"rule": "x"}`:               "/rule is a JSON string; AWS IoT has an object there",
+		`{"ruleName": "r", "sql": 5}`: "/sql is a JSON number; AWS IoT has a text there",
+		`{"ruleName": "r", ` + some + `, "ruleDisabled": "no"}`:                                                         "/ruleDisabled is a JSON string; AWS IoT has true or false there",
+		`{"ruleName": "r", ` + some + `, "actions": {"republish": {}}}`:                                                 "/actions is a JSON object; AWS IoT has a list there",
+		`{"ruleName": "r", ` + some + `, "actions": [{"republish": {"topic": "t", "headers": {"userProperties": 1}}}]}`: "/actions/0/republish/headers/userProperties is a JSON number; AWS IoT has a list there",
 		`{"topicRulePayload": []}`:      "/topicRulePayload",
 		`{"actions": []}`:               "/sql is missing",
 		`{` + some + `, "actions": []}`: "no name",
@@ -118,9 +125,9 @@ func TestHTTPOfAWSBecomesADestinationWithWarnings(t *testing.T) {
 	if _, err := Compile(d, 1, "n1"); err != nil {
 		t.Errorf("it does not compile: %v", err)
 	}
-	for url, want := range map[string]string{"https://${host}/x": "without expressions", "http://pager/x": "https://", "https://pager/x?token=1": "has a query"} {
+	for url, want := range map[string]string{"https://${host}/x": "without expressions", "http://pager/x": "https://", "https://pager/x?token=s3cret": "has a query", "https://user:s3cret@pager/x": "without a user"} {
 		raw, name := rule(`{"url": "` + url + `"}`)
-		if _, _, err := ImportAWS(raw, name); err == nil || !strings.Contains(err.Error(), want) {
+		if _, _, err := ImportAWS(raw, name); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3cret") {
 			t.Errorf("%s gives %v; want %q", url, err, want)
 		}
 	}

@@ -63,6 +63,7 @@ type Engine struct {
 	counts *registry
 	twins  *twins.Twins
 	places *names.Known // destinations
+	closed circles
 
 	testing chan struct{} // has one in it while a backtest runs
 	over    chan struct{} // closed when the component stops
@@ -181,6 +182,9 @@ func (e *Engine) Handle(ctx context.Context, tx component.Tx, m *message.Message
 	defer v.release()
 	v.in.Lookup = shadows{e.twins}
 	for _, r := range hits {
+		if err := e.goesRound(m, r.Rule); err != nil {
+			return err
+		}
 		matched, err := e.one(tx, r, v, m)
 		if err != nil {
 			return err
@@ -258,7 +262,7 @@ func (e *Engine) one(tx component.Tx, r *live, v *evaluation, m *message.Message
 		r.counts.matched.Add(1)
 		for _, a := range r.actions {
 			err := e.act(tx, a, in, out)
-			if loop := tooDeep(err, a); loop != nil {
+			if loop := e.tooDeep(err, a, m); loop != nil {
 				return true, loop
 			}
 			if err != nil {
@@ -277,10 +281,11 @@ func (e *Engine) one(tx component.Tx, r *live, v *evaluation, m *message.Message
 }
 
 // tooDeep makes a loop the fate of the message: nothing can follow from it any more, by whatever rule.
-func tooDeep(err error, a *action) error {
+func (e *Engine) tooDeep(err error, a *action, m *message.Message) error {
 	if message.ReasonOf(err, 0) != message.Loop {
 		return nil
 	}
+	e.closed.note(m, a.rule.Name, e.env.Now())
 	return message.Rejectf(message.Loop, "rule %s took it again, and its %s would follow from %d messages; `naru trace` shows where the circle closes", a.rule.Label(), a.kind, message.DepthMax)
 }
 
@@ -314,7 +319,7 @@ const errorShown = 1024 // bytes of an error in what is told of it
 func (e *Engine) fail(tx component.Tx, r *live, in *sql.Input, m *message.Message, failed []failure) error {
 	if r.onError != nil {
 		err := e.act(tx, r.onError, in, sql.Output{Payload: errorDocument(r.Rule, in, m, failed)})
-		if loop := tooDeep(err, r.onError); loop != nil {
+		if loop := e.tooDeep(err, r.onError, m); loop != nil {
 			return loop
 		}
 		if err != nil {

@@ -236,6 +236,25 @@ func TestMessageThatGoesRoundDiesAsALoop(t *testing.T) {
 	if n != 1+message.DepthMax {
 		t.Errorf("%d messages are in the ring; want %d", n, 1+message.DepthMax)
 	}
+	// The next one goes round only a few times, since the circle is known now.
+	next, other := componenttest.Message("ring.a", "d-2", `{}`), componenttest.Message("ring.a", "d-3", `{}`)
+	r.Say(next, other)
+	r.Settled(Name, "device")
+	_, dead = r.Dead(Name)
+	if len(dead) != 3 || dead[1].Reason != message.Loop || !strings.Contains(dead[1].Detail, "rule round@1 takes what rule round says") {
+		t.Errorf("dead are %+v", dead)
+	}
+	for _, one := range []*message.Message{next, other} {
+		n = 0
+		for _, x := range r.Read("device") {
+			if x.Trace.ID == one.Trace.ID {
+				n++
+			}
+		}
+		if n != 1+roundsKnown {
+			t.Errorf("%d messages are in the ring that is known; want %d", n, 1+roundsKnown)
+		}
+	}
 }
 
 func TestAWSSpellingIsASecondOne(t *testing.T) {
@@ -321,6 +340,13 @@ func TestRuleThatDoesNotCompileIsRefusedWithItsPlace(t *testing.T) {
 		`{"sql": "SELECT a FROM 'x'", "actions": [{"command": {"device": "d", "name": "n", "ttl": "soon"}}]}`:                                      "ttl",
 		`{"name": "other", "sql": "SELECT a FROM 'x'", "actions": [{"worker": {"name": "w"}}]}`:                                                    "calls itself",
 		`{"sql": "SELECT a FROM 'x'", "actions": [{"republish": {"topic": "t", "qos": 3}}]}`:                                                       "qos 3",
+		`{"sql": "SELECT a FROM 'x'", "actions": [{"republish": {"topic": "t", "response_topic": "a/#"}}]}`:                                        "response_topic: topic name",
+		`{"sql": "SELECT a FROM 'x'", "actions": [{"republish": {"topic": "t", "message_expiry": "soon"}}]}`:                                       "want a whole number of seconds",
+		`{"sql": "SELECT a FROM 'x'", "actions": [{"republish": {"topic": "a/+/b"}}]}`:                                                             "has a wildcard",
+		`{"sql": "SELECT a FROM 'x'", "actions": [{"worker": {"name": "a/b"}}]}`:                                                                   "want a name without / + #",
+		`{"sql": "SELECT a FROM 'x'", "actions": [{"twin": {"device": "d/1"}}]}`:                                                                   "want a name without / + #",
+		`{"sql": "SELECT a FROM 'x'", "actions": [{"twin": {"device": "d", "shadow": "+"}}]}`:                                                      "want a name without / + #",
+		`{"sql": "SELECT a FROM 'x'", "actions": [{"command": {"device": "d", "name": "a#"}}]}`:                                                    "want a name without / + #",
 		"sql: [": "neither JSON nor YAML",
 	} {
 		if code, got := ask(t, r, "PUT", "/api/v1/rules/bad", body); code != 400 || !strings.Contains(got, strings.ReplaceAll(strings.ReplaceAll(want, "<", `\u003c`), ">", `\u003e`)) {
