@@ -133,10 +133,7 @@ func (h *hub) place(x *handed) {
 		return
 	}
 	best.queue = append(best.queue, x)
-	select {
-	case best.bell <- struct{}{}:
-	default:
-	}
+	best.ring()
 }
 
 // expire lets go of instances that were not heard. mu is held.
@@ -164,6 +161,17 @@ func (h *hub) drop(i *instance, why error) {
 	i.hands = map[uint64]*handed{}
 	h.waiting = append(h.waiting, i.queue...)
 	i.queue = nil
+}
+
+// ring tells whoever asks for work of the instance that there may be some. The hub's mu is held.
+func (i *instance) ring() {
+	if len(i.queue) == 0 {
+		return
+	}
+	select {
+	case i.bell <- struct{}{}:
+	default:
+	}
 }
 
 // leave takes an instance out that says so itself: what it had not finished was not tried.
@@ -234,12 +242,7 @@ func (h *hub) results(id string, list []wire.Result) error {
 			x.end <- ended{result: r}
 		}
 	}
-	if len(i.queue) > 0 {
-		select {
-		case i.bell <- struct{}{}: // there is room again
-		default:
-		}
-	}
+	i.ring() // there is room again
 	return nil
 }
 
@@ -276,6 +279,8 @@ func (h *hub) poll(ctx context.Context, id string, has []uint64, most int) ([]wi
 		var calls []wire.Call
 		if i.again == again {
 			calls = i.take(h.now(), most)
+		} else {
+			i.ring() // the bell was for who asks now
 		}
 		h.mu.Unlock()
 		if len(calls) > 0 {
@@ -359,7 +364,9 @@ func (h *hub) overdue(x *handed) bool {
 	if x.at.hands[x.number] == nil && !slices.Contains(x.at.queue, x) {
 		return false // it has ended
 	}
+	at := x.at
 	h.remove(x)
+	at.ring() // there is room again
 	return true
 }
 

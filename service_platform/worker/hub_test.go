@@ -300,3 +300,37 @@ func TestAWorkerSaysOnlyWhatIsItsOwn(t *testing.T) {
 		}
 	}
 }
+
+func TestACallThatTookTooLongMakesRoomAtOnce(t *testing.T) {
+	hubbed(t, func(t *testing.T, h *hub) {
+		a := join(t, h, "a", 1)
+		slow := started(t.Context(), h, "k")
+		has := poll(t, h, a)[0].Number
+		next := started(t.Context(), h, "l")
+		elapse(time.Second) // so that no question ends when the call does
+		given := make(chan time.Time, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() { // it asks again and again, as an instance does
+			for {
+				calls, err := h.poll(ctx, a.id, []uint64{has}, 1<<20)
+				if err != nil {
+					return
+				}
+				if len(calls) > 0 {
+					given <- time.Now()
+					return
+				}
+			}
+		}()
+		if e := <-slow; e.err == nil {
+			t.Fatal("a call that hangs has ended well")
+		}
+		over := time.Now()
+		if late := (<-given).Sub(over); late > 100*time.Millisecond {
+			t.Errorf("what waited behind a call that took too long was given %s after its end", late)
+		}
+		h.leave(a.id)
+		<-next
+	})
+}

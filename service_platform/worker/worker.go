@@ -104,6 +104,8 @@ func (w *Workers) run(ctx context.Context, ready func()) error {
 	group.Go(func() { w.tell(ctx, table) })
 	watch(func() error { return w.env.Bus.Answer(ctx, wire.Anybody, w.told(w.why), func() {}) })
 	group.Go(func() { w.demo(ctx, w.conf.Demo) })
+	again := time.NewTicker(againEvery)
+	defer again.Stop()
 	for {
 		list, news, ok := w.book.List()
 		if ok {
@@ -115,6 +117,7 @@ func (w *Workers) run(ctx context.Context, ready func()) error {
 		}
 		select {
 		case <-news:
+		case <-again.C: // what could not be forgotten is tried again
 		case <-ctx.Done():
 			if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
 				return err
@@ -153,7 +156,10 @@ func (w *Workers) apply(list []*kept) error {
 	return w.env.Children(set)
 }
 
-// bury forgets what is kept of workers that were removed. What fails is tried again at the next change, or start.
+// againEvery is how often it is tried to forget workers that were removed, until that is done: nobody may have their names before.
+const againEvery = 5 * time.Second
+
+// bury forgets what is kept of workers that were removed. What fails is tried again.
 func (w *Workers) bury(ctx context.Context, list []*kept) {
 	for _, d := range list {
 		k := &d.Value
