@@ -13,7 +13,6 @@ import (
 	"math"
 	"regexp"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -102,28 +101,6 @@ func (p *postgres) sift(ctx context.Context, t *Table, rows []Row) (list []Refus
 		err = nil
 	}
 	return list, err
-}
-
-// sketch shows a value to a person, in short.
-func sketch(v any) string {
-	s := fmt.Sprintf("%q", fmt.Sprint(v))
-	if len(s) > 60 {
-		s = strings.ToValidUTF8(s[:60], "") + "…"
-	}
-	return s
-}
-
-// refusedOf are the indexes of the rows that are refused, and of those of the same messages, in order.
-func refusedOf(rows []Row, refused []Refused) (list []int) {
-	for i := range rows {
-		for _, r := range refused {
-			if x := &rows[r.Row]; i == r.Row || x.Message == rows[i].Message {
-				list = append(list, i)
-				break
-			}
-		}
-	}
-	return list
 }
 
 func appendCopy(b []byte, t *Table, r *Row) ([]byte, error) {

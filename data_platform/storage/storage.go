@@ -1,6 +1,9 @@
 // Package storage keeps the rows of datasets in a database: DuckDB in one file by default, PostgreSQL where a URL says
 // so. Rows, roll-ups, and the place in the log up to which they were loaded are one transaction, so a crash leaves
 // nothing twice and nothing out. It knows tables, not models: who loads says what the columns are.
+//
+// Here is what a store promises; what both engines say alike is in sql.go, shape.go (tables), rollup.go, load.go and select.go, and of each
+// engine the rest, in files of its name. guard.go says what may be asked, scratch.go does the steps of pipelines, hub.go is the component.
 package storage
 
 import (
