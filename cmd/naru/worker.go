@@ -246,7 +246,8 @@ func workerMove(o *options) *cobra.Command {
 	c := &cobra.Command{
 		Use: "move WORKER", Short: "Have a worker go on elsewhere whose node is gone for good", Args: cobra.ExactArgs(1),
 		Long: `Has a worker go on in the first process that can, behind what was last told of it. What it had handled in its last moment, and had not told,
-is given again, under the same key. What was in its hands where it was, to be tried again, is lost with that node, and wants --force.`,
+is given again, under the same key. What was in its hands where it was, to be tried again, is lost with that node, and wants --force; so
+does a worker that told of itself last more than a minute ago, since nobody knows.`,
 		Example: "  naru worker move hot --why 'the machine burned down'",
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
@@ -269,6 +270,9 @@ is given again, under the same key. What was in its hands where it was, to be tr
 			}
 			return o.show(c.OutOrStdout(), m, func(p *printer) {
 				p.line("%s goes on in the first process that can; next: naru worker show %s", m.Name, m.Name)
+				if m.Unknown {
+					p.line("what was in its hands where it was is not known")
+				}
 				if m.Left > 0 {
 					p.line("%d messages that were in its hands are left behind, of them", m.Left)
 				}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -116,13 +117,15 @@ func (w *Workers) serveChange(do func(h *Head) (string, error)) answer.Func {
 // Moved is what came of moving a worker.
 type Moved struct {
 	Name string `json:"name"`
-	// Left is how many messages were in its hands where it was, as far as that is known, and are left behind; Exceptions are the oldest of them.
-	Left       uint64                `json:"left_behind"`
+	// Left is how many messages were in its hands where it was, and are left behind; Exceptions are the oldest of them.
+	Left uint64 `json:"left_behind"`
+	// Unknown says that nobody knew how many that were.
+	Unknown    bool                  `json:"unknown,omitempty"`
 	Exceptions []component.Exception `json:"exceptions,omitempty"`
 }
 
 // serveMove has a worker go on elsewhere whose node is gone for good. One with messages in its hands there is moved only where
-// that is said, since they are not given again.
+// that is said, since they are not given again; and so is one of which nobody knows, which told of itself last more than a minute ago.
 func (w *Workers) serveMove(_ http.ResponseWriter, r *http.Request) (any, error) {
 	name := r.PathValue("name")
 	k, err := w.book.get(name)
@@ -131,7 +134,12 @@ func (w *Workers) serveMove(_ http.ResponseWriter, r *http.Request) (any, error)
 	}
 	force, _ := strconv.ParseBool(r.URL.Query().Get("force"))
 	s := w.show(k, true)
-	if s.Parked > 0 && !force {
+	unknown := !slices.ContainsFunc(w.env.Peers.Reports(), func(r component.Report) bool { return r.Consumer == Name+"/"+name })
+	switch {
+	case force:
+	case unknown:
+		return nil, answer.Conflict("what worker %s had in its hands where it was is not known any more, and would be lost with that: wait for the node, or move it with force", name)
+	case s.Parked > 0:
 		return nil, answer.Conflict("%d messages were in the hands of worker %s where it was, and are lost with that: wait for the node, or force it", s.Parked, name)
 	}
 	if err := w.env.Move(r.Context(), name); err != nil {
@@ -141,7 +149,7 @@ func (w *Workers) serveMove(_ http.ResponseWriter, r *http.Request) (any, error)
 	if _, err := w.book.change(r.Context(), name, who, why, own(move)); err != nil {
 		return nil, err
 	}
-	return Moved{name, s.Parked, s.Exceptions}, nil
+	return Moved{name, s.Parked, unknown, s.Exceptions}, nil
 }
 
 // serveRemove removes a worker. One with messages before it is removed only where that is said, since they are owed to

@@ -434,9 +434,9 @@ func TestAWorkerMovesFromANodeThatIsGone(t *testing.T) {
 		all[m.ID] = true
 		y.say(m)
 	}
-	move := func(to string) {
+	move := func(to string, more ...string) {
 		t.Helper()
-		if code, body := y.ask(to, "POST", "/api/v1/workers/w/move?by=kim&why=fire", ""); code != 200 || !strings.Contains(body, `"left_behind":0`) {
+		if code, body := y.ask(to, "POST", "/api/v1/workers/w/move?by=kim&why=fire"+strings.Join(more, ""), ""); code != 200 || !strings.Contains(body, `"left_behind":0`) {
 			t.Fatalf("it is not moved: %d %s", code, body)
 		}
 	}
@@ -445,8 +445,29 @@ func TestAWorkerMovesFromANodeThatIsGone(t *testing.T) {
 	y.begin(first)
 	y.until("it is known where it is", func() bool { s := y.shown(first, "w"); return s.Run != nil && s.Run.Node == second })
 	y.nodes[second].stop()
-	move(first)
-	handles(first, 2)
+	reports, err := y.open().Table(t.Context(), "naru_fates", bus.TableOptions{Volatile: true, TTL: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told, err := bus.Entries(t.Context(), reports, "service_platform.worker/w")
+	if err != nil || len(told) == 0 {
+		t.Fatalf("%d reports, %v", len(told), err)
+	}
+	for _, e := range told { // as a minute does
+		if err := reports.Delete(t.Context(), e.Key, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	y.until("nobody knows what it had in its hands", func() bool {
+		code, body := y.ask(first, "POST", "/api/v1/workers/w/move?by=kim", "")
+		return code == 409 && strings.Contains(body, "not known any more")
+	})
+	move(first, "&force=true")
+	y.until("it runs there", func() bool {
+		s := y.shown(first, "w")
+		return s.Run != nil && s.Run.Node == first && s.State == "running"
+	})
+	handles(first, 2) // without operator.retention it begins with what comes
 	for id, n := range y.said("device.*.done", func(of map[message.ID]int) bool { return len(of) == len(all) }) {
 		if n != 1 || !all[id] {
 			t.Errorf("%d messages follow from %s", n, id)
