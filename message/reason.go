@@ -67,6 +67,7 @@ const (
 	CommandLimit     Reason = 412
 	DatasetUnknown   Reason = 413
 	ETLError         Reason = 414
+	SessionExpired   Reason = 415
 )
 
 // ReasonInfo is what a person is told about a reason.
@@ -212,6 +213,7 @@ var reasons = []ReasonInfo{
 	{Expired, "", "expired", "The message lost its worth before it could be delivered.", "Why its receiver was away, and its time to live."},
 	{Undeclared, "", "undeclared", "A component tried to say what it does not declare.", "The subject in the particulars. Of a worker or a rule: where it may say something (docs/workers.md, docs/rules.md). Of a component: its Spec.Says."},
 	{SessionLimit, "", "session_limit", "More was waiting for a client than its session may hold; the oldest went.", "Why the client was away, and the session's limits."},
+	{SessionExpired, "", "session_expired", "A client's session ended with messages waiting: it stayed away for longer than its session lasts, or began a new one.", "Why the client was away, its session's expiry (`session_expiry_max` bounds it), and whether it means to start clean."},
 	{NotDecodable, "", "not_decodable", "The message's data is not what its type says.", "The sender's encoding."},
 	{RuleError, "", "rule_error", "A rule took the message, and its SQL or one of its actions could not be done with it.", "`naru rule show <rule>`, and the error in the rule's `failed` message in `naru trace <id>`; `naru rule test` shows each step."},
 	{ReceiverRefused, "", "receiver_refused", "What was called from here, a worker or a destination, will not have the message.", "Its answer in the particulars, and what it logs; when it is mended, `naru dead retry`."},

@@ -296,6 +296,11 @@ func (b *Broker) run(ctx context.Context, ready func()) error {
 		stops = append(stops, stop)
 	}
 	b.group.Go(func() { b.refusals.run(ctx) })
+	b.group.Go(func() {
+		if err := b.store.Recover(ctx); err != nil && ctx.Err() == nil {
+			b.env.Log.Warn("give to other members of shared subscriptions what some had in hand; tried again at the next start", "error", err)
+		}
+	})
 	b.group.Go(func() { b.expire(ctx) })
 	b.group.Go(func() { b.sys.run(ctx) })
 	b.group.Go(func() { b.expiry.run(ctx) })

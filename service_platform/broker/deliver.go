@@ -68,6 +68,9 @@ func (c *conn) deliver(m *message.Message, o session.Options, late bool) {
 	switch {
 	case full && (len(c.waiting) >= waitingMax || c.waitingBytes+len(m.Data) > waitBytes && len(c.waiting) > 0), !full && c.sock.backlog() > sendAhead:
 		c.mu.Unlock()
+		if o.Drawn != nil {
+			c.b.store.Took(o.Drawn)
+		}
 		c.b.refusals.add(refusal{reason: message.SlowConsumer, device: c.device, client: c.clientID, address: c.addr,
 			detail: errors.New("a live message was dropped: the client reads or acknowledges too slowly"), topic: m.Subject.Topic()})
 		return
@@ -116,6 +119,8 @@ func (c *conn) outgoing(b []byte, m *message.Message, o session.Options) []byte 
 	k := c.carry(m, o, len(b) > n)
 	if len(b) > n && o.QoS > 0 {
 		c.fly(p.ID, flight{qos: o.QoS, command: k, drawn: o.Drawn})
+	} else if o.Drawn != nil {
+		c.b.store.Took(o.Drawn)
 	}
 	return b
 }
@@ -226,7 +231,7 @@ func (c *conn) passOn() {
 	c.redraw(list)
 }
 
-// redraw has messages go to whom they are drawn for anew. When the broker stops, there is nobody who could have them.
+// redraw has messages go to whom they are drawn for anew. When the broker stops, the next one does.
 func (c *conn) redraw(list []*session.Drawn) {
 	if len(list) == 0 || c.b.stop.Load() {
 		return
@@ -375,6 +380,9 @@ func (c *conn) acknowledged(a *packet.Ack) error {
 	default:
 		c.took(&f, a.Code)
 		delete(c.inflight, a.ID)
+		if f.drawn != nil {
+			c.b.store.Took(f.drawn)
+		}
 		if f.number > 0 {
 			c.done = append(c.done, f.number)
 			c.settleSoon()

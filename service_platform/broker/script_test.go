@@ -56,10 +56,12 @@ var (
 // player is one connection of a script.
 type player struct {
 	net.Conn
-	v    packet.Version
-	last []byte
-	pong chan struct{}
-	done chan struct{} // closed when the broker says nothing more
+	v     packet.Version
+	last  []byte
+	torn  bool // what it has said may not be packets: what follows may be taken for the rest of something, and nothing is owed for it
+	pong  chan struct{}
+	fault string
+	done  chan struct{} // closed when the broker says nothing more
 }
 
 // read takes what comes. A polite client answers it.
@@ -128,21 +130,27 @@ func (p *player) next(t *tape) bool {
 		if !say(packet.AppendPingreq(nil)) {
 			return false
 		}
-		late := time.NewTimer(20 * time.Millisecond) // an answer is not owed where this was taken for the rest of something
+		if p.torn {
+			return true
+		}
+		late := time.NewTimer(scriptPatience)
 		defer late.Stop()
 		select {
 		case <-p.pong:
+			return true
 		case <-late.C:
+			p.fault = "PINGREQ was not answered"
 		case <-p.done:
-			return false
 		}
-		return true
+		return false
 	case 10:
 		_ = say((&packet.Disconnect{}).Append(nil, p.v))
 		return false
 	case 11: // bytes of its own
+		p.torn = true
 		return say(t.bytes(1 + t.pick(40)))
 	case 12: // what it said last, with a byte changed
+		p.torn = true
 		b := bytes.Clone(p.last)
 		if len(b) > 0 {
 			b[t.pick(len(b))] ^= 1 << t.pick(8)
@@ -332,6 +340,9 @@ func (x *theatre) play(t testing.TB, script []byte) {
 		if !p.next(s) {
 			p.Close()
 			here[i] = nil
+		}
+		if p.fault != "" {
+			t.Fatal(p.fault)
 		}
 	}
 	for _, p := range here {

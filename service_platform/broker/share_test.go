@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/message/catalog"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
 )
 
@@ -530,5 +531,67 @@ func TestEachMessageGoesToOneMemberWhateverHappens(t *testing.T) {
 				t.Log(strings.Join(story, "\n"))
 			}
 		})
+	}
+}
+
+// What a member without a kept session had in hand goes to another one also where its node is killed, or stops: by the node when it starts
+// again, or by the neighbour that goes on with what was its own.
+func TestWhatAMemberHadInHandOutlivesItsNode(t *testing.T) {
+	for _, nodes := range []int{1, 2} {
+		for _, end := range []string{"killed", "stopped"} {
+			for other, life := range map[string]uint32{"casual": 0, "away": 3600} {
+				t.Run(fmt.Sprintf("%s, of %d, to one that is %s", end, nodes, other), func(t *testing.T) {
+					w, into := newTown(t, nodes, func(c *Config) { c.Cluster = map[bool]string{true: "on", false: "off"}[nodes > 1] }), newTally()
+					var two *member
+					if other == "away" {
+						two = w.member("two", life, 2, into).comes(nodes - 1)
+						two.gone(nodes - 1)
+					}
+					narrow := keeping("one", true, 0)
+					narrow.Properties.Set(packet.ReceiveMaximum, 2)
+					one, _ := w.at(0, narrow)
+					one.subscribe(packet.Subscription{Filter: shareAll, QoS: 1})
+					watch, _ := w.at(0, keeping("watch", true, 0))
+					watch.subscribe(packet.Subscription{Filter: "a/#"})
+					pub, list := w.publisher(nodes-1), numbered("m", 5)
+					pub.says(list, 1)
+					for range list { // until then it may be drawn for who comes
+						watch.hear()
+					}
+					one.ack(packet.PUBACK, one.hear().ID, 0)
+					w.nodes[nodes-1].eventually(func() string {
+						here, there := w.nodes[0].b.store.InHand(), w.nodes[nodes-1].b.store.InHand()
+						if len(here) != 4 || !slices.Equal(here, there) {
+							return fmt.Sprintf("%d messages are in hand, and the other node knows of %d; want 4", len(here), len(there))
+						}
+						return ""
+					})
+					if end == "killed" {
+						w.kill(0)
+					}
+					w.nodes[0].stop()
+					if nodes == 1 {
+						if end == "killed" {
+							w.nodes[0].bus = w.nodes[0].bus.Reopen()
+						}
+						w.nodes[0].start(catalog.Default())
+					}
+					if two == nil {
+						two = w.member("two", life, 2, into)
+					}
+					two.comes(nodes - 1)
+					into.once(t, list[1:])
+					w.nodes[nodes-1].eventually(func() string {
+						if n := len(w.nodes[nodes-1].b.store.InHand()); n != 0 {
+							return fmt.Sprintf("%d messages are in hand still", n)
+						}
+						return ""
+					})
+					if into.got["m-0"] != nil {
+						t.Error("what was acknowledged came again")
+					}
+				})
+			}
+		}
 	}
 }

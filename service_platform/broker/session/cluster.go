@@ -93,6 +93,7 @@ const (
 	kindPresence = 'O' // device
 	kindCasual   = 'S' // node, zero, key of a group: how many members it has there whose sessions are not kept
 	kindHeir     = 'H' // store that is gone: the one that has what was its own
+	kindHand     = 'G' // store, message, group: see hand.go
 	kindGift     = 'g' // store, where it was heard: what it was given, and is not known to have taken
 )
 
@@ -336,7 +337,7 @@ func (s *Store) Begin(ctx context.Context) error {
 			}
 		}
 		if first {
-			if err := w.wills(); err != nil {
+			if err := w.own(); err != nil {
 				return err
 			}
 		}
@@ -365,7 +366,8 @@ func (w *writing) all(id message.ID) error {
 	return nil
 }
 
-// wills tells the neighbours the wills that this node keeps.
-func (w *writing) wills() error {
-	return w.Scan([]byte{kindWill}, func(k, v []byte) bool { w.add(opSet, k, v); return true })
+// own tells the neighbours what this node keeps beside sessions: wills, and what members of groups have in hand.
+func (w *writing) own() error {
+	tell := func(k, v []byte) bool { w.add(opSet, k, v); return true }
+	return errors.Join(w.Scan([]byte{kindWill}, tell), w.Scan(key(kindHand, w.s.cluster.store), tell))
 }

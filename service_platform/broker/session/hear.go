@@ -136,6 +136,7 @@ func (s *Store) hear(ctx context.Context, tx component.Tx, log string, b bus.Sto
 				if h.x.client != nil {
 					if h.group != "" && h.o.QoS == 1 {
 						h.o.Drawn = &Drawn{h.group, log, at}
+						s.inHand(tx, h.o.Drawn)
 					}
 					now = append(now, delivery{h.x.client, m, h.o})
 				}

@@ -76,7 +76,7 @@ type writing struct {
 // shared says whether the neighbours hold copies of a key.
 func shared(key []byte) bool {
 	switch key[0] {
-	case kindSession, kindQueue, kindSent, kindReceived, kindReleased, kindWill:
+	case kindSession, kindQueue, kindSent, kindReceived, kindReleased, kindWill, kindHand:
 		return true
 	}
 	return false

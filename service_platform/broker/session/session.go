@@ -169,6 +169,9 @@ type Store struct {
 
 	cluster *cluster // nil where the node is alone
 
+	tookMu sync.Mutex
+	took   []*Drawn // what members have in hand no more, and is to be struck off
+
 	mu       sync.RWMutex
 	loaded   bool
 	deaf     map[string]bool     // devices that were told not to want their commands
@@ -178,6 +181,7 @@ type Store struct {
 	subs     trie.Trie[*Subscription]
 	groups   map[string]*group
 	retained int
+	left     []*Drawn                             // what members had in hand when the process before ended
 	standing map[message.Subject]*message.Message // what is in no log; see Stand
 	swept    time.Time                            // when those that expired were forgotten
 	epochs   uint64
@@ -308,6 +312,9 @@ func (s *Store) load(tx component.Tx) error {
 		if err := x.rest(tx); err != nil {
 			return err
 		}
+	}
+	if err := s.readHands(tx); err != nil {
+		return err
 	}
 	if s.cluster != nil {
 		if err := s.foundLeft(tx); err != nil {
@@ -542,6 +549,7 @@ func (s *Store) connect(ctx context.Context, who Who, caps Caps, clean bool, exp
 			return message.Rejectf(message.SessionLimit, "%d sessions are kept, which is the limit; this one would outlive its connection", s.kept-len(s.drawn))
 		}
 		if old != nil && old.Kept() {
+			s.unheard(old)
 			if err := s.erase(tx, old); err != nil {
 				return err
 			}
@@ -641,6 +649,17 @@ func (s *Store) expired(x *Session) bool {
 		s.env.Now().Sub(x.rec.Gone) >= time.Duration(x.rec.Expiry)*time.Second
 }
 
+// unheard tells of what still waits in a session that ends: because its time has passed, or its client begins anew. The store's mutex is held.
+func (s *Store) unheard(x *Session) {
+	switch {
+	case x.count == 0:
+	case s.expired(x):
+		s.tell(x.rec.Who, message.SessionExpired, fmt.Errorf("its session ended %d s after its connection, with %d messages waiting", x.rec.Expiry, x.count))
+	default:
+		s.tell(x.rec.Who, message.SessionExpired, fmt.Errorf("its client began a new session, with %d messages waiting in the one before", x.count))
+	}
+}
+
 // Disconnect says that a connection has ended. epoch is the connection's: where the session has another one by now,
 // nothing happens. expiry, where not nil, is what the client said last (MQTT 5 §3.14.2.2.2). ends says that the
 // session is over.
@@ -708,9 +727,7 @@ func (s *Store) Expire(ctx context.Context) (gone []Who, err error) {
 		gone = nil
 		for _, x := range slices.Collect(maps.Values(s.sessions)) {
 			if x.Kept() && s.expired(x) {
-				if x.count > 0 {
-					s.tell(x.rec.Who, message.SessionLimit, fmt.Errorf("its session ended %d s after its connection, with %d messages waiting", x.rec.Expiry, x.count))
-				}
+				s.unheard(x)
 				if err := s.erase(tx, x); err != nil {
 					return err
 				}

@@ -304,10 +304,24 @@ func TestSessionsEndWhenTheirTimeHasPassed(t *testing.T) {
 		if gone, err := r.store.Expire(t.Context()); len(gone) != 1 || err != nil {
 			t.Error(gone, err)
 		}
-		want(t, "told", r.told, "a session_limit")
-		if _, _, present, _ := r.connect("a", false, 60); present {
-			t.Error("the session is there still")
+		want(t, "told", r.told, "a session_expired")
+		r.told = nil
+		for _, clean := range []bool{false, true} { // too late, though nobody has looked yet; and in time, but to begin anew
+			x, epoch, present, _ := r.connect("a", clean, 60)
+			if present {
+				t.Error("the session is there still")
+			}
+			r.subscribe(x, &Subscription{Filter: "device/#", QoS: 1})
+			if _, err := x.Disconnect(t.Context(), epoch, nil); err != nil {
+				t.Fatal(err)
+			}
+			r.publish("device/d/x", "1", 1)
+			if !clean {
+				<-time.After(61 * time.Second)
+			}
 		}
+		r.connect("a", true, 60)
+		want(t, "told", r.told, "a session_expired", "a session_expired")
 		r.Close()
 	})
 }

@@ -447,6 +447,7 @@ func (s *Store) hand(tx component.Tx, sub *Subscription, g *gift, m *message.Mes
 	client, kept := sub.of.client, m.Clone()
 	if o.Lasting = true; o.QoS == 1 {
 		o.Drawn = &Drawn{g.group, g.i.log, g.i.at}
+		s.inHand(tx, o.Drawn)
 	}
 	if !neighbours {
 		tx.After(func() { client.Deliver(kept, o) })
@@ -484,6 +485,7 @@ func (s *Store) Redraw(ctx context.Context, list []*Drawn) error {
 		switch m, err := s.giftOf(ctx, g); {
 		case errors.Is(err, bus.ErrNotFound):
 			s.lost(g)
+			s.Took(d)
 		case err != nil:
 			return err
 		default:
@@ -494,6 +496,11 @@ func (s *Store) Redraw(ctx context.Context, list []*Drawn) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for i, g := range gifts {
+			if had, err := s.letGo(tx, &Drawn{g.group, g.i.log, g.i.at}); err != nil {
+				return err
+			} else if !had {
+				continue // this node was taken for gone, and another one has it
+			}
 			if w, ok := tx.(*writing); ok {
 				s.pass(w, g, messages[i])
 			} else if sub := s.fit(g.group, messages[i], memberAway); sub != nil {
@@ -588,11 +595,13 @@ func (s *Store) bequeath(w *writing, from, to message.ID) (list []*gift, err err
 		return nil, err
 	}
 	var keys, all [][]byte
-	if err := w.Tx.Scan(key(kindGift, from), func(k, v []byte) bool {
-		keys, all = append(keys, slices.Clone(k)), append(all, slices.Clone(v))
-		return true
-	}); err != nil {
-		return nil, err
+	for _, kind := range []byte{kindHand, kindGift} { // the order in which they were drawn
+		if err := w.Tx.Scan(key(kind, from), func(k, v []byte) bool {
+			keys, all = append(keys, slices.Clone(k)), append(all, slices.Clone(v))
+			return true
+		}); err != nil {
+			return nil, err
+		}
 	}
 	delete(h.pending, from)
 	for i, op := range all {

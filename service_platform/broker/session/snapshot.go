@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -184,14 +185,14 @@ func (s *Store) giveSome(w *writing, start message.ID, keys []string) ([]string,
 	return keys, nil
 }
 
-// giveRest tells of this node's wills, and one of all nodes tells of what is the same at each: retained messages, and
-// whether devices are connected.
+// giveRest tells of what else is this node's own, and one of all nodes tells of what is the same at each: retained messages,
+// whether devices are connected, and what nodes were given that are not known to have taken it.
 func (s *Store) giveRest(ctx context.Context, start message.ID, to string) error {
 	c := s.cluster
 	var keys [][]byte
 	err := s.changeSoon(ctx, func(tx component.Tx) error {
 		w := tx.(*writing)
-		if err := w.wills(); err != nil {
+		if err := w.own(); err != nil {
 			return err
 		}
 		s.mu.Lock()
@@ -205,7 +206,7 @@ func (s *Store) giveRest(ctx context.Context, start message.ID, to string) error
 			return c.still(start)
 		}
 		all := func(k, _ []byte) bool { keys = append(keys, slices.Clone(k)); return true }
-		return errors.Join(w.Scan([]byte{kindRetained}, all), w.Scan([]byte{kindPresence}, all), c.still(start))
+		return errors.Join(w.Scan([]byte{kindRetained}, all), w.Scan([]byte{kindPresence}, all), w.Scan([]byte{kindGift}, all), c.still(start))
 	})
 	for err == nil && len(keys) > 0 {
 		err = s.changeSoon(ctx, func(tx component.Tx) error {
@@ -355,6 +356,28 @@ func (s *Store) offered(tx component.Tx, key, value []byte, heard []serviceplatf
 			s.observe(is.Version)
 			tx.Set(key, value)
 		}
+	case kindGift:
+		return s.offeredGift(tx, key, value)
 	}
+	return nil
+}
+
+// offeredGift takes a gift that was told before this node was there: it may come to adopt the node whose it is. What it was told itself lies
+// at the same place, under a number of its own.
+func (s *Store) offeredGift(tx component.Tx, key, value []byte) error {
+	c := s.cluster
+	if len(key) != len(giftKey(message.ID{}, bus.Position{}, 0)) {
+		return errors.New("a gift that a neighbour keeps has no place")
+	}
+	store, at := message.ID(key[1:17]), key[:len(key)-4]
+	if store == c.store {
+		return nil
+	}
+	had := false
+	if err := tx.Scan(at, func(_, v []byte) bool { had = had || bytes.Equal(v, value); return !had }); err != nil || had {
+		return err
+	}
+	tx.Set(append(slices.Clone(at), 0xff, key[len(key)-3], key[len(key)-2], key[len(key)-1]), value)
+	c.shares.pending[store]++
 	return nil
 }
