@@ -121,7 +121,7 @@ func (h *Host) Health() []Health {
 	return list
 }
 
-// Run runs the components until ctx is done, then lets them finish and commit what is under way.
+// Run runs the components until ctx is done, then lets them finish and commit what is under way. It ends with an error where another process has the node's name.
 func (h *Host) Run(ctx context.Context) error {
 	h.init()
 	if h.broken != nil {
@@ -141,7 +141,15 @@ func (h *Host) Run(ctx context.Context) error {
 			return err
 		}
 	}
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	var group sync.WaitGroup
+	var twice error
+	group.Go(func() {
+		if twice = h.alone(ctx); twice != nil {
+			end()
+		}
+	})
 	telling, told := context.WithCancel(context.WithoutCancel(ctx))
 	var tellers sync.WaitGroup
 	tellers.Go(func() { h.tell(telling) })
@@ -167,7 +175,7 @@ func (h *Host) Run(ctx context.Context) error {
 			break
 		}
 	}
-	return nil
+	return twice
 }
 
 func (h *Host) known(name string) bool {

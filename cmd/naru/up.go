@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
@@ -333,8 +334,10 @@ func (p *process) identity() error {
 	if p.token, err = read("token", 16, func() string { return random(24) }); err != nil {
 		return err
 	}
-	if p.node = p.conf.Node; p.node == "" {
-		p.node, err = read("node", 1, func() string { return "n-" + random(3) })
+	p.node, err = read("node", 1, func() string { return cmp.Or(p.conf.Node, "n-"+random(3)) })
+	if is := p.conf.Node; err == nil && is != "" && is != p.node {
+		return fmt.Errorf("%s is the directory of node %s, and the configuration says that this is %s, for whom what lies there is nobody's: say `node: %s`, use another --data, or rename the node in %s",
+			p.data, p.node, is, p.node, filepath.Join(p.data, "node"))
 	}
 	return err
 }
