@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/record"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/naru-platform/naru/message"
@@ -71,6 +72,9 @@ func openStore(ctx context.Context, fs vfs.FS, dir string, log *slog.Logger, wai
 		s.db, s.batch = db, db.NewIndexedBatch()
 		return s.name()
 	})
+	if pebble.IsCorruptionError(err) || errors.Is(err, record.ErrInvalidChunk) {
+		return nil, fmt.Errorf("open the store in %s: its files are damaged: %w; stop naru and put a copy of that directory back, or move it away: then the component begins anew with what the logs still hold", dir, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open the store in %s: %w", dir, err)
 	}
