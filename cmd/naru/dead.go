@@ -168,6 +168,9 @@ func deadShow(o *options) *cobra.Command {
 		Use: "show LETTER", Short: "One dead letter, with its message as it came", Args: cobra.ExactArgs(1),
 		Example: "  naru dead show 0193d5a0-7b2c-7e41-9c3f-5d2f8a6b1c4e",
 		RunE: func(c *cobra.Command, args []string) error {
+			if err := isOne("letter", "list", args[0]); err != nil {
+				return err
+			}
 			cl, err := o.client()
 			if err != nil {
 				return err
@@ -210,6 +213,14 @@ func showLetter(p *printer, s *deadletter.Shown) {
 		return
 	}
 	p.line("Next: `naru trace %s`; when the cause is mended, `naru dead retry %s`.", s.Trace, s.ID)
+}
+
+// isOne says of what can be no letter or job where those there are stand.
+func isOne(what, list, id string) error {
+	if _, err := message.ParseID(id); err != nil {
+		return fmt.Errorf("%q is no %s; `naru dead %s` shows those there are", id, what, list)
+	}
+	return nil
 }
 
 // me is who asks, for the record.
@@ -344,6 +355,9 @@ func deadEdit(o *options) *cobra.Command {
 		Long:    "Puts data into a dead letter's message, which its next retry has; it must keep the message's contract. The original stays as it was, and who edited it is kept.",
 		Example: "  naru dead edit 0193d5a0-7b2c-7e41-9c3f-5d2f8a6b1c4e --file mended.json",
 		RunE: func(c *cobra.Command, args []string) error {
+			if err := isOne("letter", "list", args[0]); err != nil {
+				return err
+			}
 			if file == "" {
 				return errors.New("want --file with the data, or - for standard input")
 			}
@@ -400,6 +414,9 @@ func deadJob(o *options) *cobra.Command {
 		Long:    "Shows a job and what became of its letters. Exits with 2 when it stopped, or letters died again or were refused.",
 		Example: "  naru dead job 0193d5a1-7b2c-7e41-9c3f-5d2f8a6b1c4e --result dead",
 		RunE: func(c *cobra.Command, args []string) error {
+			if err := isOne("job", "jobs", args[0]); err != nil {
+				return err
+			}
 			cl, err := o.client()
 			if err != nil {
 				return err
@@ -442,7 +459,7 @@ func deadCancel(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use: "cancel JOB", Short: "Have a retry or discard send nothing more", Args: cobra.ExactArgs(1), Example: "  naru dead cancel 0193d5a1-7b2c-7e41-9c3f-5d2f8a6b1c4e",
 		RunE: func(c *cobra.Command, args []string) error {
-			if _, err := message.ParseID(args[0]); err != nil {
+			if err := isOne("job", "jobs", args[0]); err != nil {
 				return err
 			}
 			cl, err := o.client()

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // A slip is told in the words in which it was made, and before anything comes of it.
@@ -21,6 +23,10 @@ func TestSlipIsToldInTheWordsItWasMadeIn(t *testing.T) {
 		"dead retry --all --device d-1":                  "naru dead retry: --all is every letter there is, and some are named",
 		"dead discard --all 01a221ee-8dfd-7412-9e46-c3a": "naru dead discard: --all is every letter there is, and some are named",
 		"device add d-1 --validity -5d":                  "--validity: -5d is over before it begins; want such as 30d",
+		"dead show nope":                                 `"nope" is no letter; `,
+		"dead edit nope --file x":                        `"nope" is no letter; `,
+		"dead job nope":                                  `"nope" is no job; `,
+		"dead cancel nope":                               `"nope" is no job; `,
 		"worker add x --concurrency 0":                   "--concurrency 0: want a number from 1",
 		"worker add x --attempts -1":                     "--attempts -1: want a number from 1",
 	} {
@@ -77,4 +83,27 @@ func TestPipelineThatCanDoNoRowIsNotBroughtInForce(t *testing.T) {
 	if applied != 1 {
 		t.Errorf("it was applied %d times", applied)
 	}
+}
+
+// One that was killed is not gone at once, and who starts it anew in that moment has nothing to stop.
+func TestStartWaitsForTheProcessThatWasKilled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		before, err := lock(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			time.Sleep(lockPatience / 2)
+			before()
+		}()
+		now, err := lock(dir)
+		if err != nil {
+			t.Fatalf("when the one before is gone: %v", err)
+		}
+		defer now()
+		if _, err := lock(dir); err == nil || !strings.Contains(err.Error(), "another naru runs on "+dir) {
+			t.Errorf("while another runs: %v", err)
+		}
+	})
 }

@@ -546,15 +546,20 @@ func calledAs() string {
 	return "naru"
 }
 
+// lockPatience is for how long the process before is waited for: one that was killed takes a moment to be gone.
+const lockPatience = 3 * time.Second
+
 // lock makes sure that a data directory has one process.
 func lock(dir string) (func(), error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("another naru runs on %s; stop it, or use another --data", dir)
+	for until := time.Now().Add(lockPatience); unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil; time.Sleep(lockPatience / 30) {
+		if !time.Now().Before(until) {
+			f.Close()
+			return nil, fmt.Errorf("another naru runs on %s; stop it, or use another --data", dir)
+		}
 	}
 	return func() { f.Close() }, nil
 }
