@@ -586,3 +586,40 @@ func TestHalfOfASurrogatePairIsNoCharacter(t *testing.T) {
 		}
 	}
 }
+
+// TestAHostileFileIsReadInTime: what takes of YAML's parser with the square of its length is cut into documents before, and no longer than one.
+func TestAHostileFileIsReadInTime(t *testing.T) {
+	for name, text := range map[string]string{
+		"one document":   "dataset: " + strings.Repeat("@`", 400_000),
+		"dashes":         "dataset: " + strings.Repeat("- ", 400_000),
+		"many documents": strings.Repeat("---\ndataset: x\n", 20_000),
+	} {
+		began := time.Now()
+		if _, err := Parse("m.yaml", []byte(text)); err == nil {
+			t.Errorf("%s: it was read", name)
+		}
+		if took := time.Since(began); took > 20*time.Second { // it was minutes
+			t.Errorf("%s: it took %v", name, took)
+		}
+	}
+}
+
+// TestAFaultNamesTheLineOfItsFile in whichever document it stands.
+func TestAFaultNamesTheLineOfItsFile(t *testing.T) {
+	const good = "dataset: NAME\nversion: 1\nowner: o\ndoc: d\nfields: [{name: a, type: int}]\n"
+	first, second := strings.Replace(good, "NAME", "one", 1), strings.Replace(good, "NAME", "two", 1)
+	docs, err := Parse("m.yaml", []byte("%YAML 1.2\n# a comment\n---\n"+first+"--- # the other\n"+second+"...\n"))
+	if err != nil || len(docs) != 2 || docs[0].Line != 4 || docs[1].Line != 10 || docs[0].Text != first || !strings.Contains(docs[1].Text, "dataset: two") {
+		t.Errorf("%+v, %v", docs, err)
+	}
+	for text, at := range map[string]string{
+		first + "---\n" + second + "colour: red\n":   "m.yaml:12: there is no setting",
+		first + "---\n" + second + "doc: [\n":        "m.yaml:12:",
+		first + "---\n" + first:                      "m.yaml:7: dataset one is at line 1 already",
+		first + "---\n\n\n" + "dataset: two\nx: 1\n": "m.yaml:10: there is no setting",
+	} {
+		if _, err := Parse("m.yaml", []byte(text)); err == nil || !strings.Contains(err.Error(), at) {
+			t.Errorf("%q: %v; want it at %q", text, err, at)
+		}
+	}
+}

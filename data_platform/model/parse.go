@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml/ast"
@@ -18,7 +20,9 @@ const (
 	fileMax     = 1 << 20
 	documentMax = 64 << 10 // a dataset of some hundred fields, each with a sentence
 	nestingMax  = 16       // twice what any document needs
-	faultsMax   = 20       // that are told at once
+	faultsMax   = 20       // of a document that are told at once
+	// documentsMax is how many documents of a file are told to be wrong.
+	documentsMax = 100
 )
 
 // Parse reads a file of datasets and pipelines, YAML documents (JSON is YAML too) separated by `---`. What it does not know
@@ -30,23 +34,81 @@ func Parse(file string, b []byte) ([]Document, error) {
 	if line := tooDeep(b); line > 0 {
 		return nil, fmt.Errorf("%s:%d: nested more than %d deep; no dataset or pipeline is", file, line, nestingMax)
 	}
-	tree, err := parseYAML(b)
-	if err != nil {
-		return nil, fmt.Errorf("%s:%w", file, err)
-	}
 	lines := strings.SplitAfter(string(b), "\n")
 	var docs []Document
 	var errs []error
+	for from := 1; from <= len(lines); {
+		to := documentEnd(lines, from)
+		text := strings.Join(lines[from-1:to-1], "")
+		part, err := parsePart(file, from, text)
+		if wrong := (*notYAML)(nil); errors.As(err, &wrong) {
+			return nil, err
+		}
+		if err != nil {
+			errs = append(errs, err)
+		}
+		for _, d := range part {
+			for _, other := range docs {
+				if other.Kind() == d.Kind() && other.Name() == d.Name() {
+					errs = append(errs, fmt.Errorf("%s:%d: %s %s is at line %d already", file, d.Line, d.Kind(), d.Name(), other.Line))
+				}
+			}
+			docs = append(docs, d)
+		}
+		if from = to; len(errs) >= documentsMax {
+			errs = append(errs, fmt.Errorf("%s:%d: it is read no further", file, from))
+			break
+		}
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	if len(docs) == 0 {
+		return nil, fmt.Errorf("%s: there is no dataset and no pipeline in it; a document begins with `dataset: <name>` or `pipeline: <name>`", file)
+	}
+	return docs, nil
+}
+
+// documentEnd is the line at which the document that begins at a line is followed by another: one that begins with ---, but not the one behind
+// nothing but comments and directives. Lines count from 1.
+func documentEnd(lines []string, from int) int {
+	begun := false
+	for n := from; n <= len(lines); n++ {
+		line := strings.TrimRight(lines[n-1], "\r\n")
+		if line == "---" || strings.HasPrefix(line, "--- ") || strings.HasPrefix(line, "---\t") {
+			if begun {
+				return n
+			}
+			begun = true
+		} else if line = strings.TrimSpace(line); line != "" && line[0] != '#' && line[0] != '%' {
+			begun = true
+		}
+	}
+	return len(lines) + 1
+}
+
+// parsePart reads a part of a file, which begins at a line of it and has one document, or several that end with dots. It is parsed by itself:
+// what a hostile text takes of the parser grows with the square of its length.
+func parsePart(file string, line int, text string) (docs []Document, err error) {
+	if len(text) > documentMax+documentMax/4 { // with what stands around it
+		return nil, fmt.Errorf("%s:%d: a document of %d bytes; it may have %d", file, line, len(text), documentMax)
+	}
+	tree, err := parseYAML([]byte(text), line-1)
+	if err != nil {
+		return nil, &notYAML{fmt.Errorf("%s:%w", file, err)}
+	}
+	lines := strings.SplitAfter(text, "\n")
+	var errs []error
 	for i, doc := range tree.Docs {
-		if doc.Body == nil || doc.Body.Type() == ast.NullType || doc.Body.Type() == ast.CommentType {
+		if doc.Body == nil || slices.Contains([]ast.NodeType{ast.NullType, ast.CommentType, ast.DirectiveType}, doc.Body.Type()) {
 			continue
 		}
 		from, to := 1, len(lines)+1
 		if doc.Start != nil {
-			from = doc.Start.Position.Line + 1
+			from = doc.Start.Position.Line - line + 2
 		}
 		if i+1 < len(tree.Docs) && tree.Docs[i+1].Start != nil {
-			to = tree.Docs[i+1].Start.Position.Line
+			to = tree.Docs[i+1].Start.Position.Line - line + 1
 		}
 		from, to = min(from, len(lines)+1), min(max(from, to), len(lines)+1)
 		d := Document{File: file, Line: lineOf(doc.Body), Text: strings.TrimSpace(strings.Join(lines[from-1:to-1], "")) + "\n"}
@@ -58,38 +120,58 @@ func Parse(file string, b []byte) ([]Document, error) {
 			errs = append(errs, err)
 			continue
 		}
-		for _, other := range docs {
-			if other.Kind() == d.Kind() && other.Name() == d.Name() {
-				errs = append(errs, fmt.Errorf("%s:%d: %s %s is at line %d already", file, d.Line, d.Kind(), d.Name(), other.Line))
-			}
-		}
 		docs = append(docs, d)
 	}
-	if len(errs) > 0 {
-		return nil, errors.Join(errs...)
-	}
-	if len(docs) == 0 {
-		return nil, fmt.Errorf("%s: there is no dataset and no pipeline in it; a document begins with `dataset: <name>` or `pipeline: <name>`", file)
-	}
-	return docs, nil
+	return docs, errors.Join(errs...)
 }
 
-// parseYAML gives an error that begins with line and column. The parser has been seen to panic on broken documents.
-func parseYAML(b []byte) (tree *ast.File, err error) {
+// notYAML is a text behind whose fault nothing can be read.
+type notYAML struct{ error }
+
+// parseYAML gives an error that begins with line and column. Lines begin behind so many of the file. The parser has been seen to panic on broken
+// documents.
+func parseYAML(b []byte, behind int) (tree *ast.File, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			tree, err = nil, errors.New("1: it is not YAML that can be read")
+			tree, err = nil, fmt.Errorf("%d: it is not YAML that can be read", behind+1)
 		}
 	}()
 	tree, err = parser.ParseBytes(b, 0)
 	if err != nil {
 		first, _, _ := strings.Cut(err.Error(), "\n")
 		if at, text, ok := strings.Cut(strings.TrimPrefix(first, "["), "] "); ok {
-			return nil, fmt.Errorf("%s: it is not YAML: %s", at, text)
+			row, column, _ := strings.Cut(at, ":")
+			if n, err := strconv.Atoi(row); err == nil {
+				return nil, fmt.Errorf("%d:%s: it is not YAML: %s", behind+n, column, text)
+			}
+			return nil, fmt.Errorf("%d: it is not YAML: %s", behind+1, text)
 		}
-		return nil, fmt.Errorf("1: it is not YAML: %s", first)
+		return nil, fmt.Errorf("%d: it is not YAML: %s", behind+1, first)
 	}
+	move(tree, behind)
 	return tree, nil
+}
+
+// move has the places of a tree say which line of the file it is.
+func move(tree *ast.File, behind int) {
+	moved := map[*token.Position]bool{}
+	for _, doc := range tree.Docs {
+		for _, t := range []*token.Token{doc.Start, tokenOf(doc.Body)} {
+			for ; t != nil && t.Prev != nil; t = t.Prev {
+			}
+			for ; t != nil && t.Position != nil && !moved[t.Position]; t = t.Next {
+				moved[t.Position] = true
+				t.Position.Line += behind
+			}
+		}
+	}
+}
+
+func tokenOf(n ast.Node) *token.Token {
+	if n == nil {
+		return nil
+	}
+	return n.GetToken()
 }
 
 // tooDeep gives the line at which brackets, or list items begun on one line, are nested beyond any sense; 0 where none are. A

@@ -600,6 +600,38 @@ func TestWhatReadsAnswers(t *testing.T) {
 	})
 }
 
+// TestRollupsOutliveTheirRows: retention takes rows and no windows, and what comes later for a window whose rows are gone is a row that does
+// not count in it.
+func TestRollupsOutliveTheirRows(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		defer s.Close()
+		table := readings()
+		table.Late, table.Retention = time.Hour, 30*24*time.Hour
+		table.Rollups = []Rollup{{Name: "telemetry_1m", Every: time.Minute, By: []string{"device"}, Values: []RollupValue{{"celsius", []string{"max", "count"}}}}}
+		ensureTable(t, s, table)
+		load(t, s, 0, 5, row("d-1", 1), row("d-1", 2), row("d-2", 3), row("d-1", 64))
+		const windows = "SELECT device, rows, celsius_max, celsius_count FROM telemetry_1m ORDER BY \"time\", device"
+		was := all(t, s, windows)
+		if len(was) != 3 {
+			t.Fatalf("windows %v", was)
+		}
+		if n, err := s.Trim(t.Context(), "telemetry", noon.Add(31*24*time.Hour)); err != nil || n != 4 {
+			t.Fatalf("trimmed %d rows: %v", n, err)
+		}
+		want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(0)}})
+		want(t, "windows", all(t, s, windows), was)
+		late := row("d-1", 5)
+		id := message.NewID(noon.Add(31 * 24 * time.Hour))
+		late.Message, late.Recorded = id, id.Time().UTC().Truncate(time.Microsecond)
+		if done := load(t, s, 5, 6, late); done.Rows != 1 || done.Late != 1 {
+			t.Errorf("a late row: %+v", done)
+		}
+		want(t, "windows behind a late row", all(t, s, windows), was)
+		want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(1)}})
+	})
+}
+
 func TestPagesLeaveNothingOutAndGiveNothingTwice(t *testing.T) {
 	each(t, func(t *testing.T, open func() Store) {
 		s := open()
