@@ -115,3 +115,16 @@ func TestRuleCasesTellNullFromNothingAndNumbersExactly(t *testing.T) {
 		}
 	}
 }
+
+// TestRuleCasesThatCannotBeReadAreNamed: an empty or broken list never passes.
+func TestRuleCasesThatCannotBeReadAreNamed(t *testing.T) {
+	for in, want := range map[string]string{
+		``: "the cases: it is no JSON", `[{"sql": "SELECT * FROM 'a'"},`: "the cases: it is no JSON", `null`: "they are no list", `{}`: "they are no list", `[]`: "nothing was tried",
+		`[null]`: "case 1: a JSON object is wanted, not a null", `[{}, 5]`: "case 2: a JSON object is wanted, not a number", `[{"sql": 5}]`: "case 1: sql cannot be a number",
+		`[{"sql": "SELECT * FROM 'a'", "input_base64": "!"}]`: "case 1: illegal base64",
+	} {
+		if out, err := naruWith(t, in, "rule", "test", "--cases", "-"); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "Go ") {
+			t.Errorf("%s gives %v; want %s\n%s", in, err, want, out)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -197,9 +198,26 @@ func (r *ruled) bytes() []byte {
 }
 
 func runCases(o *options, c *cobra.Command, raw []byte) error {
-	var list []ruleCase
-	if err := json.Unmarshal(raw, &list); err != nil {
-		return fmt.Errorf("the cases: %w; want a JSON list of {sql, topic, input, expected}", err)
+	var texts []json.RawMessage
+	if err := json.Unmarshal(raw, &texts); err != nil || texts == nil {
+		var kind *json.UnmarshalTypeError
+		if err == nil || errors.As(err, &kind) {
+			err = errors.New("they are no list")
+		}
+		return fmt.Errorf("the cases: %w; want a JSON list of {sql, topic, input, expected}", plainJSON(err))
+	}
+	if len(texts) == 0 {
+		return errors.New("the cases: there is none in the list, so nothing was tried")
+	}
+	list := make([]ruleCase, len(texts))
+	for i, text := range texts {
+		err := json.Unmarshal(text, &list[i])
+		if err == nil && string(text) == "null" {
+			err = &json.UnmarshalTypeError{Value: "null"}
+		}
+		if err != nil {
+			return fmt.Errorf("case %d: %w; want {sql, topic, input, expected}", i+1, plainJSON(err))
+		}
 	}
 	out := struct {
 		Passed int          `json:"passed"`
