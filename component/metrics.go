@@ -54,7 +54,7 @@ func (m *Metrics) forget(component string) {
 	}
 }
 
-// metrics are one component's. Only the worker's goroutine uses them.
+// metrics are one component's. Only the worker's goroutine uses them, but for handled.
 type metrics struct {
 	all  *Metrics
 	name string

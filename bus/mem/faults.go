@@ -25,13 +25,6 @@ func (b *Bus) SetDown(down bool) {
 // stopped for a while; false wakes it.
 func (b *Bus) Sleep(asleep bool) { b.asleep.Store(asleep) }
 
-// Tick tells all who wait that the injected clock has moved.
-func (b *Bus) Tick() {
-	b.e.mu.Lock()
-	defer b.e.mu.Unlock()
-	b.e.ringAll()
-}
-
 // SetSpace says what is left to write on. The doors are shut where s.Free is below s.Low, or s.Shut says so.
 func (b *Bus) SetSpace(s bus.Space) {
 	b.e.mu.Lock()

@@ -41,7 +41,7 @@ type source struct {
 	settled bus.Position
 }
 
-// errors that are fates of their own.
+// unknown is the fate of what was on its way to a dataset that is gone.
 func (l *loader) unknown() error {
 	return message.Rejectf(message.DatasetUnknown, "there is no dataset %q any more; `naru data models` shows those there are", l.name)
 }

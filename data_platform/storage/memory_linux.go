@@ -1,5 +1,3 @@
-//go:build linux && cgo
-
 // What DuckDB may take of the process's memory. Its own limit counts the blocks of tables and of what operators keep, and not
 // the texts that expressions make: SELECT repeat('x', 100000000) over a vector of rows would take 200 GB, and the process
 // along. So its allocator is asked here, by way of the linker's --wrap: beyond the limit it has nothing to give, which DuckDB

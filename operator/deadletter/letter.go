@@ -40,7 +40,7 @@ const (
 // detailMax is how much of the particulars a list has; the letter itself has all.
 const detailMax = 300
 
-// letterOf reads a dead letter. original is nil where the message inside cannot be read.
+// letterOf reads a dead letter. Where the message inside cannot be read, what the letter itself says of it has to do.
 func (l *Letters) letterOf(m *message.Message, d *operator.Dead) Letter {
 	x := Letter{ID: m.ID, State: Dead, Reason: d.Reason, Detail: cut(d.Detail, detailMax), Component: d.Component, Attempts: d.Attempts,
 		First: d.First, Last: d.Last, Message: m.Cause, Trace: m.Trace.ID, Device: m.Device, Bytes: len(m.Data)}
