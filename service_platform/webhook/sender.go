@@ -86,6 +86,8 @@ func (s *sender) call(ctx context.Context, m *message.Message, try component.Try
 		s.w.calls.WithLabelValues(s.d.Name, "handled").Inc()
 		return nil, nil
 	case errors.As(err, &later):
+		// While the breaker is open messages are asked for all the same, unlike a worker's: each has an end of its own (ttl, give_up_after) that
+		// must come in time, though nothing is sent.
 		if later.Kind != "breaker" { // which has the fault of before
 			s.ended(err)
 		}
