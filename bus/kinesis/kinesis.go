@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"sync"
 	"time"
 
@@ -63,6 +64,15 @@ func (c Config) Check() error {
 		return fmt.Errorf("bus.kinesis.shards is %d; want 0 for a stream that is there, or up to %d", c.Shards, shardsMax)
 	case c.Tokens < 0 || c.Tokens > tokensMax:
 		return fmt.Errorf("bus.kinesis.tokens is %d; want up to %d", c.Tokens, tokensMax)
+	case c.Endpoint == "":
+		return nil
+	}
+	u, err := url.Parse(c.Endpoint) // whose error would tell what stands in it
+	switch {
+	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
+		return errors.New("bus.kinesis.endpoint: want an address such as http://127.0.0.1:4568")
+	case u.User != nil:
+		return errors.New("bus.kinesis.endpoint: want no user and password in it; credentials come by the usual chain of AWS's SDK (docs/kinesis.md)")
 	}
 	return nil
 }

@@ -620,6 +620,16 @@ func TestStreamMadeAnewIsAnotherLog(t *testing.T) {
 	})
 }
 
+func TestEndpointIsAnAddressWithoutASecret(t *testing.T) {
+	for endpoint, good := range map[string]bool{"": true, "http://127.0.0.1:4568": true, "https://kinesis.example": true,
+		"http://u:sesame@127.0.0.1:4568": false, "http://u:sesame@%zz": false, "127.0.0.1:4568": false, "ftp://x": false} {
+		err := Config{Stream: "s", Endpoint: endpoint}.Check()
+		if (err == nil) != good || err != nil && strings.Contains(err.Error(), "sesame") {
+			t.Errorf("%q: %v", endpoint, err)
+		}
+	}
+}
+
 func TestTokensCannotChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScene(t, 1, Options{Config: Config{Tokens: 4}})
