@@ -218,7 +218,7 @@ func BenchmarkNATSConsumer(b *testing.B) {
 		b.Fatal(err)
 	}
 	for i := range b.N {
-		if _, err := js.PublishAsync(fmt.Sprint("s.", i%200), []byte(payload)); err != nil {
+		if _, err := js.PublishAsync(fmt.Sprint("s.", i%200), []byte(payload), jetstream.WithStallWait(time.Minute)); err != nil {
 			b.Fatal(err)
 		}
 	}
