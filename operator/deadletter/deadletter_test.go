@@ -461,3 +461,16 @@ func TestSummaryReadsWhatItWrote(t *testing.T) {
 		}
 	}
 }
+
+func TestAShapeLeavesOutWhatDiffersAndKeepsWhatTells(t *testing.T) {
+	for detail, want := range map[string]string{
+		`the worker answered 500 after 31 ms`:                   `the worker answered 500 after # ms`,
+		`status 404: no such pump 17`:                           `status 404: no such pump #`,
+		`3rd_party.legacy.t1 is nobody's`:                       `3rd_party.legacy.t# is nobody's`,
+		`message 0199f0c2-3b7e-7c55-8d1e-1f2a3b4c5d6e is known`: `message # is known`,
+	} {
+		if got := shapeOf(detail); got != want {
+			t.Errorf("%q has the shape %q; want %q", detail, got, want)
+		}
+	}
+}

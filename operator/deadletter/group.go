@@ -157,11 +157,15 @@ func groupID(parts ...any) string {
 // shapeMax bounds what two details are compared by.
 const shapeMax = 200
 
+// tells are words behind which a number says what happened, not to whom: a 404 and a 500 want different remedies.
+var tells = map[string]bool{"answered": true, "status": true, "code": true}
+
 // shapeOf is what was said of a letter without what differs from one to the next: what is in quotation marks, numbers, and
 // words that are ids (hexadecimal with a digit).
 func shapeOf(detail string) string {
 	detail, _, _ = strings.Cut(detail, "\n") // a stack's addresses differ each time
 	var b strings.Builder
+	before := "" // the word
 	for i := 0; i < len(detail) && b.Len() < shapeMax; {
 		c := detail[i]
 		if c == '"' || c == '`' {
@@ -180,8 +184,12 @@ func shapeOf(detail string) string {
 		for end < len(detail) && wordByte(detail[end]) {
 			end++
 		}
-		b.WriteString(shapeOfWord(detail[i:end]))
-		i = end
+		if word := detail[i:end]; tells[before] || word == "3rd_party" {
+			b.WriteString(word)
+		} else {
+			b.WriteString(shapeOfWord(word))
+		}
+		before, i = detail[i:end], end
 	}
 	return b.String()
 }
