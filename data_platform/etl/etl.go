@@ -29,6 +29,9 @@ import (
 // Name is the component's name.
 const Name = "data_platform.etl"
 
+// storedEvery is how long after a fault the database is asked again what it has.
+const storedEvery = 5 * time.Second
+
 // Config is the component's configuration.
 type Config struct {
 	// Gather is for how long messages are gathered for one transaction, and GatherMax how many at most.
@@ -122,11 +125,11 @@ func (e *etl) run(ctx context.Context, ready func()) error {
 		return err
 	}
 	stored := e.stored(ctx)
-	var old map[string]bool
+	known := map[string]bool{}
 	told := false
 	for {
 		news := e.book.News()
-		if err := e.declare(old); err != nil {
+		if err := e.declare(known); err != nil {
 			return end(err)
 		}
 		if !told {
@@ -140,23 +143,31 @@ func (e *etl) run(ctx context.Context, ready func()) error {
 			cancel()
 			return err
 		case <-news:
-		case old = <-stored:
+		case names := <-stored:
+			maps.Copy(known, names)
 			stored = nil
 		}
 	}
 }
 
-// stored gives, once the database is open, the datasets that it has.
+// stored gives, once the database is open and answers, the datasets that it has.
 func (e *etl) stored(ctx context.Context) chan map[string]bool {
 	c := make(chan map[string]bool, 1)
-	go func() {
+	ask := func() ([]storage.Table, error) {
 		s, err := e.hub.Store(ctx)
 		if err != nil {
-			return
+			return nil, err
 		}
-		tables, err := s.Tables(ctx)
-		if err != nil {
-			e.env.Log.Warn("ask which datasets are stored", "error", err)
+		return s.Tables(ctx)
+	}
+	go func() {
+		tables, err := ask()
+		for ; err != nil && ctx.Err() == nil; tables, err = ask() {
+			e.env.Log.Warn("ask which datasets are stored; trying again", "in", storedEvery, "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(storedEvery):
+			}
 		}
 		names := map[string]bool{}
 		for _, t := range tables {
@@ -167,17 +178,14 @@ func (e *etl) stored(ctx context.Context) chan map[string]bool {
 	return c
 }
 
-// declare declares the children: of the datasets in force, and of those that were and are stored still, since what is on
-// its way to them is to have a fate.
-func (e *etl) declare(old map[string]bool) error {
-	names := map[string]bool{}
-	maps.Copy(names, old)
-	set := e.book.Set()
-	for name := range set.Datasets {
-		names[name] = true
+// declare declares the children: of the datasets in force, and of the known ones, which were in force or are stored still:
+// what is on its way to them is to have a fate. Those in force are known from now on.
+func (e *etl) declare(known map[string]bool) error {
+	for name := range e.book.Set().Datasets {
+		known[name] = true
 	}
 	var children []component.Child
-	for _, name := range slices.Sorted(maps.Keys(names)) {
+	for _, name := range slices.Sorted(maps.Keys(known)) {
 		doc := "what is said for dataset " + name + " becomes its rows"
 		children = append(children, component.Child{Name: name, Doc: doc, Hears: []message.Pattern{message.Pattern(message.DataPlatform + "." + name + ".>")},
 			Gather: e.gather, GatherMax: e.conf.GatherMax, Retry: component.Retry{Most: 5 * time.Second}, From: component.Oldest,
@@ -186,7 +194,7 @@ func (e *etl) declare(old map[string]bool) error {
 				return &component.Part{HandleAll: l.handle}, nil
 			}})
 	}
-	e.standings.keep(names)
+	e.standings.keep(known)
 	return e.env.Children(children)
 }
 

@@ -356,6 +356,28 @@ func TestAPipelineThatItsDatasetGrewOutOfStandsStill(t *testing.T) {
 	l.want("SELECT celsius, fahrenheit FROM rooms", "10 50")
 }
 
+// TestWhatWaitsForADatasetThatIsRemovedDies at once, with the reason, and not when the process begins anew.
+func TestWhatWaitsForADatasetThatIsRemovedDies(t *testing.T) {
+	l := newLab(t)
+	l.start()
+	l.put(rooms + "---\npipeline: rooms\ndataset: rooms\nsteps: [{sql: SELECT nothing FROM input}]\n")
+	l.say("rooms", `{"celsius": 2}`, `{"celsius": 3}`)
+	l.stands("rooms", "nothing")
+	b, stop := l.book()
+	defer stop()
+	for _, kind := range []string{model.KindPipeline, model.KindDataset} {
+		if _, err := b.Remove(t.Context(), kind, "rooms", model.Change{By: "test"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if rep := l.Settled(Name+"/rooms", "data_platform"); rep.Outcomes[component.Dead].Count != 2 || rep.Fault != "" {
+		t.Errorf("%+v", rep)
+	}
+	if _, dead := l.Dead(Name + "/rooms"); len(dead) != 2 || dead[0].Reason != message.DatasetUnknown {
+		t.Errorf("dead: %+v", dead)
+	}
+}
+
 func TestADatabaseThatIsAwayIsAFaultAndLosesNothing(t *testing.T) {
 	l := newLab(t)
 	l.hub.Set(nil, errors.New("its disk is gone"))
