@@ -7,6 +7,7 @@ import (
 	"os"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // inside is set in a process that may mount since it has a namespace of its own.
@@ -21,7 +22,12 @@ func SmallDisk(t *testing.T, size string) (dir string, ok bool) {
 	err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+size+",mode=0700")
 	if err == nil {
 		t.Cleanup(func() {
-			if err := syscall.Unmount(dir, 0); err != nil {
+			// A process that was killed is told to have ended a moment before the kernel has closed all its files.
+			err := syscall.Unmount(dir, 0)
+			for until := time.Now().Add(10 * time.Second); errors.Is(err, syscall.EBUSY) && time.Now().Before(until); err = syscall.Unmount(dir, 0) {
+				<-time.After(10 * time.Millisecond)
+			}
+			if err != nil {
 				t.Errorf("unmount %s: %v", dir, err)
 			}
 		})
