@@ -129,14 +129,17 @@ func (c *once) run(stop, says <-chan struct{}) {
 		c.mu.Lock()
 		conn := c.conn
 		c.mu.Unlock()
+		select {
+		case <-stop: // before a connection that came while it was closed: nobody would end that one
+			if conn != nil {
+				conn.Close()
+			}
+			return
+		default:
+		}
 		if conn != nil {
 			c.converse(conn, says)
 			conn.Close()
-		}
-		select {
-		case <-stop:
-			return
-		default:
 		}
 		if c.connect() != nil {
 			t := time.NewTimer(50 * time.Millisecond) // the node is down
