@@ -20,6 +20,17 @@ import (
 	"github.com/naru-platform/naru/message/catalog"
 )
 
+// told is what status says now.
+func told(t *testing.T, r *componenttest.Rig) (st Status) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	r.Host.Handler(func(*http.Request) bool { return true }).ServeHTTP(w, httptest.NewRequest("GET", "/api/v1/status", nil))
+	if err := json.Unmarshal(w.Body.Bytes(), &st); w.Code != http.StatusOK || err != nil {
+		t.Fatal(w.Code, w.Body.String(), err)
+	}
+	return st
+}
+
 // TestStatusTellsOfWhatRunsNowhere and of nothing while another process has taken over: one that stands by is well.
 func TestStatusTellsOfWhatRunsNowhere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -45,12 +56,7 @@ func TestStatusTellsOfWhatRunsNowhere(t *testing.T) {
 		}
 		var st Status
 		ask := func() Status {
-			w := httptest.NewRecorder()
-			r.Host.Handler(func(*http.Request) bool { return true }).ServeHTTP(w, httptest.NewRequest("GET", "/api/v1/status", nil))
-			st = Status{}
-			if err := json.Unmarshal(w.Body.Bytes(), &st); w.Code != http.StatusOK || err != nil {
-				t.Fatal(w.Code, w.Body.String(), err)
-			}
+			st = told(t, r)
 			return st
 		}
 		states := func() (list []string) {
@@ -136,12 +142,7 @@ func TestStatusExcusesAProcessThatHasJustBegun(t *testing.T) {
 		r.Running(Spec.Name)
 		var st Status
 		ask := func() Status {
-			w := httptest.NewRecorder()
-			r.Host.Handler(func(*http.Request) bool { return true }).ServeHTTP(w, httptest.NewRequest("GET", "/api/v1/status", nil))
-			st = Status{}
-			if err := json.Unmarshal(w.Body.Bytes(), &st); w.Code != http.StatusOK || err != nil {
-				t.Fatal(w.Code, w.Body.String(), err)
-			}
+			st = told(t, r)
 			return st
 		}
 		r.Until(func() bool { return len(ask().Faults) > 0 }, func() string { return "it stands still, and nothing is told" })
