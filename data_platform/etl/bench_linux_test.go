@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/component/componenttest"
 	"github.com/naru-platform/naru/data_platform/model"
 	"github.com/naru-platform/naru/data_platform/storage"
 	"github.com/naru-platform/naru/message"
@@ -85,7 +85,7 @@ func benchLoad(b *testing.B, yaml string, twins bool, group int) {
 	}
 	sequence := uint64(0)
 	b.ReportAllocs()
-	began := cpu(b)
+	began := componenttest.CPU(b)
 	for b.Loop() {
 		for i := range in {
 			in[i].Position = bus.Position{Log: log, Generation: 1, Sequence: sequence + 1, Index: uint32(i)}
@@ -96,14 +96,5 @@ func benchLoad(b *testing.B, yaml string, twins bool, group int) {
 		}
 	}
 	b.ReportMetric(float64(b.N*group)/b.Elapsed().Seconds(), "rows/s")
-	b.ReportMetric(float64((cpu(b)-began).Microseconds())/float64(b.N*group), "cpu-µs/row") // which tells more on a machine that is not quiet
-}
-
-// cpu is what the process has had of the processors.
-func cpu(b *testing.B) time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	b.ReportMetric(float64((componenttest.CPU(b)-began).Microseconds())/float64(b.N*group), "cpu-µs/row") // which tells more on a machine that is not quiet
 }

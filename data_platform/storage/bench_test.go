@@ -4,10 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
+	"github.com/naru-platform/naru/component/componenttest"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -175,7 +175,7 @@ func BenchmarkLoadFew(b *testing.B) {
 				b.Fatal(err)
 			}
 			rows := benchRows(0)
-			began := cpu(b)
+			began := componenttest.CPU(b)
 			b.ResetTimer()
 			for i := range b.N {
 				_, err := s.Load(b.Context(), &Batch{Table: "telemetry", Rows: rows[i%2000*2 : i%2000*2+2], Source: source, From: Mark{Sequence: uint64(i)}, Upto: Mark{Sequence: uint64(i + 1)}})
@@ -184,17 +184,7 @@ func BenchmarkLoadFew(b *testing.B) {
 				}
 			}
 			b.StopTimer()
-			b.ReportMetric(float64(cpu(b)-began)/float64(time.Microsecond)/float64(b.N), "cpu-µs/load")
+			b.ReportMetric(float64(componenttest.CPU(b)-began)/float64(time.Microsecond)/float64(b.N), "cpu-µs/load")
 		})
 	}
-}
-
-// cpu is how long the process has computed.
-func cpu(tb testing.TB) time.Duration {
-	tb.Helper()
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		tb.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

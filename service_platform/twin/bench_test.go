@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
@@ -59,25 +58,15 @@ func BenchmarkTwins(b *testing.B) {
 		return say(message.Subject(fmt.Sprintf("device.d-%06d.twin.update", i*7919%devices)), report(i))
 	})
 	b.ReportAllocs()
-	began := cpu(b)
+	began := componenttest.CPU(b)
 	b.ResetTimer()
 	r.Start(Spec)
 	r.Settled(name, "device")
 	b.StopTimer()
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "updates/s")
-	b.ReportMetric(float64(cpu(b)-began)/float64(time.Microsecond)/float64(b.N), "cpu-µs/update")
+	b.ReportMetric(float64(componenttest.CPU(b)-began)/float64(time.Microsecond)/float64(b.N), "cpu-µs/update")
 	r.Stop()
 	b.ReportMetric(float64(stored(b, r.Dir))/devices, "B/twin")
-}
-
-// cpu is how long the process has computed: unlike the time it took, it does not depend on who else does.
-func cpu(tb testing.TB) time.Duration {
-	tb.Helper()
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		tb.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // stored is how many bytes the tables of a store have.
