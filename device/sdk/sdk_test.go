@@ -42,6 +42,7 @@ type line struct {
 	conn net.Conn
 	came chan []byte // closed when the connection ended; read at once, as a kernel would, so that no write waits
 	buf  []byte
+	said []packet.Publish // they came before an acknowledgement that was waited for
 }
 
 // accept takes the next connection and lets it in.
@@ -100,9 +101,31 @@ func (l *line) next() (packet.Header, []byte) {
 	}
 }
 
-func (l *line) publish() packet.Publish {
+// acked takes the acknowledgement of what was told. A handler that was given it may have spoken before the reader acknowledged it.
+func (l *line) acked(id uint16) {
 	l.Helper()
 	h, body := l.next()
+	for ; h.Type == packet.PUBLISH; h, body = l.next() {
+		l.said = append(l.said, l.published(h, body))
+	}
+	var a packet.Ack
+	if err := a.Decode(h, body, packet.V5); err != nil || h.Type != packet.PUBACK || a.ID != id {
+		l.Fatalf("%s %d, %v; want PUBACK %d", h.Type, a.ID, err, id)
+	}
+}
+
+func (l *line) publish() packet.Publish {
+	l.Helper()
+	if len(l.said) > 0 {
+		p := l.said[0]
+		l.said = l.said[1:]
+		return p
+	}
+	return l.published(l.next())
+}
+
+func (l *line) published(h packet.Header, body []byte) packet.Publish {
+	l.Helper()
 	var p packet.Publish
 	if h.Type != packet.PUBLISH {
 		l.Fatalf("got %s, want PUBLISH", h.Type)
@@ -354,11 +377,7 @@ func TestCommandIsAnsweredThenAcknowledgedAndCarriedOutOnce(t *testing.T) {
 				t.Error("the answer is not in the command's trace")
 			}
 			l.ack(r.ID)
-			h, body := l.next()
-			var a packet.Ack
-			if err := a.Decode(h, body, packet.V5); err != nil || a.ID != id+1 {
-				t.Errorf("%s %d, %v; want PUBACK %d", h.Type, a.ID, err, id+1)
-			}
+			l.acked(id + 1)
 		}
 		if runs != 1 {
 			t.Errorf("carried out %d times", runs)

@@ -443,7 +443,10 @@ func TestAWorkerMovesFromANodeThatIsGone(t *testing.T) {
 	move(second)
 	y.until("the three are handled at the other node", func() bool { s := y.shown(second, "w"); return s.Handled == 3 && s.Behind == 0 })
 	y.begin(first)
-	y.until("it is known where it is", func() bool { s := y.shown(first, "w"); return s.Run != nil && s.Run.Node == second })
+	y.until("it is known where it is, and what it has done", func() bool {
+		s := y.shown(first, "w")
+		return s.Run != nil && s.Run.Node == second && s.Handled == 3
+	})
 	y.nodes[second].stop()
 	reports, err := y.open().Table(t.Context(), "naru_fates", bus.TableOptions{Volatile: true, TTL: time.Minute})
 	if err != nil {
@@ -458,10 +461,10 @@ func TestAWorkerMovesFromANodeThatIsGone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	y.until("nobody knows what it had in its hands", func() bool {
-		code, body := y.ask(first, "POST", "/api/v1/workers/w/move?by=kim", "")
-		return code == 409 && strings.Contains(body, "not known any more")
-	})
+	y.until("nobody knows what it had in its hands", func() bool { return y.shown(first, "w").Handled == 0 })
+	if code, body := y.ask(first, "POST", "/api/v1/workers/w/move?by=kim", ""); code != 409 || !strings.Contains(body, "not known any more") {
+		t.Fatalf("it is moved, or not for the reason that is so: %d %s", code, body)
+	}
 	move(first, "&force=true")
 	y.until("it runs there", func() bool {
 		s := y.shown(first, "w")
