@@ -173,24 +173,35 @@ func (d *disk) hold(f vfs.File, err error) (vfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	file := &diskFile{File: f, d: d, fd: f.Fd()}
+	fd := f.Fd()
+	d.keep(f)
+	return &diskFile{File: f, d: d, fd: fd}, nil
+}
+
+// keep keeps what was opened or locked, to be let go of at the end; where that has come meanwhile, it is let go of at once.
+func (d *disk) keep(c io.Closer) {
 	d.mu.Lock()
 	broken := d.cause != nil
 	if !broken {
-		d.open[f] = struct{}{}
+		d.open[c] = struct{}{}
 	}
 	d.mu.Unlock()
 	if broken {
-		_ = f.Close() // nobody will read or write it
+		_ = c.Close() // nobody will use it
 		d.end()
 	}
-	return file, nil
 }
 
-func (d *disk) release(c io.Closer) {
+// close lets go of something, unless the end has.
+func (d *disk) close(c io.Closer) error {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	_, open := d.open[c]
 	delete(d.open, c)
+	d.mu.Unlock()
+	if !open {
+		return nil
+	}
+	return c.Close()
 }
 
 // opens opens a file, waiting for the space that takes.
@@ -260,9 +271,7 @@ func (d *disk) Lock(name string) (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.open[lock] = struct{}{}
+	d.keep(lock)
 	return &diskLock{lock, d}, nil
 }
 
@@ -287,13 +296,7 @@ type diskLock struct {
 }
 
 // Close lets go of the lock, once.
-func (l *diskLock) Close() error {
-	l.d.release(l.Closer)
-	if l.d.err() != nil {
-		return nil // it was
-	}
-	return l.Closer.Close()
-}
+func (l *diskLock) Close() error { return l.d.close(l.Closer) }
 
 // diskFile is an open file of a disk.
 type diskFile struct {
@@ -307,13 +310,7 @@ type diskFile struct {
 func (f *diskFile) Fd() uintptr { return f.fd }
 
 // Close closes the file, unless the end has.
-func (f *diskFile) Close() error {
-	f.d.release(f.File)
-	if f.d.err() != nil {
-		return nil
-	}
-	return f.File.Close()
-}
+func (f *diskFile) Close() error { return f.d.close(f.File) }
 
 // Write writes all of p, waiting for space with what is left of it.
 func (f *diskFile) Write(p []byte) (n int, err error) {

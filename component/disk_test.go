@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"strings"
@@ -351,5 +352,51 @@ func TestDiskMayEndWhileItsFilesAreAskedForTheirDescriptors(t *testing.T) {
 			t.Errorf("the descriptor was %d and is %d", was, now)
 		}
 		end.Wait()
+	}
+}
+
+// slowLock lets something happen between that a lock was taken and that who asked has it.
+type slowLock struct {
+	vfs.FS
+	taken func()
+}
+
+func (s slowLock) Lock(name string) (io.Closer, error) {
+	l, err := s.FS.Lock(name)
+	s.taken()
+	return l, err
+}
+
+// A child that is declared anew ends an opening wherever it is; a lock that stayed would keep the store from this
+// process for ever.
+func TestOpeningThatIsBrokenOffAtItsLockLeavesTheStoreFree(t *testing.T) {
+	dir := t.TempDir()
+	ctx, cancel := context.WithCancel(t.Context())
+	locked, goOn := make(chan struct{}), make(chan struct{})
+	fs := slowLock{vfs.Default, func() { close(locked); <-goOn }}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := openStore(ctx, fs, dir, slog.New(slog.DiscardHandler), nil)
+		ended <- err
+	}()
+	<-locked
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Fatalf("the opening ended with %v", err)
+	}
+	close(goOn)
+	for late := time.After(time.Minute); ; { // what is left of the opening lets go of it when it comes to
+		s, err := openStore(t.Context(), nil, dir, slog.New(slog.DiscardHandler), nil)
+		if err == nil {
+			if err := s.close(func() {}); err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		select {
+		case <-late:
+			t.Fatal(err)
+		default:
+		}
 	}
 }
