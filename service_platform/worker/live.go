@@ -26,7 +26,8 @@ type live struct {
 
 	mu      sync.Mutex
 	rec     Record
-	room    int // calls that instances take, with kind sdk
+	upto    uint64 // the revision of it
+	room    int    // calls that instances take, with kind sdk
 	hub     *hub
 	open    func(int) // how many calls are made at once; nil while the worker does not run here
 	waiters map[message.ID]chan answerOf
@@ -44,13 +45,18 @@ func newLive(w *Workers, name string) *live {
 	return &live{w: w, name: name, breaker: &outbound.Breaker{}, waiters: map[message.ID]chan answerOf{}}
 }
 
-func (l *live) set(r Record) {
+// set takes a worker over as the table has it; an older one changes nothing.
+func (l *live) set(k *kept) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if k.Revision <= l.upto {
+		return
+	}
+	r := k.Value.Record
 	if was := l.rec; was.URL != r.URL || was.Mode != r.Mode || !maps.Equal(was.Headers, r.Headers) || was.Timeout != r.Timeout || was.Paused && !r.Paused {
 		l.breaker.Now(l.w.env.Now()) // somebody has done something about it
 	}
-	l.rec = r
+	l.rec, l.upto = r, k.Revision
 	l.gate()
 }
 

@@ -48,8 +48,8 @@ type book struct {
 	most int
 }
 
-func newBook(now func() time.Time, most int, broken func(key string, err error)) *book {
-	return &book{now: now, most: most, Book: docs.New(docs.Options[Head]{Table: tableName, What: "worker", Owner: Name, Broken: broken})}
+func newBook(now func() time.Time, most int, told func(name string, k *kept), broken func(key string, err error)) *book {
+	return &book{now: now, most: most, Book: docs.New(docs.Options[Head]{Table: tableName, What: "worker", Owner: Name, Told: told, Broken: broken})}
 }
 
 // get gives one that is there.

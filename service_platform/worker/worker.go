@@ -66,10 +66,11 @@ func New(env component.Env, c Config) (*component.Part, error) {
 	if c.WorkersMax < 1 {
 		return nil, fmt.Errorf("workers_max is %d; want at least 1", c.WorkersMax)
 	}
-	w := &Workers{env: env, conf: c, client: outbound.New(outbound.Options{Of: Name, Allow: allow, Now: env.Now}), book: newBook(env.Now, c.WorkersMax, func(key string, err error) {
-		env.Log.Error("read a worker of the table; it stays as it was", "worker", key, "error", err)
-	}), live: map[string]*live{}, stats: newBoard(),
+	w := &Workers{env: env, conf: c, client: outbound.New(outbound.Options{Of: Name, Allow: allow, Now: env.Now}), live: map[string]*live{}, stats: newBoard(),
 		up: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "naru_worker_instances", Help: "Instances of a worker that are connected here."}, []string{"worker"})}
+	w.book = newBook(env.Now, c.WorkersMax, w.heed, func(key string, err error) {
+		env.Log.Error("read a worker of the table; it stays as it was", "worker", key, "error", err)
+	})
 	if env.Metrics != nil {
 		env.Metrics.MustRegister(w.up)
 	}
@@ -127,6 +128,16 @@ func (w *Workers) run(ctx context.Context, ready func()) error {
 	}
 }
 
+// heed takes a change over before who made it is answered: once a worker is said to be paused, no call of this process begins.
+func (w *Workers) heed(name string, k *kept) {
+	w.mu.Lock()
+	l := w.live[name]
+	w.mu.Unlock()
+	if l != nil && k != nil && !k.Value.Removed {
+		l.set(k)
+	}
+}
+
 // apply makes what runs what the table says.
 func (w *Workers) apply(list []*kept) error {
 	var set []component.Child
@@ -143,7 +154,7 @@ func (w *Workers) apply(list []*kept) error {
 			l = newLive(w, k.Name)
 			w.live[k.Name] = l
 		}
-		l.set(k.Record)
+		l.set(d)
 		set = append(set, l.child(k.Record))
 	}
 	for name := range w.live {

@@ -179,7 +179,7 @@ func TestWhatAnHTTPWorkerAnswersFollowsFromTheMessage(t *testing.T) {
 func TestEachAnswerOfAWorkerIsAFate(t *testing.T) {
 	r := newRig(t)
 	var tries counts
-	r.add(worker.Record{Name: "moody", Hears: hears, Attempts: 3, Timeout: "500ms", URL: service(t, func(w http.ResponseWriter, q *http.Request) {
+	r.add(worker.Record{Name: "moody", Hears: hears, Attempts: 3, Timeout: "2s", URL: service(t, func(w http.ResponseWriter, q *http.Request) {
 		data, _ := io.ReadAll(q.Body) // what there is
 		n := tries.add(string(data) + " " + q.Header.Get("Idempotency-Key"))
 		switch string(data) {
@@ -398,10 +398,11 @@ func TestACallIsAnsweredInTimeOrNotAtAll(t *testing.T) {
 		}
 	})})
 	for data, want := range map[string]struct {
-		code int
-		says string
-	}{"1 2": {200, "sum of 1 2"}, "bad": {502, "no numbers"}, "slow": {504, "naru trace"}} {
-		if code, body := r.ask("POST", "/api/v1/workers/sum/call?timeout=2s", []byte(data)); code != want.code || !strings.Contains(body, want.says) {
+		timeout string
+		code    int
+		says    string
+	}{"1 2": {"30s", 200, "sum of 1 2"}, "bad": {"30s", 502, "no numbers"}, "slow": {"500ms", 504, "naru trace"}} {
+		if code, body := r.ask("POST", "/api/v1/workers/sum/call?timeout="+want.timeout, []byte(data)); code != want.code || !strings.Contains(body, want.says) {
 			t.Errorf("%s is answered with %d %s", data, code, body)
 		}
 	}
