@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,10 +17,9 @@ import (
 )
 
 const (
-	callsDefault   = 16                     // at once, where Spec.Calls is zero
-	callBytes      = 64 << 20               // what waits for its call may take so much memory
-	retryAfterMost = time.Hour              // nobody may put a message off for longer
-	exceptionsKeep = 200 * time.Millisecond // for how long a short list of what is parked will do
+	callsDefault   = 16        // at once, where Spec.Calls is zero
+	callBytes      = 64 << 20  // what waits for its call may take so much memory
+	retryAfterMost = time.Hour // nobody may put a message off for longer
 )
 
 // Try says which attempt a call is.
@@ -78,15 +76,13 @@ type caller struct {
 	gate    *gate
 	most    int
 	running int
-	due     heads // to be called now
-	later   heads // to be called again, at their time
+	due     heads // to be called now; at their time those that the worker has parked for later
 	fresh   []*parked
 	bytes   int            // of what is parked
 	failed  map[string]int // parked messages that were tried, by log
 	ended   bool           // a call has, since the last commit
 	settles chan settled
 	calls   sync.WaitGroup
-	shown   map[place]*shown
 }
 
 // settled is a call's end.
@@ -99,9 +95,8 @@ type settled struct {
 
 func newCaller(w *worker) *caller {
 	n := w.env.Spec.calls()
-	c := &caller{w: w, gate: w.env.gate, most: n, settles: make(chan settled, n), failed: map[string]int{}, shown: map[place]*shown{},
-		due:   heads{before: func(a, b *parked) int { return cmp.Compare(a.order, b.order) }},
-		later: heads{before: func(a, b *parked) int { return a.next.Compare(b.next) }}}
+	c := &caller{w: w, gate: w.env.gate, most: n, settles: make(chan settled, n), failed: map[string]int{},
+		due: heads{before: func(a, b *parked) int { return cmp.Compare(a.order, b.order) }}}
 	if c.gate == nil {
 		c.gate = newGate(n)
 	}
@@ -132,7 +127,6 @@ func (c *caller) restored() {
 				c.failed[x.at.log]++
 			}
 		}
-		c.line(row[0])
 	}
 }
 
@@ -153,15 +147,12 @@ func (c *caller) add(x *parked) {
 	c.w.parked.push(x)
 	c.bytes += weight(x.m)
 	c.fresh = append(c.fresh, x)
-	if c.w.parked.rows[x.key][0] == x {
-		c.line(x)
-	}
 }
 
 // line puts the first message of a key where its next call comes from.
 func (c *caller) line(x *parked) {
 	if x.next.After(c.w.env.Now()) {
-		heap.Push(&c.later, x)
+		heap.Push(&c.w.parked.later, x)
 	} else {
 		heap.Push(&c.due, x)
 	}
@@ -173,8 +164,8 @@ func (c *caller) full() bool { return c.w.parked.n >= c.w.retry.ParkedMax || c.b
 // dispatch makes the calls that may be made. They end with ctx.
 func (c *caller) dispatch(ctx context.Context) {
 	now := c.w.env.Now()
-	for len(c.later.list) > 0 && !c.later.list[0].next.After(now) {
-		heap.Push(&c.due, heap.Pop(&c.later))
+	for x := c.w.parked.due(now); x != nil; x = c.w.parked.due(now) {
+		heap.Push(&c.due, x)
 	}
 	for len(c.due.list) > 0 && c.running < min(c.most, int(c.gate.n.Load())) && ctx.Err() == nil {
 		x := heap.Pop(&c.due).(*parked)
@@ -194,14 +185,6 @@ func (c *caller) dispatch(ctx context.Context) {
 			c.settles <- s // has room for all that run
 		})
 	}
-}
-
-// untilDue is how long until a call is to be made again.
-func (c *caller) untilDue() time.Duration {
-	if len(c.later.list) == 0 {
-		return time.Hour
-	}
-	return max(c.later.list[0].next.Sub(c.w.env.Now()), 0)
 }
 
 // settle makes a call's end the fate of its message. stopping says that a failure tells nothing: its ctx has ended.
@@ -284,29 +267,6 @@ func (c *caller) write() error {
 	clear(c.fresh)
 	c.fresh, c.ended = c.fresh[:0], false
 	return nil
-}
-
-// shown is the beginning of a place's parked messages, in order.
-type shown struct {
-	list []*parked
-	at   time.Time
-}
-
-// oldest are the first that are parked at a place, up to attemptsShown. To find them means to look at all of them, so
-// the list is used up a little before it is made again; what is in it is always the beginning.
-func (c *caller) oldest(at place) []*parked {
-	s := c.shown[at]
-	if s == nil {
-		s = new(shown)
-		c.shown[at] = s
-	}
-	s.list = slices.DeleteFunc(s.list, func(x *parked) bool { return x.gone })
-	all := int(c.w.parked.sum(at).Count)
-	now := c.w.env.Now()
-	if len(s.list) < min(all, attemptsShown/2) && (len(s.list) == 0 || now.Sub(s.at) >= exceptionsKeep) {
-		s.list, s.at = c.w.parked.oldestAt(at), now
-	}
-	return s.list
 }
 
 // heads are the first messages of their keys, as a heap.

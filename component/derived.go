@@ -109,7 +109,7 @@ func (k *derived) fetchParked(ctx context.Context, list []*parked) error {
 		if x.record != nil {
 			x.written = true
 			k.w.parked.push(x)
-			k.parked += parkedSize(x)
+			_ = k.park(x)
 			continue
 		}
 		if x.position.Sequence != s.Position.Sequence {
@@ -136,7 +136,7 @@ func (k *derived) fetchParked(ctx context.Context, list []*parked) error {
 		}
 		x.written = true
 		k.w.parked.push(x)
-		k.parked += parkedSize(x)
+		_ = k.park(x)
 	}
 	return nil
 }
@@ -170,19 +170,14 @@ func parkedSize(x *parked) int {
 }
 
 func (k *derived) park(x *parked) error {
-	if !x.written { // else it is there already
-		k.parked += parkedSize(x)
-	}
+	k.parked -= x.size
+	x.size = parkedSize(x) // why it waits may be told at greater length than before
+	k.parked += x.size
 	return nil
 }
 
-func (k *derived) unpark(*parked) error {
-	k.parked = 0
-	for _, row := range k.w.parked.rows {
-		for _, x := range row {
-			k.parked += parkedSize(x)
-		}
-	}
+func (k *derived) unpark(x *parked) error {
+	k.parked -= x.size
 	return nil
 }
 

@@ -2,6 +2,7 @@ package component
 
 import (
 	"cmp"
+	"container/heap"
 	"context"
 	"errors"
 	"slices"
@@ -16,8 +17,17 @@ type parking struct {
 	keyOf func(*parked) parkKey
 	rows  map[parkKey][]*parked
 	sums  map[place]Sum
+	order map[place]*inOrder
+	later heads         // the first of their keys, by when they are tried again
+	line  func(*parked) // puts the first one of a key where its next try comes from
 	n     int
 	came  uint64 // how many ever
+}
+
+// newParking has the first messages of keys in later.
+func newParking() parking {
+	return parking{keyOf: keyInLog, rows: map[parkKey][]*parked{}, sums: map[place]Sum{}, order: map[place]*inOrder{},
+		later: heads{before: func(a, b *parked) int { return a.next.Compare(b.next) }}}
 }
 
 // parkKey is what order is kept by: a key within a log, also where a new generation has put it into another partition.
@@ -39,6 +49,7 @@ type parked struct {
 	key     parkKey
 	order   uint64    // in which they came, also of a former process, log by log
 	written bool      // into the store
+	size    int       // bytes of it that are counted as in the mark, with State Derived
 	gone    bool      // it is parked no more
 	calling time.Time // since when it is called for; zero where it is not
 }
@@ -60,6 +71,15 @@ func (p *parking) push(x *parked) {
 	p.n++
 	p.came++
 	x.order = p.came
+	o := p.order[x.at]
+	if o == nil {
+		o = new(inOrder)
+		p.order[x.at] = o
+	}
+	o.add(x)
+	if p.rows[x.key][0] == x {
+		p.line(x)
+	}
 }
 
 // pop takes the first message of a key out.
@@ -74,6 +94,7 @@ func (p *parking) pop(k parkKey) {
 	s := p.sums[x.at]
 	s.Remove(x.m.ID)
 	p.sums[x.at] = s
+	p.order[x.at].left()
 	p.n--
 }
 
@@ -101,19 +122,52 @@ func earlier(a, b bus.Position) int {
 
 // oldestAt are the first that are parked at a place, in order, up to attemptsShown.
 func (p *parking) oldestAt(at place) []*parked {
-	if p.sum(at).Count == 0 {
-		return nil
+	if o := p.order[at]; o != nil {
+		return o.first(attemptsShown)
 	}
-	var all []*parked
-	for _, row := range p.rows {
-		for _, x := range row {
-			if x.at == at {
-				all = append(all, x)
-			}
+	return nil
+}
+
+// inOrder is what is parked at a place by its position. What is gone stays in it until it is come across, or there is
+// much of it: so a look at the first ones costs no more than they do, however many are parked.
+type inOrder struct {
+	list []*parked
+	gone int // of the list
+}
+
+func (o *inOrder) add(x *parked) {
+	i := len(o.list)
+	if i > 0 && earlier(o.list[i-1].position, x.position) > 0 { // taken back
+		i, _ = slices.BinarySearchFunc(o.list, x, func(a, b *parked) int { return earlier(a.position, b.position) })
+	}
+	o.list = slices.Insert(o.list, i, x)
+}
+
+// left notes that one of the list is gone.
+func (o *inOrder) left() {
+	if o.gone++; o.gone > 100+len(o.list)/4 {
+		o.list, o.gone = slices.DeleteFunc(o.list, func(x *parked) bool { return x.gone }), 0
+	}
+}
+
+// first gives up to n, valid until the next call of anything.
+func (o *inOrder) first(n int) []*parked {
+	end, there := 0, 0
+	for ; end < len(o.list) && there < n; end++ {
+		if !o.list[end].gone {
+			there++
 		}
 	}
-	slices.SortFunc(all, func(a, b *parked) int { return earlier(a.position, b.position) })
-	return slices.Clone(all[:min(len(all), attemptsShown)])
+	begin := end
+	for i := end - 1; i >= 0; i-- { // those that are there close up to the next one
+		if x := o.list[i]; !x.gone {
+			begin--
+			o.list[begin] = x
+		}
+	}
+	clear(o.list[:begin])
+	o.list, o.gone = o.list[begin:], o.gone-begin
+	return o.list[:there]
 }
 
 // exceptions shows parked messages.
@@ -170,19 +224,26 @@ func (w *worker) hasten() {
 			}
 		}
 	}
+	heap.Init(&w.parked.later)
 }
 
 // untilDue is how long until a parked message is to be tried.
 func (w *worker) untilDue() time.Duration {
-	if w.caller != nil {
-		return w.caller.untilDue()
+	if len(w.parked.later.list) == 0 {
+		return time.Hour
 	}
-	d := time.Hour
-	now := w.env.Now()
-	for _, row := range w.parked.rows {
-		d = min(d, max(row[0].next.Sub(now), 0))
+	return max(w.parked.later.list[0].next.Sub(w.env.Now()), 0)
+}
+
+// wait puts the first message of a key where it waits for its time.
+func (p *parking) wait(x *parked) { heap.Push(&p.later, x) }
+
+// due takes the next one out of those whose time has come; nil where there is none.
+func (p *parking) due(now time.Time) *parked {
+	if len(p.later.list) == 0 || p.later.list[0].next.After(now) {
+		return nil
 	}
-	return d
+	return heap.Pop(&p.later).(*parked)
 }
 
 // retryDue tries the heads that are due, and after each success what waited behind it.
@@ -190,18 +251,23 @@ func (w *worker) retryDue(ctx context.Context) error {
 	if w.caller != nil {
 		return nil // they are called for by dispatch
 	}
-	var due []parkKey
+	var due []*parked
 	now := w.env.Now()
-	for k, row := range w.parked.rows {
-		if !row[0].next.After(now) {
-			due = append(due, k)
-		}
+	for x := w.parked.due(now); x != nil; x = w.parked.due(now) {
+		due = append(due, x)
 	}
-	slices.SortFunc(due, func(a, b parkKey) int {
-		return cmp.Or(cmp.Compare(a.log, b.log), earlier(w.parked.rows[a][0].position, w.parked.rows[b][0].position))
+	defer func() {
+		for _, x := range due {
+			if row := w.parked.rows[x.key]; len(row) > 0 {
+				w.parked.line(row[0])
+			}
+		}
+	}()
+	slices.SortFunc(due, func(a, b *parked) int {
+		return cmp.Or(cmp.Compare(a.at.log, b.at.log), earlier(a.position, b.position))
 	})
-	for _, k := range due {
-		for len(w.parked.rows[k]) > 0 {
+	for _, x := range due {
+		for k := x.key; len(w.parked.rows[k]) > 0; {
 			select {
 			case <-w.stopping:
 				return nil // what was settled is committed, and the rest is parked still

@@ -12,13 +12,12 @@ import (
 // report notes a committed checkpoint for those who ask.
 func (w *worker) report(at place, c *Checkpoint) {
 	r := Report{Checkpoint: *c, Required: w.env.Spec.Required, Child: w.env.Spec.of != "", Node: w.env.Node, At: w.env.Now()}
-	if waiting := r.Waiting.Count; w.caller != nil {
-		r.Exceptions = exceptions(w.caller.oldest(at))
-		w.metrics.parked(at.log, uint64(w.caller.failed[at.log]))
-	} else {
-		r.Exceptions = exceptions(w.parked.oldestAt(at))
-		w.metrics.parked(at.log, waiting)
+	r.Exceptions = exceptions(w.parked.oldestAt(at))
+	parked := r.Waiting.Count
+	if w.caller != nil {
+		parked = uint64(w.caller.failed[at.log])
 	}
+	w.metrics.parked(at.log, parked)
 	r.Outcomes, r.Rows = map[string]Sum{}, map[string]Row{}
 	for k, v := range c.Outcomes {
 		r.Outcomes[k] = v

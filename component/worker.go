@@ -78,15 +78,16 @@ type event struct {
 func newWorker(ctx context.Context, env Env, part *Part, keep keeper, m *metrics) (*worker, error) {
 	w := &worker{env: env, part: part, retry: env.Spec.Retry.withDefaults(env.Spec.State), keep: keep, metrics: m,
 		events: make(chan event), deliveries: make(chan bus.Delivery), changes: make(chan change), over: make(chan struct{}), stopping: make(chan struct{}), done: make(chan struct{}), swept: env.Now(),
-		points: map[place]*Checkpoint{}, parked: parking{keyOf: keyInLog, rows: map[parkKey][]*parked{}, sums: map[place]Sum{}}, dirty: map[place]bool{}, torn: map[place]bool{},
+		points: map[place]*Checkpoint{}, parked: newParking(), dirty: map[place]bool{}, torn: map[place]bool{},
 		reports: map[place]Report{}, faults: map[place]string{}, from: map[place]bus.Position{}, holds: map[place]*hold{}, gathered: map[place]*gathering{}, gates: map[place]chan struct{}{}}
+	w.parked.line = w.parked.wait
 	w.tx = &tx{w: w, ops: map[string][]byte{}}
 	if n := env.Spec.Parallel; n > 1 && part.Handle != nil {
 		w.shards = newShards(w, n)
 	}
 	if part.Call != nil {
 		w.caller = newCaller(w)
-		w.parked.keyOf = w.caller.keyOf
+		w.parked.keyOf, w.parked.line = w.caller.keyOf, w.caller.line
 		keep.(*local).out.letters = operator.DeadSubject(env.Spec.Name)
 	}
 	if err := keep.restore(ctx, w); err != nil {
