@@ -74,15 +74,30 @@ func (s *Store) hold(ctx context.Context, who Who, clean bool, client Client) er
 	}
 }
 
-// unwait forgets one who waits. With the last of them goes the claim, if it has not been made.
+// unwait forgets one who waits. With the last of them goes the claim, if it has not been made. To one who was given the client
+// in the same moment it is as if nobody had waited.
 func (s *Store) unwait(key string, wait chan error) {
+	if s.stopWaiting(key, wait) {
+		return
+	}
+	if err := <-wait; err == nil {
+		s.granted(key)
+	}
+}
+
+// stopWaiting gives false where the one who waits has been answered.
+func (s *Store) stopWaiting(key string, wait chan error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.cluster
-	list := slices.DeleteFunc(c.waits[key], func(w chan error) bool { return w == wait })
-	if len(list) > 0 {
+	list := c.waits[key]
+	at := slices.Index(list, wait)
+	if at < 0 {
+		return false
+	}
+	if list = slices.Delete(list, at, at+1); len(list) > 0 {
 		c.waits[key] = list
-		return
+		return true
 	}
 	delete(c.waits, key)
 	if n := len(c.asks); n > 0 {
@@ -90,6 +105,7 @@ func (s *Store) unwait(key string, wait chan error) {
 			delete(c.asked, key)
 		}
 	}
+	return true
 }
 
 // settleWaits has those who wait for a client look again, or give up.

@@ -82,3 +82,43 @@ func TestNobodyIsClaimedWhoHasLeft(t *testing.T) {
 		}
 	})
 }
+
+// TestASessionIsCalmAfterAnEarlyPUBREL since what was released is not waited for: a client that moves to another node would wait
+// for it there, as long as the old node does.
+func TestASessionIsCalmAfterAnEarlyPUBREL(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Store{}
+		x := &Session{store: s, epoch: 1}
+		id := message.NewID(time.Now())
+		if !x.Receive(1, 7, id) {
+			t.Fatal("the message is not taken")
+		}
+		calm := make(chan bool)
+		go func() { calm <- x.calm(yieldMost) }()
+		synctest.Wait()
+		if known, err := x.Release(t.Context(), 1, []uint16{7}); err != nil || !known[0] {
+			t.Fatal(known, err)
+		}
+		x.Stored(7, id) // too late to mean anything
+		if !<-calm {
+			t.Error("a message whose PUBREL came is waited for")
+		}
+	})
+}
+
+// TestWhoLeavesWithItsAnswerIsMissedByNobody since the client is this node's by then, and would stay it for good without ever
+// having come: other nodes would have to claim what is nobody's, and its device would be told to be there.
+func TestWhoLeavesWithItsAnswerIsMissedByNobody(t *testing.T) {
+	c := &cluster{node: "n1", waits: map[string][]chan error{}, asked: map[string]bool{}, ending: map[string]struct{}{}}
+	s := &Store{cluster: c}
+	key := Who{Mount: "m", ClientID: "d"}.Key()
+	wait := make(chan error, 1)
+	c.waits[key] = append(c.waits[key], wait)
+	c.claims = map[string]*claim{key: {Owner: "n1"}}
+	s.granted(key)
+	s.unwait(key, wait)
+	if _, given := c.ending[key]; !given {
+		t.Error("the client stays this node's, and nobody is there")
+	}
+	s.Close()
+}

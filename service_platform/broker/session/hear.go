@@ -402,10 +402,16 @@ func (x *Session) Forget(packet uint16, id message.ID) {
 	x.store.mu.Lock()
 	defer x.store.mu.Unlock()
 	if x.received[packet] == id {
-		delete(x.received, packet)
-		delete(x.pending, packet)
-		x.stir()
+		x.unreceive(packet)
 	}
+}
+
+// unreceive forgets a packet identifier, also of a message that is still on its way: a client may send PUBREL before it has
+// its PUBREC. The store's mutex is held.
+func (x *Session) unreceive(packet uint16) {
+	delete(x.received, packet)
+	delete(x.pending, packet)
+	x.stir()
 }
 
 var errFormer = message.Rejectf(message.TakenOver, "the session has another connection")
@@ -421,7 +427,7 @@ func (x *Session) Release(ctx context.Context, epoch uint64, packets []uint16) (
 		defer s.mu.Unlock()
 		for i, p := range packets {
 			_, known[i] = x.received[p]
-			delete(x.received, p)
+			x.unreceive(p)
 		}
 		return known, nil
 	}
@@ -437,7 +443,7 @@ func (x *Session) Release(ctx context.Context, epoch uint64, packets []uint16) (
 			if !ok {
 				continue
 			}
-			delete(x.received, p)
+			x.unreceive(p)
 			k := packetKey(kindReceived, x.rec.ID, p)
 			v, err := tx.Get(k)
 			if err != nil {
