@@ -50,10 +50,7 @@ func (s *Store) hold(ctx context.Context, who Who, clean bool, client Client) er
 			c.asks = append(c.asks, serviceplatform.Claim{Client: serviceplatform.Client(who), Clean: clean})
 		}
 		s.mu.Unlock()
-		select {
-		case c.kick <- struct{}{}:
-		default:
-		}
+		c.hurry()
 		for waits := true; waits; {
 			select {
 			case err := <-wait:
@@ -167,19 +164,34 @@ func (s *Store) Announce(ctx context.Context) {
 		if !any {
 			continue
 		}
-		if err := s.changeSoon(context.Background(), s.announce); err != nil && ctx.Err() == nil {
+		var made serviceplatform.SessionState
+		err := s.changeSoon(context.Background(), func(tx component.Tx) error {
+			defer func() { made = tx.(*writing).state }()
+			return s.announce(tx)
+		})
+		if err != nil && ctx.Err() == nil {
+			s.unannounce(&made)
 			s.env.Log.Warn("claim clients for this node", "error", err)
 			select {
 			case <-time.After(endEvery):
 			case <-ctx.Done():
 			}
-			select {
-			case s.cluster.kick <- struct{}{}:
-			default:
-			}
+			s.cluster.hurry()
 		}
 	}
 }
+
+// hurry has claims made now.
+func (c *cluster) hurry() {
+	select {
+	case c.kick <- struct{}{}:
+	default:
+	}
+}
+
+// announceMost is how many bytes the names of clients may have that one message tells of; what is beyond follows in the next
+// one. In JSON a name may take six times its bytes, and the smallest bus takes messages of a megabyte.
+const announceMost = 128 << 10
 
 func (s *Store) announce(tx component.Tx) error {
 	w, c := tx.(*writing), s.cluster
@@ -188,20 +200,46 @@ func (s *Store) announce(tx component.Tx) error {
 	if c.start.IsZero() {
 		return errApart
 	}
-	w.state.Claims, c.asks = c.asks, nil
+	room := announceMost
+	takes := func(key string) { room -= len(key) + 64 } // what stands around a name, about
+	n := 0
+	for ; n < len(c.asks) && room > 0; n++ {
+		takes(Who(c.asks[n].Client).Key())
+	}
+	w.state.Claims, c.asks = slices.Clip(c.asks[:n]), c.asks[n:]
 	for key := range c.ending {
+		if room <= 0 {
+			break
+		}
+		delete(c.ending, key)
 		if s.sessions[key] == nil && len(c.waits[key]) == 0 && c.mine(key) {
+			takes(key)
 			w.state.Yields = append(w.state.Yields, serviceplatform.Yield{Client: clientOf(key)})
 			c.giving[key] = true
 		}
 	}
-	clear(c.ending)
+	if len(c.asks)+len(c.ending) > 0 {
+		c.hurry()
+	}
 	if err := s.tend(tx); err != nil {
 		return err
 	}
 	// Where nothing else is told, how far was heard is: whoever goes on with the sessions need not look through more.
 	w.tell = len(w.state.Claims)+len(w.state.Yields) > 0 || c.moved.Load() && s.kept > 0
 	return nil
+}
+
+// unannounce takes back what nobody hears, so that it is told again.
+func (s *Store) unannounce(made *serviceplatform.SessionState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.cluster
+	c.asks = append(made.Claims, c.asks...)
+	for _, y := range made.Yields {
+		key := Who(y.Client).Key()
+		delete(c.giving, key)
+		c.ending[key] = struct{}{}
+	}
 }
 
 // yieldMost is how long messages of a client that goes may be on their way into the log.

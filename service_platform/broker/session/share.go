@@ -179,10 +179,7 @@ func (s *Store) came(sub *Subscription, n int) {
 	key := sub.groupKey()
 	c.shares.setCasual(key, c.node, c.shares.casual[key][c.node]+n)
 	c.shares.shifted[key] = struct{}{}
-	select {
-	case c.kick <- struct{}{}:
-	default:
-	}
+	c.hurry()
 }
 
 // tellCasual tells the others which members have come or left whose sessions are not kept.

@@ -167,9 +167,11 @@ func (s *Store) giveSome(w *writing, start message.ID, keys []string) ([]string,
 	if err := c.still(start); err != nil {
 		return nil, err
 	}
-	for n := 0; len(keys) > 0 && n < giveAtOnce && len(w.ops) < giveBytes; n++ {
+	names := 0 // bytes
+	for n := 0; len(keys) > 0 && n < giveAtOnce && len(w.ops) < giveBytes && names < announceMost; n++ {
 		key := keys[0]
 		keys = keys[1:]
+		names += len(key)
 		x := c.claims[key]
 		if x == nil || x.Owner != c.node || c.giving[key] {
 			continue // whoever has it by now tells of it, or has been told
