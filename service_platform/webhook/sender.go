@@ -63,6 +63,9 @@ func (s *sender) call(ctx context.Context, m *message.Message, try component.Try
 	if !s.d.owes(m) {
 		return nil, component.ErrNotMatched // was said before, and is the component's
 	}
+	if k, _ := s.w.book.Known(s.d.Name); k != nil && k.Value.Paused { // since just now: this sender is about to end
+		return nil, &component.RetryAfter{Err: errors.New(s.d.Name + " is paused"), After: time.Second, Uncounted: true}
+	}
 	if now := s.w.env.Now(); !m.Expires.IsZero() && !now.Before(m.Expires) {
 		err := message.Rejectf(message.Expired, "%s was not given it within %s%s", s.d.Name, m.Expires.Sub(m.Recorded()).Round(time.Second), s.because())
 		return s.dead(m, try, message.Expired, err)
