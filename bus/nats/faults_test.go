@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	natsgo "github.com/nats-io/nats.go"
@@ -259,16 +260,22 @@ func TestReaderThatFallsBehindTheRingReadsTheLog(t *testing.T) {
 	}
 }
 
+// batchOf is a batch with a mark of so many bytes.
+func batchOf(t *testing.T, seq uint64, size int) bus.Stored {
+	t.Helper()
+	var builder message.Builder
+	builder.Reset(message.Header{Mark: make([]byte, size)}, 0)
+	b, err := message.ParseBatch(builder.Seal(seq, 0, 0, message.ID{1}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bus.Stored{Position: bus.Position{Sequence: seq}, Batch: b}
+}
+
 func TestRingIsBounded(t *testing.T) {
 	f := &feed{ring: map[uint64]bus.Stored{}, woken: make(chan struct{})}
 	for seq := uint64(1); seq <= 100; seq++ {
-		var builder message.Builder
-		builder.Reset(message.Header{Mark: make([]byte, 1<<20)}, 0)
-		b, err := message.ParseBatch(builder.Seal(seq, 0, 0, message.ID{1}))
-		if err != nil {
-			t.Fatal(err)
-		}
-		f.put(bus.Stored{Position: bus.Position{Sequence: seq}, Batch: b})
+		f.put(batchOf(t, seq, 1<<20))
 		if f.bytes > ringBytes {
 			t.Fatalf("the ring holds %d bytes, more than %d", f.bytes, ringBytes)
 		}
@@ -276,6 +283,23 @@ func TestRingIsBounded(t *testing.T) {
 	if _, ok := f.get(100); !ok || len(f.ring) != len(f.order) || len(f.ring) < 8 {
 		t.Fatalf("the ring holds %d batches in %d places", len(f.ring), len(f.order))
 	}
+}
+
+// TestRingForgetsWhatIsOld: a log in which little is said fills no memory with what everybody has read.
+func TestRingForgetsWhatIsOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &feed{ring: map[uint64]bus.Stored{}, woken: make(chan struct{})}
+		for seq := uint64(1); seq <= 100; seq++ {
+			f.put(batchOf(t, seq, 100))
+			time.Sleep(time.Second)
+		}
+		const held = uint64(ringAge/time.Second) + 1
+		_, first := f.get(100 - held)
+		_, oldest := f.get(101 - held)
+		if first || !oldest || len(f.ring) != int(held) || len(f.order) != int(held) {
+			t.Errorf("the ring holds %d batches in %d places, want the last %d", len(f.ring), len(f.order), held)
+		}
+	})
 }
 
 // TestListeningWantsTLSAndCredentials: nobody opens the store to the network by mistake.

@@ -3,26 +3,38 @@ package nats
 import (
 	"strconv"
 	"sync"
+	"time"
 
 	natsgo "github.com/nats-io/nats.go"
 
 	"github.com/naru-platform/naru/bus"
 )
 
-const ringBytes = 32 << 20 // of batches handed over in memory, per partition: some tenths of a second at full speed
+// What is handed over in memory, per partition: some tenths of a second at full speed, and of a small fleet no more than who reads it
+// in time needs. Who is further behind asks the engine.
+const (
+	ringBytes = 32 << 20
+	ringAge   = 10 * time.Second
+)
 
 // feed hands the batches of one partition that this process has written over to the readers in it, without a way
 // through the store. Who does not find its next sequence in it reads the log.
 type feed struct {
 	mu    sync.Mutex
 	ring  map[uint64]bus.Stored
-	order []uint64 // the ring's sequences as they came, oldest first
+	order []handed // the ring's sequences as they came, oldest first
 	bytes int
 	last  uint64 // known to be stored, by whomever
 	woken chan struct{}
 	ends  bool // the partition is sealed: nobody will tell of more
 	sub   *natsgo.Subscription
 	tail  string // what sub listens to
+}
+
+// handed is a batch in the ring, and when it came.
+type handed struct {
+	seq uint64
+	at  time.Time
 }
 
 func (l *Log) feed(gen, part uint32) *feed {
@@ -41,13 +53,13 @@ func (l *Log) feed(gen, part uint32) *feed {
 func (f *feed) put(s bus.Stored) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	seq := s.Position.Sequence
+	seq, now := s.Position.Sequence, time.Now()
 	if _, ok := f.ring[seq]; !ok && s.Err == nil {
 		f.ring[seq] = s
-		f.order = append(f.order, seq)
+		f.order = append(f.order, handed{seq, now})
 		f.bytes += cap(s.Batch.Bytes())
 	}
-	for f.bytes > ringBytes && len(f.order) > 1 {
+	for len(f.order) > 1 && (f.bytes > ringBytes || now.Sub(f.order[0].at) > ringAge) {
 		f.drop()
 	}
 	f.reach(seq)
@@ -57,7 +69,7 @@ func (f *feed) put(s bus.Stored) {
 func (f *feed) drop() {
 	old := f.order[0]
 	f.order = f.order[1:]
-	f.remove(old)
+	f.remove(old.seq)
 }
 
 func (f *feed) remove(seq uint64) {
@@ -86,11 +98,11 @@ func (f *feed) retreat(last uint64) {
 // keep drops from the ring all but some. f.mu is held.
 func (f *feed) keep(which func(seq uint64) bool) {
 	kept := f.order[:0]
-	for _, seq := range f.order {
-		if which(seq) {
-			kept = append(kept, seq)
+	for _, h := range f.order {
+		if which(h.seq) {
+			kept = append(kept, h)
 		} else {
-			f.remove(seq)
+			f.remove(h.seq)
 		}
 	}
 	f.order = kept
