@@ -70,7 +70,7 @@ func Contracts() []message.Contract {
 "properties":{"device":{"type":"string"},"shadow":{"type":"string"},"change":{"enum":["created","updated","deleted"]},
 "version":{"type":"integer","minimum":1},"at":{"type":"string","format":"date-time"},"source":{"type":"string"},
 "paths":{"type":"array","items":{"type":"string"}},"previous":{"type":"object"},"current":{"type":"object"}}}`),
-			Example: json.RawMessage(`{"device":"d-17","change":"updated","version":8,"at":"2026-11-23T03:00:00Z","source":"//naru/n1/mqtt/d-17",
+			Example: json.RawMessage(`{"device":"d-17","change":"updated","version":8,"at":"2026-11-23T03:00:00Z","source":"//naru/device/d-17",
 "paths":["/reported/color"],"previous":{"desired":{"color":"red"},"reported":{"color":"green"}},
 "current":{"desired":{"color":"red"},"reported":{"color":"red"}}}`),
 		},

@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -495,6 +496,29 @@ func TestBrokerKeepsPropertiesAndTraces(t *testing.T) {
 	}
 	if list[0].Type != "device.telemetry.v1" || list[0].Source != "//naru/device/d-1" || list[0].Device != "d-1" {
 		t.Errorf("the envelope is %+v", list[0])
+	}
+}
+
+// TestNobodyPassesHimselfOffAsAnotherClient since rules ask by the source which client has said a message, and blame tells it.
+func TestNobodyPassesHimselfOffAsAnotherClient(t *testing.T) {
+	r := newRig(t, nil)
+	p := r.join("d-1", packet.V5)
+	for i, source := range []string{message.ClientSource("d-2", "d-2"), "//naru/n1/service_platform.rule?rule=hot@1", "https://example.com/plant"} {
+		p.publish(uint16(i+1), "device/d-1/telemetry", "x", packet.UserProperty{Key: "specversion", Value: "1.0"}, packet.UserProperty{Key: "source", Value: source})
+		p.acked(uint16(i + 1))
+	}
+	var got []string
+	for _, m := range r.stored(3) {
+		got = append(got, m.Source)
+		if said, _ := m.Properties.Get("source"); said == "" {
+			t.Error("what the client has said itself is gone")
+		}
+	}
+	if want := []string{"//naru/device/d-1", "//naru/device/d-1", "https://example.com/plant"}; !slices.Equal(got, want) {
+		t.Errorf("the sources are %q; want %q", got, want)
+	}
+	if message.ClientOf(got[0]) != "d-1" {
+		t.Errorf("its client id is %q", message.ClientOf(got[0]))
 	}
 }
 

@@ -472,10 +472,7 @@ func (c *conn) connect(h packet.Header, body []byte, admitted error) error {
 	if err != nil {
 		return refuse(code, err)
 	}
-	c.uri = "//naru/device/" + who.Identity
-	if c.device == "" {
-		c.uri = "//naru/client/" + message.Escape(who.ClientID)
-	}
+	c.uri = message.ClientSource(c.device, who.ClientID)
 	keepAlive := int(p.KeepAlive)
 	if most := int(c.in.most / time.Second); most > 0 && (keepAlive == 0 || keepAlive > most) && c.version != packet.V5 {
 		return refuse(packet.ClientIDNotValid, message.Rejectf(message.Unsupported, "keep alive of %d s; listener %s allows 1 to %d", keepAlive, c.in.Name, most))

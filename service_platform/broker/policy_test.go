@@ -396,7 +396,7 @@ func TestADeviceHasTheClientIDsThatPoliciesGiveIt(t *testing.T) {
 		t.Errorf("by its other client id it may not speak as itself: %s", why)
 	}
 	list := r.stored(1)
-	if list[0].Device != "d-1" || list[0].Source != "//naru/device/d-1" {
+	if list[0].Device != "d-1" || list[0].Source != message.ClientSource("d-1", "d-1-app") {
 		t.Errorf("its message is of %q, by %s", list[0].Device, list[0].Source)
 	}
 	last := r.session("d-1-app").ID

@@ -253,7 +253,9 @@ func (c *conn) fillProperties(m *message.Message, p *packet.Properties) error {
 		case "type":
 			m.Type = u.Value
 		case "source":
-			m.Source = u.Value
+			if !strings.HasPrefix(u.Value, message.OwnSource) { // nobody passes himself off as another client, or as a rule
+				m.Source = u.Value
+			}
 		case "dataschema":
 			m.Schema = u.Value
 		case "time":

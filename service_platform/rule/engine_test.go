@@ -23,7 +23,7 @@ import (
 
 func say(subject message.Subject, data string) *message.Message {
 	m := componenttest.Message(subject, subject.Token(1), data)
-	m.Source = "//naru/n1/mqtt/" + subject.Token(1)
+	m.Source = message.ClientSource(subject.Token(1), subject.Token(1))
 	return m
 }
 

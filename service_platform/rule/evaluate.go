@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
-	"strings"
 	"sync"
 	"time"
 
@@ -32,7 +31,7 @@ var evaluations = sync.Pool{New: func() any {
 func evaluate(m *message.Message) *evaluation {
 	v := evaluations.Get().(*evaluation)
 	v.in.Topic = m.Subject.Topic()
-	v.in.ClientID = clientOf(m.Source)
+	v.in.ClientID = message.ClientOf(m.Source)
 	v.in.TraceID = m.Trace.ID.String()
 	v.in.Payload = m.Data
 	v.in.Time = m.Recorded()
@@ -89,18 +88,4 @@ func (v *evaluation) newUUID() string {
 	u[6] = u[6]&0x0f | 0x40
 	u[8] = u[8]&0x3f | 0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
-}
-
-// clientOf reads the MQTT client from a message's source, //naru/<node>/mqtt/<client>.
-func clientOf(source string) string {
-	rest, ok := strings.CutPrefix(source, "//naru/")
-	if !ok {
-		return ""
-	}
-	_, rest, _ = strings.Cut(rest, "/")
-	client, _ := strings.CutPrefix(rest, "mqtt/")
-	if client == rest {
-		return ""
-	}
-	return client
 }

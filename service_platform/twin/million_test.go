@@ -22,7 +22,7 @@ func fillStore(d *desk, twins int) {
 			for i := from; i < min(from+part, twins); i++ {
 				now := d.now()
 				was, x := &shadow.Doc{}, ref{fmt.Sprintf("device-%07d", i*7919%twins), ""}
-				by := shadow.Cause{ID: message.NewID(now), Source: "//naru/n1/mqtt/" + x.device}
+				by := shadow.Cause{ID: message.NewID(now), Source: message.ClientSource(x.device, x.device)}
 				u, refused := was.Update([]byte(begin(i)), by, now, d.twins.limits)
 				if refused != nil {
 					return refused
