@@ -254,7 +254,7 @@ func printCommands(p *printer, l *command.List, none string) {
 	now := time.Now()
 	p.columns(none, "SAID", "DEVICE", "NAME", "ID", "STATE", "DETAIL")
 	for _, x := range l.Commands {
-		p.row(ago(x.Times.Queued, now), x.Device, x.Name, x.ID, x.State, cut(x.Detail, 60))
+		p.row(ago(x.Times.Queued, now), x.Device, x.Name, x.ID, x.State, cut(x.Detail+x.Why, 60))
 	}
 	var kept []string
 	for _, s := range []string{serviceplatform.CommandQueued, serviceplatform.CommandReleased, serviceplatform.CommandSent, serviceplatform.CommandDelivered,

@@ -59,9 +59,10 @@ type Commands struct {
 	waitingMax, endKept int
 	metrics             *metrics
 	hub                 *hub
-	wake                chan struct{} // something may be released
-	began               time.Time     // when it started; of Run's goroutine, as what follows
-	ahead               time.Time     // when the history was swept last
+	wake                chan struct{}        // something may be released
+	began               time.Time            // when it started; of Run's goroutine, as what follows
+	ahead               time.Time            // when the history was swept last
+	aside               map[string]time.Time // keys of what failed, and when it is tried again
 }
 
 // New builds the component.
@@ -74,7 +75,7 @@ func New(env component.Env, c Config) (*component.Part, error) {
 }
 
 func build(env component.Env, c Config) (*Commands, error) {
-	x := &Commands{env: env, waitingMax: c.WaitingMax, endKept: c.EndedKept, hub: newHub(), wake: make(chan struct{}, 1)}
+	x := &Commands{env: env, waitingMax: c.WaitingMax, endKept: c.EndedKept, hub: newHub(), wake: make(chan struct{}, 1), aside: map[string]time.Time{}}
 	for _, d := range []struct {
 		name, text string
 		to         *time.Duration
@@ -101,6 +102,8 @@ const (
 	houseEvery = 30 * time.Second
 	// atOnce is how many things go in one commit: what devices say does not wait long behind it.
 	atOnce = 256
+	// asideFor is for how long what failed is left alone: it is damaged, or meets a bug.
+	asideFor = 10 * time.Minute
 )
 
 // run releases what may be released, and ends what is over.

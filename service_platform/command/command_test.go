@@ -11,11 +11,82 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/component/componenttest"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/message/device"
 	sp "github.com/naru-platform/naru/message/service_platform"
 )
+
+// TestCommandThatIsDamagedHoldsUpNoOther damages what is kept of some commands and devices.
+func TestCommandThatIsDamagedHoldsUpNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var c *Commands
+		r := &rig{Rig: componenttest.New(t), t: t}
+		conf := Spec.Defaults().(Config)
+		conf.TTL = "1m"
+		r.Start(component.Define(Spec, conf, func(env component.Env, conf Config) (*component.Part, error) {
+			var err error
+			if c, err = build(env, conf); err != nil {
+				return nil, err
+			}
+			return &component.Part{Handle: c.hear, Run: c.run, Routes: c.routes()}, nil
+		}))
+		r.Running(Name)
+		for _, of := range []string{"d-1", "d-2", "d-3", "d-4"} {
+			r.command(of, "c1", "{}")
+			r.command(of, "c2", "{}")
+		}
+		r.Settled(Name, message.Device)
+		if err := c.env.Change(t.Context(), func(tx component.Tx) error {
+			junk := []byte("junk")
+			tx.Set(numberKey(kindRequest, "d-1", 1), junk)
+			tx.Set(numberKey(kindCommand, "d-2", 1), junk)
+			tx.Delete(numberKey(kindWaiting, "d-3", 1)) // as if it had never been there, but for the count
+			tx.Delete(numberKey(kindWaiting, "d-3", 2))
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for _, of := range []string{"d-1", "d-2", "d-3", "d-4"} {
+			r.present(of, true)
+		}
+		r.Settled(Name, message.Device)
+		r.pass(3 * time.Second)
+		var got []string
+		for _, m := range r.releases() {
+			got = append(got, m.Device+" "+m.Subject.Token(6))
+		}
+		slices.Sort(got)
+		if want := []string{"d-1 c2", "d-4 c1"}; !slices.Equal(got, want) {
+			t.Errorf("released are %v; want %v", got, want)
+		}
+		if _, ends := r.ends("d-1", 1); ends[0].State != sp.CommandFailed || ends[0].Reason != message.NotDecodable {
+			t.Errorf("what cannot be read ended as %+v", ends[0])
+		}
+		var l List
+		if code := r.ask("GET", "/api/v1/commands", "", &l); code != 200 || len(l.Commands) != 8 {
+			t.Fatalf("listed are, with %d, %+v", code, l)
+		}
+		for _, x := range l.Commands {
+			switch {
+			case x.Device == "d-2" && x.ID == "":
+				if !strings.Contains(x.Detail, "read command 1 of d-2") {
+					t.Errorf("what cannot be read is listed as %+v", x)
+				}
+			case x.Device == "d-4" && x.ID == "c2":
+				if !strings.HasPrefix(x.Why, "another command is before it, c1 (open), which is released") {
+					t.Errorf("that it waits for c1 is told as %q", x.Why)
+				}
+			}
+		}
+		r.pass(2 * time.Minute) // the time to live of them all
+		if _, ends := r.ends("d-4", 2); ends[0].State != sp.CommandExpired {
+			t.Errorf("beside damaged ones a command ends as %+v", ends)
+		}
+		r.Close()
+	})
+}
 
 // rig is the component; the test is the broker and the devices.
 type rig struct {

@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -24,6 +25,8 @@ const (
 	listMost = 1000
 	// looked is how many commands a page looks at, at most.
 	looked = 50_000
+	// aheadMost is how many commands before another one are counted.
+	aheadMost = 100
 	// sendMax is how large a request may be.
 	sendMax = 1 << 20
 	// patience is how long it is waited for a command to be kept, and waitMost how long for its end.
@@ -215,16 +218,26 @@ func (c *Commands) serveShow(_ http.ResponseWriter, r *http.Request) (any, error
 func (c *Commands) show(v component.View, x *Command) (*Shown, error) {
 	s := &Shown{Command: *x}
 	m, err := request(v, x)
-	if err != nil {
+	var no *message.Rejection
+	if err != nil && !errors.As(err, &no) {
 		return nil, err
 	}
-	if utf8.Valid(m.Data) {
+	if err == nil && utf8.Valid(m.Data) {
 		s.Data = string(m.Data)
 	}
-	if !x.Ended() {
-		s.Why, s.Look, err = c.why(v, x)
+	c.explain(v, s)
+	return s, nil
+}
+
+// explain adds what a command waits for that has not ended.
+func (c *Commands) explain(v component.View, s *Shown) {
+	if s.Ended() {
+		return
 	}
-	return s, err
+	var err error
+	if s.Why, s.Look, err = c.why(v, &s.Command); err != nil {
+		s.Why = "what it waits for cannot be told: " + err.Error()
+	}
 }
 
 // why says what a command waits for, and what to do about it.
@@ -254,7 +267,7 @@ func (c *Commands) why(v component.View, x *Command) (why, look string, err erro
 		if ahead++; first == 0 {
 			_, first = place(k)
 		}
-		return true
+		return ahead < aheadMost
 	}); err != nil || ahead == 0 {
 		return "its turn has come" + until, "", err
 	}
@@ -262,13 +275,20 @@ func (c *Commands) why(v component.View, x *Command) (why, look string, err erro
 	if err != nil || before == nil {
 		return "", "", err
 	}
-	return fmt.Sprintf("%d other commands are before it, the first of them %s (%s), which is %s", ahead, before.ID, before.Name, before.State) + until,
+	many := fmt.Sprintf("%d other commands are before it, the first of them", ahead)
+	switch ahead {
+	case 1:
+		many = "another command is before it,"
+	case aheadMost:
+		many = "at least " + many
+	}
+	return fmt.Sprintf("%s %s (%s), which is %s", many, before.ID, before.Name, before.State) + until,
 		fmt.Sprintf("naru command show %s %s", x.Device, before.ID), nil
 }
 
 // List is a page of commands, the newest first.
 type List struct {
-	Commands []Command        `json:"commands"`
+	Commands []Shown          `json:"commands"`       // without their data
 	Next     string           `json:"next,omitempty"` // what to ask for as before, for what comes behind
 	Counts   map[string]int64 `json:"counts"`         // of all that are kept, by state
 }
@@ -305,9 +325,9 @@ func (c *Commands) serveList(_ http.ResponseWriter, r *http.Request) (any, error
 			to = append([]byte{kindTime}, id[:]...)
 		}
 	}
-	out := List{Commands: []Command{}}
+	out := List{Commands: []Shown{}}
 	return &out, c.env.View(func(v component.View) error {
-		var err, bad error
+		var err error
 		if out.Counts, err = loadCounts(v); err != nil {
 			return err
 		}
@@ -322,23 +342,25 @@ func (c *Commands) serveList(_ http.ResponseWriter, r *http.Request) (any, error
 			if n++; n > looked || len(out.Commands) == limit {
 				return false
 			}
-			var x *Command
-			if x, bad = load(v, device, number); bad != nil || x == nil {
-				return bad == nil
+			x, bad := load(v, device, number)
+			if bad != nil && state == "" && name == "" { // the others are shown all the same
+				out.Commands = append(out.Commands, Shown{Command: Command{Device: device, Detail: "it cannot be shown: " + bad.Error()}})
+			}
+			if x == nil {
+				return true
 			}
 			if out.Next = x.Message.String(); of != "" {
 				out.Next = strconv.FormatUint(number, 10)
 			}
 			if (state == "" || x.State == state || state == "open" && !x.Ended()) && (name == "" || x.Name == name) {
-				out.Commands = append(out.Commands, *x)
+				s := Shown{Command: *x}
+				c.explain(v, &s)
+				out.Commands = append(out.Commands, s)
 			}
 			return true
 		})
 		if n <= looked && len(out.Commands) < limit {
 			out.Next = ""
-		}
-		if err == nil {
-			err = bad
 		}
 		return err
 	})

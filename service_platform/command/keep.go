@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -212,11 +213,15 @@ func oldest(tx component.Tx, kind byte, device string) (n uint64, ok bool, err e
 	return n, ok, err
 }
 
-// due gives keys of a kind that is ordered by time, up to a time.
-func (c *Commands) due(kind byte, until time.Time) (keys [][]byte, err error) {
+// due gives the first keys of a range, without those that are put aside.
+func (c *Commands) due(from, to []byte) (keys [][]byte, err error) {
+	now := c.env.Now()
+	maps.DeleteFunc(c.aside, func(_ string, until time.Time) bool { return !now.Before(until) })
 	err = c.env.View(func(v component.View) error {
-		return v.Range([]byte{kind}, atKey(kind, until), false, func(k, _ []byte) bool {
-			keys = append(keys, slices.Clone(k))
+		return v.Range(from, to, false, func(k, _ []byte) bool {
+			if _, is := c.aside[string(k)]; !is {
+				keys = append(keys, slices.Clone(k))
+			}
 			return len(keys) < atOnce
 		})
 	})

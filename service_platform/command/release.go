@@ -33,24 +33,13 @@ func (c *Commands) work(ctx context.Context) (more bool, err error) {
 
 // release gives the devices that are ready their next commands.
 func (c *Commands) release(ctx context.Context) (n int, err error) {
-	var list []string
-	err = c.env.View(func(v component.View) error {
-		return v.Range([]byte{kindReady}, []byte{kindReady + 1}, false, func(k, _ []byte) bool {
-			list = append(list, string(k[1:len(k)-1]))
-			return len(list) < atOnce
-		})
-	})
-	if err != nil || len(list) == 0 {
+	keys, err := c.due([]byte{kindReady}, []byte{kindReady + 1})
+	if err != nil {
 		return 0, err
 	}
-	return len(list), c.env.Change(ctx, func(tx component.Tx) error {
-		for _, of := range list {
-			tx.Delete(deviceKey(kindReady, of))
-			if err := c.next(tx, of); err != nil {
-				return fmt.Errorf("release the next command of %s: %w", of, err)
-			}
-		}
-		return nil
+	return len(keys), c.all(ctx, keys, func(tx component.Tx, key []byte) error {
+		tx.Delete(key)
+		return c.next(tx, string(key[1:len(key)-1]))
 	})
 }
 
@@ -93,19 +82,8 @@ func (c *Commands) next(tx component.Tx, of string) error {
 
 // hand hands a command to the broker of the node where the device is. What cannot be handed over has failed.
 func (c *Commands) hand(tx component.Tx, t *target, x *Command, now time.Time) error {
-	m, err := request(tx, x)
-	if err != nil {
-		return err
-	}
-	out := &message.Message{
-		ID: message.NewID(now), Subject: serviceplatform.CommandReleaseSubject(t.Node, x.Device, x.Name, x.ID), Type: m.Type, Device: x.Device, Trace: m.Trace,
-		Time: m.Time, ContentType: m.ContentType, Schema: m.Schema, Expires: x.Expires, QoS: m.QoS, Text: m.Text,
-		ReplyTo: device.ReplySubject(x.Device, x.Name, x.ID), Correlation: m.Correlation, Properties: m.Properties, Data: m.Data,
-	}
-	if len(out.Correlation) == 0 {
-		out.Correlation = []byte(x.ID)
-	}
-	if err = out.Follow(m); err == nil {
+	out, err := release(tx, t, x, now)
+	if err == nil {
 		err = tx.Say(out)
 	}
 	var no *message.Rejection
@@ -123,7 +101,24 @@ func (c *Commands) hand(tx component.Tx, t *target, x *Command, now time.Time) e
 	return c.become(tx, x, serviceplatform.CommandReleased)
 }
 
-// request reads the message that a command is.
+// release is the message that hands a command over.
+func release(g getter, t *target, x *Command, now time.Time) (*message.Message, error) {
+	m, err := request(g, x)
+	if err != nil {
+		return nil, err
+	}
+	out := &message.Message{
+		ID: message.NewID(now), Subject: serviceplatform.CommandReleaseSubject(t.Node, x.Device, x.Name, x.ID), Type: m.Type, Device: x.Device, Trace: m.Trace,
+		Time: m.Time, ContentType: m.ContentType, Schema: m.Schema, Expires: x.Expires, QoS: m.QoS, Text: m.Text,
+		ReplyTo: device.ReplySubject(x.Device, x.Name, x.ID), Correlation: m.Correlation, Properties: m.Properties, Data: m.Data,
+	}
+	if len(out.Correlation) == 0 {
+		out.Correlation = []byte(x.ID)
+	}
+	return out, out.Follow(m)
+}
+
+// request reads the message that a command is. One that cannot be decoded is a *message.Rejection.
 func request(g getter, x *Command) (*message.Message, error) {
 	raw, err := g.Get(numberKey(kindRequest, x.Device, x.number))
 	if err != nil {
@@ -131,7 +126,7 @@ func request(g getter, x *Command) (*message.Message, error) {
 	}
 	m := new(message.Message)
 	if _, err := message.DecodeRecord(slices.Clone(raw), m); err != nil {
-		return nil, fmt.Errorf("the message of command %s of %s: %w", x.ID, x.Device, err)
+		return nil, message.Rejectf(message.NotDecodable, "the message of command %s of %s as it is kept: %w", x.ID, x.Device, err)
 	}
 	return m, nil
 }
@@ -151,18 +146,49 @@ func (c *Commands) once(tx component.Tx, key []byte) error {
 	return t.save(tx)
 }
 
-// each calls f for what is due of a kind, all in one commit.
+// each calls f for what is due of a kind.
 func (c *Commands) each(ctx context.Context, kind byte, until time.Time, f func(tx component.Tx, key []byte) error) (n int, err error) {
-	keys, err := c.due(kind, until)
-	if err != nil || len(keys) == 0 {
+	keys, err := c.due([]byte{kind}, atKey(kind, until))
+	if err != nil {
 		return 0, err
 	}
-	return len(keys), c.env.Change(ctx, func(tx component.Tx) error {
-		for _, k := range keys {
-			if err := f(tx, k); err != nil {
-				return err
-			}
+	return len(keys), c.all(ctx, keys, f)
+}
+
+// all calls f for keys, in one commit. One that fails holds up no other: it is put aside, and told of.
+func (c *Commands) all(ctx context.Context, keys [][]byte, f func(tx component.Tx, key []byte) error) error {
+	change := func(keys [][]byte) error {
+		if len(keys) == 0 {
+			return nil
 		}
-		return nil
-	})
+		return c.env.Change(ctx, func(tx component.Tx) error {
+			for _, k := range keys {
+				if err := f(tx, k); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	err := change(keys)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	failed := map[string]error{}
+	for _, k := range keys {
+		if e := change([][]byte{k}); e != nil {
+			failed[string(k)] = e
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	if len(failed) == len(keys) && len(keys) > 1 {
+		return err // it is not they
+	}
+	for k, e := range failed {
+		c.aside[k] = c.env.Now().Add(asideFor)
+		c.env.Log.Error("what is kept of a command or its device is of no use, and it stands still; the others go on", "key", fmt.Sprintf("%q", k), "again", asideFor, "error", e)
+	}
+	return nil
 }
