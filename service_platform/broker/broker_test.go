@@ -233,7 +233,7 @@ type peer struct {
 	net.Conn
 	r     *bufio.Reader
 	v     packet.Version
-	early []frame // PUBLISH that came before a SUBACK
+	early []frame // PUBLISH that came before an answer
 }
 
 type frame struct {
@@ -284,6 +284,16 @@ func (p *peer) next() (packet.Header, []byte) {
 	return h, body
 }
 
+// reply reads a packet that answers one. What a client subscribes to, or says itself, may come before (MQTT 5 §3.8.4), and is heard later.
+func (p *peer) reply() (packet.Header, []byte) {
+	p.t.Helper()
+	h, body := p.next()
+	for ; h.Type == packet.PUBLISH; h, body = p.next() {
+		p.early = append(p.early, frame{h, slices.Clone(body)})
+	}
+	return h, body
+}
+
 func (p *peer) try(d time.Duration) (h packet.Header, body []byte, err error) {
 	_ = p.SetReadDeadline(time.Now().Add(d))
 	var buf []byte
@@ -324,10 +334,10 @@ func (p *peer) publish(id uint16, topic, data string, props ...packet.UserProper
 	p.write(m.Append(nil, p.v))
 }
 
-// acked wants the next packet to be a PUBACK of that id, and gives its code.
+// acked wants the next answer to be a PUBACK of that id, and gives its code.
 func (p *peer) acked(id uint16) packet.ReasonCode {
 	p.t.Helper()
-	h, body := p.next()
+	h, body := p.reply()
 	var a packet.Ack
 	if err := a.Decode(h, body, p.v); err != nil || h.Type != packet.PUBACK || a.ID != id {
 		p.t.Fatalf("%s %x (%v); want PUBACK of %d", h.Type, body, err, id)

@@ -13,11 +13,17 @@ import (
 
 // serving counts the goroutines that serve connections, by what stands on their stacks.
 func serving() int {
+	all := stacks()
+	return strings.Count(all, "broker.(*conn).read(") + strings.Count(all, "broker.(*sock).drain(")
+}
+
+// stacks are those of all goroutines.
+func stacks() string {
 	buf := make([]byte, 1<<20)
 	for {
 		n := runtime.Stack(buf, true)
 		if n < len(buf) {
-			return strings.Count(string(buf[:n]), "broker.(*conn).read(") + strings.Count(string(buf[:n]), "broker.(*sock).drain(")
+			return string(buf[:n])
 		}
 		buf = make([]byte, 2*len(buf))
 	}
@@ -32,7 +38,7 @@ func TestIdleConnectionsCostOneGoroutineEachAndLeaveNothing(t *testing.T) {
 		p := r.join(fmt.Sprintf("idle-%d", i), packet.V311)
 		conns[i] = p.Conn
 	}
-	for late := time.After(20 * time.Second); serving() != n; { // the goroutine that let a client in hands over to another one
+	for late := time.After(45 * time.Second); serving() != n; { // the goroutine that let a client in hands over to another one
 		select {
 		case <-late:
 			t.Fatalf("%d connections are served by %d goroutines", n, serving())
@@ -49,7 +55,7 @@ func TestIdleConnectionsCostOneGoroutineEachAndLeaveNothing(t *testing.T) {
 	for _, c := range conns {
 		c.Close()
 	}
-	late := time.After(20 * time.Second)
+	late := time.After(45 * time.Second)
 	for serving() > 0 {
 		select {
 		case <-late:

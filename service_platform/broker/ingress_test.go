@@ -39,20 +39,9 @@ func subscribe(p *peer, filter string, noLocal bool) {
 	p.t.Helper()
 	s := packet.Subscribe{ID: 9, Subscriptions: []packet.Subscription{{Filter: filter, QoS: 1, NoLocal: noLocal}}}
 	p.write(s.Append(nil, p.v))
-	if h, body := p.next(); h.Type != packet.SUBACK || packet.ReasonCode(body[len(body)-1]).Failed() {
+	if h, body := p.reply(); h.Type != packet.SUBACK || packet.ReasonCode(body[len(body)-1]).Failed() {
 		p.t.Fatalf("SUBSCRIBE was answered with %s %x", h.Type, body)
 	}
-}
-
-// heard is the payload of the next packet, which must be a PUBLISH.
-func heard(p *peer) string {
-	p.t.Helper()
-	h, body := p.next()
-	var m packet.Publish
-	if err := m.Decode(h, body, p.v); err != nil {
-		p.t.Fatalf("%s %x is no PUBLISH: %v", h.Type, body, err)
-	}
-	return string(m.Payload)
 }
 
 func TestBrokerStopsWithEverythingAcknowledgedStoredAndSaysSo(t *testing.T) {
@@ -123,6 +112,9 @@ func TestBrokerThatStopsWaitsForTheDisk(t *testing.T) {
 	}
 	r.bus.SetDown(false)
 	list, _ := split(t, p.ended())
+	if len(list) > 0 && list[0].Type == packet.PINGRESP { // it came late
+		list = list[1:]
+	}
 	if len(list) != 2 || list[0].Type != packet.PUBACK || list[1].Type != packet.DISCONNECT {
 		t.Errorf("the client was told %v; want PUBACK, DISCONNECT", list)
 	}
@@ -246,7 +238,7 @@ func TestNoLocalIsNotFooledByASource(t *testing.T) {
 	if _, err := bus.AppendSync(t.Context(), a, m); err != nil {
 		t.Fatal(err)
 	}
-	if got := heard(p); got != "another's" {
+	if got := string(p.hear().Payload); got != "another's" {
 		t.Errorf("heard %q", got)
 	}
 }
@@ -289,7 +281,7 @@ func TestSubscribersHearEveryGeneration(t *testing.T) {
 		want := fmt.Sprint("message ", n)
 		m := packet.Publish{Topic: "device/d-1/telemetry", Payload: []byte(want)}
 		p.write(m.Append(nil, packet.V5))
-		if got := heard(p); got != want {
+		if got := string(p.hear().Payload); got != want {
 			t.Fatalf("heard %q; want %q", got, want)
 		}
 	}

@@ -33,7 +33,7 @@ func take[T any](t *testing.T, what string, c <-chan T) (v T) {
 	t.Helper()
 	select {
 	case v = <-c:
-	case <-time.After(10 * time.Second):
+	case <-time.After(45 * time.Second):
 		t.Fatalf("%s did not come", what)
 	}
 	return v
@@ -51,18 +51,18 @@ func TestPahoForMQTT311PublishesHearsAndComesAgain(t *testing.T) {
 			}
 			o.SetOnConnectHandler(func(c mqtt.Client) {
 				go func() {
-					if k := c.Subscribe("device/d-1/telemetry", 1, func(_ mqtt.Client, m mqtt.Message) { in <- string(m.Payload()) }); k.WaitTimeout(10*time.Second) && k.Error() == nil {
+					if k := c.Subscribe("device/d-1/telemetry", 1, func(_ mqtt.Client, m mqtt.Message) { in <- string(m.Payload()) }); k.WaitTimeout(45*time.Second) && k.Error() == nil {
 						up <- struct{}{}
 					}
 				}()
 			})
 			c := mqtt.NewClient(o)
-			if k := c.Connect(); !k.WaitTimeout(10*time.Second) || k.Error() != nil {
+			if k := c.Connect(); !k.WaitTimeout(45*time.Second) || k.Error() != nil {
 				t.Fatalf("connect: %v", k.Error())
 			}
 			take(t, "the subscription", up)
 			for qos, text := range []string{"at most once", "at least once"} {
-				if k := c.Publish("device/d-1/telemetry", byte(qos), false, text); !k.WaitTimeout(10*time.Second) || k.Error() != nil {
+				if k := c.Publish("device/d-1/telemetry", byte(qos), false, text); !k.WaitTimeout(45*time.Second) || k.Error() != nil {
 					t.Fatalf("publish QoS %d: %v", qos, k.Error())
 				}
 				if got := take(t, text, in); got != text {
@@ -74,7 +74,7 @@ func TestPahoForMQTT311PublishesHearsAndComesAgain(t *testing.T) {
 			other := &peer{t: t, Conn: must(t, r, conf)}
 			other.hello(packet.Connect{Version: packet.V311, CleanStart: true, ClientID: "d-1"})
 			take(t, "the subscription after reconnecting", up)
-			if k := c.Publish("device/d-1/telemetry", 1, false, "again"); !k.WaitTimeout(10*time.Second) || k.Error() != nil {
+			if k := c.Publish("device/d-1/telemetry", 1, false, "again"); !k.WaitTimeout(45*time.Second) || k.Error() != nil {
 				t.Fatalf("publish after reconnecting: %v", k.Error())
 			}
 			for take(t, "the message after reconnecting", in) != "again" {

@@ -97,7 +97,7 @@ func (r *rig) awaited(log, what string, want func(*message.Message) bool) {
 		r.t.Fatal(err)
 	}
 	defer reader.Close()
-	ctx, cancel := context.WithTimeout(r.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(r.t.Context(), 45*time.Second)
 	defer cancel()
 	for {
 		s, err := reader.Next(ctx)
@@ -167,7 +167,7 @@ func policies(t *testing.T, text string) func(*Config) {
 func (p *peer) told(topic string) (packet.ReasonCode, string) {
 	p.t.Helper()
 	p.write(publishAs(p.v, publish(topic, "{}", 1, 1)))
-	h, body := p.next()
+	h, body := p.reply()
 	var a packet.Ack
 	if err := a.Decode(h, body, p.v); err != nil || h.Type != packet.PUBACK {
 		p.t.Fatalf("%s %x (%v); want PUBACK", h.Type, body, err)
@@ -400,10 +400,14 @@ func TestADeviceHasTheClientIDsThatPoliciesGiveIt(t *testing.T) {
 		t.Errorf("its message is of %q, by %s", list[0].Device, list[0].Source)
 	}
 	last := r.session("d-1-app").ID
-	for _, p := range []*peer{p, app} {
-		p.write((&packet.Disconnect{}).Append(nil, p.v))
-		p.ended()
-	}
+	p.leaves()
+	r.eventually(func() string { // what the first has to tell is told behind the end of its connection
+		if n, leaving := len(r.connections("?device=d-1")), strings.Count(stacks(), "broker.(*conn).leave("); n != 1 || leaving > 0 {
+			return fmt.Sprintf("it has %d connections, and %d are ending", n, leaving)
+		}
+		return ""
+	})
+	app.leaves()
 	if gone := r.firstOffline("d-1"); gone != last {
 		t.Error("the device was told to be gone with the first of its two connections")
 	}

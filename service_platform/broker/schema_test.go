@@ -25,10 +25,10 @@ func contracts(t *testing.T) *message.Catalog {
 
 const fault = "/celsius: got string, want number (contract engine.v1)"
 
-// refusal wants the next packet to be a PUBACK of that id, and gives it.
+// refusal wants the next answer to be a PUBACK of that id, and gives it.
 func (p *peer) refusal(id uint16) (code packet.ReasonCode, why string) {
 	p.t.Helper()
-	h, body := p.next()
+	h, body := p.reply()
 	var a packet.Ack
 	if err := a.Decode(h, body, p.v); err != nil || h.Type != packet.PUBACK || a.ID != id {
 		p.t.Fatalf("%s %x (%v); want PUBACK of %d", h.Type, body, err, id)

@@ -61,11 +61,7 @@ func keeping(id string, clean bool, seconds uint32) packet.Connect {
 func (p *peer) subscribe(subs ...packet.Subscription) []packet.ReasonCode {
 	p.t.Helper()
 	p.write((&packet.Subscribe{ID: 99, Subscriptions: subs}).Append(nil, p.v))
-	h, body := p.next()
-	for h.Type == packet.PUBLISH { // from the queue: it may come before SUBACK (MQTT 5 §3.8.4)
-		p.early = append(p.early, frame{h, slices.Clone(body)})
-		h, body = p.next()
-	}
+	h, body := p.reply()
 	var a packet.SubAnswer
 	if err := a.Decode(h, body, p.v); err != nil || h.Type != packet.SUBACK {
 		p.t.Fatalf("SUBSCRIBE was answered with %s %x (%v)", h.Type, body, err)
@@ -92,11 +88,7 @@ func (p *peer) send(m packet.Publish) packet.ReasonCode {
 
 func (p *peer) answer(want packet.Type, id uint16) packet.ReasonCode {
 	p.t.Helper()
-	h, body := p.next()
-	for h.Type == packet.PUBLISH { // what a client says may come back to it before it is acknowledged
-		p.early = append(p.early, frame{h, slices.Clone(body)})
-		h, body = p.next()
-	}
+	h, body := p.reply()
 	var a packet.Ack
 	if err := a.Decode(h, body, p.v); err != nil || h.Type != want || a.ID != id {
 		p.t.Fatalf("%s %x (%v); want %s of %d", h.Type, body, err, want, id)

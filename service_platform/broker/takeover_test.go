@@ -77,7 +77,7 @@ func TestTheLifeOfAWillBeginsWhenItIsSaid(t *testing.T) {
 	r.start(catalog.Default())
 	sub = r.dial(addr)
 	sub.connect(keeping("sub", false, 3600))
-	if h, _, err := sub.try(10 * time.Second); err != nil || h.Type != packet.PUBLISH {
+	if h, _, err := sub.try(45 * time.Second); err != nil || h.Type != packet.PUBLISH {
 		t.Errorf("the will did not come: its two seconds were counted from CONNECT (%v)", err)
 	}
 }
@@ -127,7 +127,8 @@ func TestADeviceThatWasTakenOverIsStillOnline(t *testing.T) {
 		r.raw().connect(keeping(id, false, 3600))
 		first.ended()
 	}
-	<-time.After(200 * time.Millisecond) // what is told is not waited for
+	r.told(n)
+	<-time.After(200 * time.Millisecond) // what must not be told is not waited for
 	last := r.lastPresence()
 	for id, p := range last {
 		if !p.Online {
@@ -151,6 +152,7 @@ func TestAUserBelowAMountPointIsNoDeviceOfTheFleet(t *testing.T) {
 	}
 	other.write((&packet.Disconnect{}).Append(nil, other.v))
 	other.ended()
+	r.told(1)
 	<-time.After(200 * time.Millisecond)
 	if p := r.lastPresence()["pump"]; !p.Online {
 		t.Errorf("the fleet's pump is connected, and was told to be offline: %+v", p)
@@ -238,7 +240,7 @@ func TestWhatWaitsForAClientThatAcknowledgesNothingIsBoundedInBytes(t *testing.T
 	pub.send(publish("a/b", "last", 1, 100))
 	heard := 0
 	for {
-		h, b, err := sub.try(time.Second)
+		h, b, err := sub.try(3 * time.Second)
 		if err != nil {
 			break
 		}

@@ -101,7 +101,7 @@ func (r *rig) secure(conf *tls.Config) (*peer, error) {
 // inLine waits until so many stand in line.
 func (r *rig) inLine(n int) {
 	r.t.Helper()
-	for late := time.After(10 * time.Second); r.b.gate.waiting() != n; runtime.Gosched() {
+	for late := time.After(45 * time.Second); r.b.gate.waiting() != n; runtime.Gosched() {
 		select {
 		case <-late:
 			r.t.Fatalf("%d stand in line; want %d", r.b.gate.waiting(), n)
@@ -111,7 +111,7 @@ func (r *rig) inLine(n int) {
 }
 
 func TestTimeInLineIsNotTheClients(t *testing.T) {
-	r := newRig(t, func(c *Config) { c.ConnectTimeout = "200ms" })
+	r := newRig(t, func(c *Config) { c.ConnectTimeout = "1s" })
 	leave := r.fill()
 	const clients = 6
 	var group errorGroup
@@ -126,14 +126,14 @@ func TestTimeInLineIsNotTheClients(t *testing.T) {
 			if _, err := p.Write(hello.Append(nil)); err != nil {
 				return err
 			}
-			if h, body, err := p.try(10 * time.Second); err != nil || h.Type != packet.CONNACK || body[1] != 0 {
+			if h, body, err := p.try(45 * time.Second); err != nil || h.Type != packet.CONNACK || body[1] != 0 {
 				return fmt.Errorf("answered with %s %x (%v)", h.Type, body, err)
 			}
 			return nil
 		})
 	}
 	r.inLine(clients)
-	<-time.After(time.Second) // as long as the turn takes: five times what a client has for itself
+	<-time.After(1500 * time.Millisecond) // as long as the turn takes: more than a client has for itself
 	leave()
 	group.wait(t)
 }
@@ -318,7 +318,7 @@ func TestWebSocketsResumeTheirTLSSession(t *testing.T) {
 			t.Errorf("connection %d is resumed: %t", i, resumed)
 		}
 		p.Close()
-		for late := time.After(10 * time.Second); len(r.connections("")) > 0; runtime.Gosched() {
+		for late := time.After(45 * time.Second); len(r.connections("")) > 0; runtime.Gosched() {
 			select {
 			case <-late:
 				t.Fatal("it is not seen to have gone")
@@ -330,7 +330,7 @@ func TestWebSocketsResumeTheirTLSSession(t *testing.T) {
 
 func TestCallersOfHTTPAreBoundedAndCounted(t *testing.T) {
 	conf, addr := open(t, func(l *Listener) { l.Protocol = "ws" })
-	r := newRig(t, func(c *Config) { conf(c); c.MaxConnections, c.ConnectTimeout = 2, "500ms" })
+	r := newRig(t, func(c *Config) { conf(c); c.MaxConnections, c.ConnectTimeout = 2, "2s" })
 	ask := func(request string) *peer {
 		p := r.dial(addr)
 		p.write([]byte(request))
@@ -345,7 +345,7 @@ func TestCallersOfHTTPAreBoundedAndCounted(t *testing.T) {
 		ask(half).ended()
 	}
 	free := func(n int) { // it takes a moment until those before are seen to be gone
-		for late := time.After(10 * time.Second); ; runtime.Gosched() {
+		for late := time.After(45 * time.Second); ; runtime.Gosched() {
 			r.b.mu.Lock()
 			have := len(r.b.all) + len(r.b.callers)
 			r.b.mu.Unlock()
