@@ -239,8 +239,7 @@ func TestMessageThatGoesRoundDiesAsALoop(t *testing.T) {
 	// The next one goes round only a few times, since the circle is known now.
 	next, other := componenttest.Message("ring.a", "d-2", `{}`), componenttest.Message("ring.a", "d-3", `{}`)
 	r.Say(next, other)
-	r.Settled(Name, "device")
-	_, dead = r.Dead(Name)
+	r.Until(func() bool { _, dead = r.Dead(Name); return len(dead) >= 3 }, func() string { return fmt.Sprintf("dead are %+v; want three", dead) })
 	if len(dead) != 3 || dead[1].Reason != message.Loop || !strings.Contains(dead[1].Detail, "rule round@1 takes what rule round says") {
 		t.Errorf("dead are %+v", dead)
 	}
