@@ -275,7 +275,7 @@ func (c *conn) notReceived(token uint64) {
 func (c *conn) refuse(token uint64, p *packet.Publish, err error) error {
 	reason := message.ReasonOf(err, message.BusUnavailable)
 	told := reason
-	if token == noAck && (reason == message.BusUnavailable || reason == message.StorageLow || reason == message.Fenced) {
+	if token == noAck && passes(reason) {
 		told = message.QoS0NotStored // nobody else hears of it
 	}
 	c.b.refusals.add(refusal{reason: told, detail: err, device: c.device, client: c.clientID, address: c.addr, topic: p.Topic})

@@ -138,14 +138,15 @@ type Broker struct {
 	gate         *turnstile
 	paced        *rate.Limiter
 	turns        *turns
+	wills        *wills
 
 	doors         sync.Map // log name -> bus.Appender
 	stop          atomic.Bool
+	halting       chan struct{} // closed with it
 	changes       atomic.Uint64 // of what is admitted, as far as told
 	mu            sync.Mutex
 	clients       map[string]*conn              // by their sessions' names
 	connectedMost int                           // of them at once
-	wills         map[message.ID]pending        // that wait for their delay; nil where none is said any more
 	all           map[*conn]struct{}            // every connection, also before its CONNECT
 	callers       map[*caller]struct{}          // of HTTP, before they are WebSockets
 	devices       map[string]map[*conn]struct{} // by their certificate's device
@@ -223,11 +224,12 @@ func build(env component.Env, c Config, a Admission) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Broker{env: env, conf: c, admission: a, timeout: timeout, keepAliveMax: longest, entrances: entrances, wills: map[message.ID]pending{},
+	b := &Broker{env: env, conf: c, admission: a, timeout: timeout, keepAliveMax: longest, entrances: entrances, halting: make(chan struct{}),
 		clients: map[string]*conn{}, all: map[*conn]struct{}{}, callers: map[*caller]struct{}{}, devices: map[string]map[*conn]struct{}{}, metrics: newMetrics(env.Metrics)}
 	b.pacePublish, b.tcpTimeout = publish, patience
 	b.sys = &sys{b: b, every: every, told: map[string]string{}}
 	b.gate, b.paced, b.turns = newTurnstile(c.ConnectsWaitingMax, wait), newPace(c.ConnectRate), newTurns()
+	b.wills = newWills()
 	b.metrics.watch(env.Metrics, b.gate)
 	if err := b.setPolicies(); err != nil {
 		return nil, err
@@ -271,17 +273,13 @@ func (b *Broker) run(ctx context.Context, ready func()) error {
 	var stops []func()
 	defer func() {
 		b.stop.Store(true)
+		close(b.halting)
 		cancel()
 		for _, stop := range stops {
 			stop()
 		}
 		b.goodbye()
-		b.mu.Lock()
-		for _, p := range b.wills {
-			p.timer.Stop() // the next start says them
-		}
-		b.wills = nil
-		b.mu.Unlock()
+		b.wills.close()
 		b.group.Wait()
 		b.store.Close()
 	}()

@@ -80,6 +80,7 @@ type rig struct {
 	node  string
 	lease time.Duration // of the next start; the usual where zero
 	turns *turns        // of the next start; nil where clients may take over as often as they like
+	again time.Duration // after which the next start says a will again that the log could not take; as usual where zero
 	stop  func()        // ends the broker, and returns when it has gone
 }
 
@@ -137,6 +138,7 @@ func (r *rig) start(contracts *message.Catalog) {
 		if b.turns.free = 1 << 20; r.turns != nil {
 			b.turns = r.turns
 		}
+		b.wills.again = cmp.Or(r.again, b.wills.again)
 		part := b.part()
 		part.Lease = cmp.Or(r.lease, part.Lease)
 		return part, nil

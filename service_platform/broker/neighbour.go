@@ -256,24 +256,11 @@ func (b *Broker) tellLeft(ctx context.Context, left session.Left) {
 			b.sayWill(w)
 		}
 	}
-	if len(left.Absent) == 0 {
-		return
+	var list []*message.Message
+	for _, x := range left.Absent {
+		list = append(list, b.presence(x.Device, device.Presence{Reason: message.ConnectionLost, Client: x.Last.Client, Version: x.Version}))
 	}
-	a, err := b.door(ctx, message.Device)
-	for i, x := range left.Absent {
-		if err != nil {
-			break
-		}
-		m := b.presence(x.Device, device.Presence{Reason: message.ConnectionLost, Client: x.Last.Client, Version: x.Version})
-		if i == len(left.Absent)-1 { // all before it are on disk when this one is
-			ctx, cancel := context.WithTimeout(ctx, time.Minute)
-			defer cancel()
-			_, err = bus.AppendSync(ctx, a, m)
-		} else {
-			err = a.Append(ctx, m, nil, 0)
-		}
-	}
-	if err != nil && ctx.Err() == nil {
+	if err := b.tellAll(ctx, list); err != nil && ctx.Err() == nil {
 		b.env.Log.Warn("tell which devices are gone since their node is", "error", err)
 	}
 }

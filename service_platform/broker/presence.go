@@ -84,25 +84,54 @@ func (b *Broker) leftBehind(ctx context.Context) error {
 	if err != nil || len(devices) == 0 {
 		return err
 	}
+	var list []*message.Message
+	gone := map[string]bool{}
+	for _, d := range devices {
+		list = append(list, b.presence(d, device.Presence{Reason: message.ConnectionLost, Version: b.store.Version()}))
+		gone[d] = false
+	}
+	if err := b.tellAll(ctx, list); err != nil {
+		b.env.Log.Warn("tell which devices are gone since the broker ended; the next start does", "error", err)
+		return nil
+	}
+	return b.store.MarkOnline(ctx, gone)
+}
+
+// sayPatience is for what the broker says for itself to get into the log, where somebody waits for it.
+const sayPatience = time.Minute
+
+// tellAll tells of devices, and returns when that is on disk.
+func (b *Broker) tellAll(ctx context.Context, list []*message.Message) error {
+	if len(list) == 0 {
+		return nil
+	}
 	a, err := b.door(ctx, message.Device)
 	if err != nil {
 		return err
 	}
-	gone := map[string]bool{}
-	for i, d := range devices {
-		m := b.presence(d, device.Presence{Reason: message.ConnectionLost, Version: b.store.Version()})
-		if i == len(devices)-1 { // all before it are on disk when this one is
-			ctx, cancel := context.WithTimeout(ctx, time.Minute)
-			defer cancel()
-			_, err = bus.AppendSync(ctx, a, m)
-		} else {
-			err = a.Append(ctx, m, nil, 0)
+	fates := make(settled, len(list)) // they may go to several partitions
+	for _, m := range list {
+		if err := a.Append(ctx, m, fates, 0); err != nil {
+			return err
 		}
-		if err != nil {
-			b.env.Log.Warn("tell which devices are gone since the broker ended; the next start does", "error", err)
-			return nil
-		}
-		gone[d] = false
 	}
-	return b.store.MarkOnline(ctx, gone)
+	ctx, cancel := context.WithTimeout(ctx, sayPatience)
+	defer cancel()
+	for range list {
+		select {
+		case err := <-fates:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
+
+// settled is told the fate of each message; it has room for all.
+type settled chan error
+
+func (s settled) Appended(_ uint64, _ bus.Position, err error) { s <- err }
+func (settled) Settled()                                       {}

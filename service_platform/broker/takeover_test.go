@@ -82,6 +82,32 @@ func TestTheLifeOfAWillBeginsWhenItIsSaid(t *testing.T) {
 	}
 }
 
+// A will is kept until the log takes it: while there is no room, it is neither given up nor left to the next start. Its client is
+// back meanwhile, and gets it: the delay was over.
+func TestAWillThatTheLogCouldNotTakeIsSaidLater(t *testing.T) {
+	conf, addr := open(t)
+	r := newRigWith(t, &rig{again: 50 * time.Millisecond}, conf)
+	p := r.dial(addr)
+	p.connect(withWill("d", 0, 0))
+	r.bus.SetSpace(bus.Space{Free: 1, Total: 100, Low: 10, Shut: true})
+	p.Close()
+	r.refusedAs(message.StorageLow, "a will is not said")
+	c := keeping("d", false, 3600)
+	p = r.dial(addr)
+	p.connect(c)
+	p.subscribe(packet.Subscription{Filter: "will/#", QoS: 1})
+	r.bus.SetSpace(bus.Space{Free: 100, Total: 100, Low: 10})
+	if got := p.take(); got != "will/d gone q1 rfalse dfalse" {
+		t.Error(got)
+	}
+	r.eventually(func() string {
+		if left, err := r.b.store.Wills(); err != nil || len(left) > 0 {
+			return fmt.Sprintf("%d wills are kept, and would be said again (%v)", len(left), err)
+		}
+		return ""
+	})
+}
+
 // lastPresence is what was told last of each device, by version.
 func (r *rig) lastPresence() map[string]device.Presence {
 	r.t.Helper()
