@@ -147,6 +147,26 @@ func place(u *url.URL) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 }
 
+// Shown is a URL as people may see it: the values of its query, which may hold a token, are hidden.
+func Shown(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return "(hidden)"
+	}
+	if u.RawQuery != "" {
+		var parts []string
+		for part := range strings.SplitSeq(u.RawQuery, "&") {
+			if name, _, named := strings.Cut(part, "="); named {
+				parts = append(parts, name+"=(hidden)")
+			} else {
+				parts = append(parts, "(hidden)")
+			}
+		}
+		u.RawQuery = strings.Join(parts, "&")
+	}
+	return u.String()
+}
+
 // Request is what is sent. Its Idempotency-Key tells a breaker which message it is of.
 type Request struct {
 	Header http.Header

@@ -135,6 +135,7 @@ func (r *Record) version() string {
 
 // shown is the record without its secrets.
 func (r Record) shown() Record {
+	r.URL = outbound.Shown(r.URL)
 	if len(r.Headers) > 0 {
 		hidden := outbound.Header{}
 		for name := range r.Headers {

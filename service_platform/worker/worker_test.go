@@ -309,8 +309,10 @@ func TestAPausedWorkerWaitsAndARemovedOneIsForgotten(t *testing.T) {
 	r := newRig(t)
 	var seen counts
 	rec := worker.Record{Name: "w", Hears: hears, Headers: map[string]string{"Authorization": "Bearer hush"}, URL: service(t, func(_ http.ResponseWriter, q *http.Request) {
-		seen.add(q.Header.Get("Authorization"))
-	})}
+		if q.URL.RawQuery == "code=hush&x" {
+			seen.add(q.Header.Get("Authorization"))
+		}
+	}) + "/?code=hush&x"}
 	r.add(rec)
 	if code, _ := r.ask("POST", "/api/v1/workers/w/pause?by=kim&why=lunch", nil); code != 200 {
 		t.Fatal(code)
@@ -328,7 +330,7 @@ func TestAPausedWorkerWaitsAndARemovedOneIsForgotten(t *testing.T) {
 		t.Error("it is paused and was called")
 	}
 	_, body := r.ask("GET", "/api/v1/workers/w", nil)
-	if strings.Contains(body, "hush") || !strings.Contains(body, "Authorization") || !strings.Contains(body, `"why":"lunch"`) {
+	if strings.Contains(body, "hush") || !strings.Contains(body, "?code=(hidden)\\u0026(hidden)") || !strings.Contains(body, "Authorization") || !strings.Contains(body, `"why":"lunch"`) {
 		t.Errorf("it is shown as %s", body)
 	}
 	r.ask("POST", "/api/v1/workers/w/resume", nil)
