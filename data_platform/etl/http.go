@@ -19,8 +19,9 @@ import (
 
 const (
 	bodyMax    = 1 << 20
-	trialLimit = 1000    // messages, where nothing else is asked for
-	trialMost  = 100_000 // that may be asked for: rows are held in memory
+	trialLimit = 1000     // messages, where nothing else is asked for
+	trialMost  = 100_000  // that may be asked for
+	trialBytes = 32 << 20 // of messages that are held in memory, and their rows beside them; the first one is tried, however large
 	trialFor   = time.Minute
 	trialBack  = time.Hour
 )
@@ -151,7 +152,7 @@ func Choose(docs []model.Document, datasets map[string]*model.Dataset, pipelines
 
 // recorded are messages for a dataset since a time: those that were led over, or where it is not in force those that it would take.
 func (e *etl) recorded(ctx context.Context, d *model.Dataset, since time.Time, limit int) (samples []Sample, stopped string, err error) {
-	from := map[string][]message.Pattern{}
+	from, bytes := map[string][]message.Pattern{}, 0
 	if e.book.Set().Datasets[d.Name] != nil {
 		from[message.DataPlatform] = []message.Pattern{d.Subjects()}
 	} else {
@@ -189,6 +190,10 @@ func (e *etl) recorded(ctx context.Context, d *model.Dataset, since time.Time, l
 						}
 						if len(samples) >= limit {
 							stopped = fmt.Sprintf("%d messages were tried, the limit; there are more", limit)
+							return false
+						}
+						if bytes += len(m.Data); bytes > trialBytes && len(samples) > 0 {
+							stopped = fmt.Sprintf("%d messages were tried, which have as many bytes as are taken at once, %d; there are more", len(samples), trialBytes)
 							return false
 						}
 						c := m.Clone()

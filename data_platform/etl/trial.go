@@ -35,6 +35,8 @@ type Trial struct {
 	Stopped string `json:"stopped,omitempty"`
 	// Fault is why the pipeline cannot be done with any row: the dataset would stand still.
 	Fault string `json:"fault,omitempty"`
+
+	bytes int // of Out and of Letters' details
 }
 
 // Step is one of a pipeline's, in a trial.
@@ -66,6 +68,9 @@ type Sample struct {
 // trialGroup is how many messages are one micro-batch in a trial, as where much is to be done in fact.
 const trialGroup = 8192
 
+// outMost is how many bytes of rows and reasons a trial gives, before no further group is tried: a step may make much of little.
+const outMost = 64 << 20
+
 // Try does with messages what the running platform would do, and writes nothing. A pipeline that cannot be done is told in
 // Trial.Fault; an error is the machine's. Keys are not looked at: what is a duplicate only the database knows.
 func (p *Pipe) Try(ctx context.Context, samples []Sample) (*Trial, error) {
@@ -95,6 +100,10 @@ func (p *Pipe) Try(ctx context.Context, samples []Sample) (*Trial, error) {
 		if err := t.add(p.Dataset, group, made); err != nil {
 			return nil, err
 		}
+		if done := from + len(group); t.bytes > outMost && done < len(samples) {
+			t.Messages, t.Stopped = done, fmt.Sprintf("%d messages were tried, which gave as much as is shown at once; there are more", done)
+			break
+		}
 	}
 	return t, nil
 }
@@ -112,6 +121,7 @@ func (t *Trial) add(d *model.Dataset, group []Sample, made *Made) error {
 		}
 		t.Rows++
 		t.Out = append(t.Out, raw)
+		t.bytes += len(raw)
 	}
 	for i, err := range made.Err {
 		at := Sampled{group[i].Message.ID, group[i].Where}
@@ -128,6 +138,7 @@ func (t *Trial) add(d *model.Dataset, group []Sample, made *Made) error {
 				l.Detail = dead.Err.Error()
 			}
 			t.Letters = append(t.Letters, l)
+			t.bytes += len(l.Detail)
 		}
 	}
 	return nil

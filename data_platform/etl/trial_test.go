@@ -10,6 +10,7 @@ import (
 
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/component/componenttest"
+	"github.com/naru-platform/naru/data_platform/model"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/message/device"
 	serviceplatform "github.com/naru-platform/naru/message/service_platform"
@@ -141,6 +142,33 @@ steps:
 	l.want("SELECT count(*) FROM rooms", rows)
 	if _, dead := l.Dead(Name + "/rooms"); len(dead) != 1 {
 		t.Errorf("a trial has made dead letters: %+v", dead)
+	}
+}
+
+// TestATrialTakesAndGivesNoMoreBytesThanItMayHold as with a large limit and large messages.
+func TestATrialTakesAndGivesNoMoreBytesThanItMayHold(t *testing.T) {
+	l := newLab(t)
+	l.put(rooms)
+	l.start()
+	for range 60 { // 54 MB
+		l.say("rooms", `{"celsius": 1, "label": "`+strings.Repeat("x", 900<<10)+`"}`)
+	}
+	l.Settled(Name+"/rooms", "data_platform")
+	got, _, _ := l.try("dataset=rooms&since=1h&limit=100000", "")
+	if most := trialBytes / (900 << 10); got.Messages < most-1 || got.Messages > most || !strings.Contains(got.Stopped, "there are more") || got.Rows != got.Messages {
+		t.Errorf("%d messages of %d bytes were tried, %d rows: %s", got.Messages, 900<<10, got.Rows, got.Stopped)
+	}
+	var many []Sample
+	for range 3 * trialGroup {
+		many = append(many, Sample{Message: componenttest.Message("data_platform.rooms.d-7.telemetry.engine", "d-7", `{"celsius": 1, "label": "`+strings.Repeat("x", 6<<10)+`"}`)})
+	}
+	docs, err := model.Parse("test", []byte(rooms))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := NewPipe(docs[0].Dataset, nil, nil)
+	if got, err := p.Try(t.Context(), many); err != nil || got.Messages != 2*trialGroup || got.Rows != got.Messages || got.Stopped == "" {
+		t.Errorf("of %d messages %d were tried, %d rows, %s, %v", len(many), got.Messages, got.Rows, got.Stopped, err)
 	}
 }
 
