@@ -2,6 +2,7 @@ package rule
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -308,11 +309,20 @@ func (c *action) twin(a *Twin) error {
 				return err
 			}
 		}
+		// A twin would reject it where nobody looks; here it is a failure of the rule.
+		var update struct {
+			State json.RawMessage `json:"state"`
+		}
+		if json.Unmarshal(m.Data, &update) != nil || update.State == nil {
+			return errNoState
+		}
 		m.Subject, m.Device, m.QoS, m.ContentType = device.TwinSubject(id, v[1], "update"), id, 1, "application/json"
 		return nil
 	}
 	return nil
 }
+
+var errNoState = errors.New(`the output has no "state", and so updates no twin; name what it sets: SELECT … AS state.desired.<field>, or AS state.reported.<field>`)
 
 const commandTTL = 24 * time.Hour // as long as the SDK's sessions live
 

@@ -82,7 +82,18 @@ func (r *Rule) hears(filter string) (err error) {
 }
 
 // Warnings name what is allowed and can hardly be meant.
-func (r *Rule) Warnings() []string { return r.statement.Warnings() }
+func (r *Rule) Warnings() []string {
+	list := r.statement.Warnings()
+	for _, a := range r.actions {
+		if a.kind == "twin" && !r.statement.MayHave("state") {
+			list = append(list, fmt.Sprintf("actions[%d].twin: %v", a.index, errNoState))
+		}
+	}
+	if r.onError != nil && r.onError.kind == "twin" {
+		list = append(list, "error_action.twin: it gets what failed, which is no update of a twin")
+	}
+	return list
+}
 
 // Extensions name what AWS IoT does not document.
 func (r *Rule) Extensions() []string { return r.statement.Extensions() }

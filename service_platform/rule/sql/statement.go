@@ -61,6 +61,12 @@ func (s *Statement) Warnings() []string { return slices.Clone(s.warnings) }
 // Looks says whether the statement asks the Lookup for something: whether it has get_thing_shadow().
 func (s *Statement) Looks() bool { return s.looks }
 
+// MayHave says whether what the statement puts out can be an object with that member: where it can only be seen from a message,
+// it may.
+func (s *Statement) MayHave(member string) bool {
+	return s.value || slices.ContainsFunc(s.items, func(i item) bool { return i.of == nil || string(i.as[0]) == member })
+}
+
 // Output is what a statement makes of a message.
 type Output struct {
 	// Payload is compact JSON, except for SELECT *, which gives the very bytes of the message's payload, whatever they are.
