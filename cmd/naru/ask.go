@@ -14,6 +14,7 @@ import (
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/operator/ledger"
 	"github.com/naru-platform/naru/operator/status"
+	engine "github.com/naru-platform/naru/service_platform/rule"
 	"github.com/naru-platform/naru/service_platform/webhook"
 	"github.com/naru-platform/naru/service_platform/worker"
 )
@@ -86,7 +87,7 @@ func statusCommand(o *options) *cobra.Command {
 		Long: `Shows whether the platform is well, and each component with what it has before it: BEHIND is in batches that it has not read, OLDEST for
 how long the oldest message that it has not finished has waited. Exits with 2 when something is not well, but not within the first seconds
 of a process, in which databases and sessions are still opened: then it says "starting". What is well as far as the platform goes, and may not be for you, stands behind a !:
-workers and destinations that fail, and dead letters.`,
+rules, workers and destinations that fail, and dead letters.`,
 		Example: "  naru status\n  naru status -o json",
 		RunE: func(c *cobra.Command, _ []string) error {
 			cl, err := o.client()
@@ -137,9 +138,25 @@ workers and destinations that fail, and dead letters.`,
 	}
 }
 
-// yours is what the platform is well with and its operator may not be: workers, destinations, dead letters. What cannot be asked
-// for is left out.
+// failedLately is for how long a rule that goes on without failures is still told of.
+const failedLately = 10 * time.Minute
+
+// yours is what the platform is well with and its operator may not be: rules, workers, destinations, dead letters. What cannot be
+// asked for is left out.
 func yours(ctx context.Context, cl *client) (list []string) {
+	var rules struct {
+		Rules []engine.Shown `json:"rules"`
+	}
+	if cl.get(ctx, "/api/v1/rules", nil, &rules) == nil {
+		now := time.Now()
+		for i := range rules.Rules {
+			if x := &rules.Rules[i]; x.Fault != "" {
+				list = append(list, fmt.Sprintf("rule %s does not run as it is: naru rule show %s", x.Name, x.Name))
+			} else if c := &x.Counts; x.Enabled && c.Last != nil && (c.FailedInRow > 0 || now.Sub(c.Last.At) < failedLately) {
+				list = append(list, fmt.Sprintf("rule %s %s: naru rule show %s", x.Name, failing(c, now), x.Name))
+			}
+		}
+	}
 	var w struct {
 		Workers []worker.Shown `json:"workers"`
 	}

@@ -15,8 +15,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/naru-platform/naru/message"
+	"github.com/naru-platform/naru/message/operator"
+	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 	"github.com/naru-platform/naru/operator/journal"
 	"github.com/naru-platform/naru/operator/topic"
+	engine "github.com/naru-platform/naru/service_platform/rule"
 )
 
 func messagesCommand(o *options) *cobra.Command {
@@ -147,29 +150,61 @@ func messageRow(p *printer, l journal.Line) {
 	if l.Data == "" && l.Size > 0 {
 		data = fmt.Sprintf("(%d bytes)", l.Size)
 	}
-	if l.Reason != 0 {
-		data = complaint(l, data)
+	if said := complaint(l); said != "" {
+		data = cut(said, 200)
 	}
 	p.line("%-12s  %-8s  %-32s  %-40s  %s", l.Recorded.Local().Format("15:04:05.000"), l.Outcome, l.Trace, cut(string(l.Subject), 40), data)
 }
 
-// complaint is what a refusal or a dead letter says, in its own words; they begin with the reason.
-func complaint(l journal.Line, data string) string {
+// complaint is what a refusal, a dead letter or a rule that failed says, in words that begin with the reason; nothing where a
+// message is none of these.
+func complaint(l journal.Line) string {
+	if l.Type == ruleFailed {
+		var f serviceplatform.RuleFailed
+		if json.Unmarshal([]byte(l.Data), &f) != nil || len(f.Failures) == 0 {
+			return ""
+		}
+		all := make([]string, len(f.Failures))
+		for i, x := range f.Failures {
+			all[i] = x.Kind + ": " + x.Error
+		}
+		return fmt.Sprintf("%s: %s@%d: %s", f.Reason, f.Rule, f.Version, strings.Join(all, "; "))
+	}
+	if l.Reason == 0 {
+		return ""
+	}
 	var said struct {
 		Detail string `json:"detail"`
 		Count  uint64 `json:"count"`
 	}
 	if json.Unmarshal([]byte(l.Data), &said) != nil || said.Detail == "" { // too long for a list; its beginning must do
-		return l.Reason.String() + " " + data
+		return l.Reason.String() + " " + cut(l.Data, 60)
 	}
 	if !strings.HasPrefix(said.Detail, l.Reason.String()) {
 		said.Detail = l.Reason.String() + ": " + said.Detail
 	}
-	said.Detail = cut(said.Detail, 200)
 	if said.Count > 1 {
 		return fmt.Sprintf("%s (%d times)", said.Detail, said.Count)
 	}
 	return said.Detail
+}
+
+// ruleFailed is the type of what tells that a rule could not do something.
+const ruleFailed = "service_platform.rule_failed.v1"
+
+// next is the command that says more of a complaint.
+func next(l journal.Line) string {
+	var r operator.Refusal
+	switch {
+	case l.Type == ruleFailed:
+		rule, _, _ := engine.RuleOf(l.Source)
+		return fmt.Sprintf("naru rule explain %s --message %s", rule, l.Cause)
+	case l.Outcome != journal.OutcomeRefused: // a letter's id is that of the message which tells of the death
+		return "naru dead show " + l.ID.String()
+	case l.Reason == message.ACLDenied && json.Unmarshal([]byte(l.Data), &r) == nil && r.Device != "" && r.Subject != "" && strings.Contains(r.Detail, " may not publish "):
+		return fmt.Sprintf("naru mqtt may %s publish '%s'", r.Device, r.Subject.Topic())
+	}
+	return "naru reasons " + l.Reason.String()
 }
 
 func showMessage(c *cobra.Command, o *options, cl *client, id string) error {
@@ -273,7 +308,10 @@ func printTrace(p *printer, v journal.TraceView, all bool) {
 		if l.Source != "" {
 			p.line("%sfrom %s", pad, cut(l.Source, 100))
 		}
-		if l.Data != "" {
+		if said := complaint(l); said != "" {
+			p.words(pad+"said ", said)
+			p.line("%s  -> %s", pad, next(l))
+		} else if l.Data != "" {
 			p.line("%sdata %s", pad, cut(l.Data, 100))
 		}
 		if all {

@@ -40,6 +40,42 @@ func TestTraceTellsWhatIsWrongFirstAndLeavesOutWhomItDoesNotConcern(t *testing.T
 	}
 }
 
+// A refusal, a death and a rule's failure say why in words, and what shows more of it.
+func TestTraceSaysWhyInWords(t *testing.T) {
+	fates := []map[string]any{{"consumer": "operator.journal", "outcome": "handled"}}
+	const failed = `{"rule":"hot","version":2,"reason":"rule_error","failures":[{"action":0,"kind":"republish","error":"no base64"},{"action":1,"kind":"twin","error":"no state"}]}`
+	messages := []map[string]any{
+		{"id": "01a221ef-138a-781e-8eb9-7c284ea2b780", "subject": "operator.refused.b", "outcome": "refused", "reason": "acl_denied", "fates": fates,
+			"data": `{"reason":"acl_denied","detail":"d-1 may not publish on device.d-2.telemetry: allowed by none","device":"d-1","subject":"device.d-2.telemetry","count":3}`},
+		{"id": "01a221ef-138a-781e-8eb9-7c284ea2b781", "subject": "operator.refused.b", "outcome": "refused", "reason": "acl_denied", "fates": fates,
+			"data": `{"reason":"acl_denied","detail":"d-1 may not subscribe to a","device":"d-1","count":1}`},
+		{"id": "01a221ef-138a-781e-8eb9-7c284ea2b782", "subject": "operator.dead.b", "outcome": "handled", "reason": "loop", "fates": fates, "data": `{"reason":"loop","detail":"too deep"}`},
+		{"id": "01a221ef-138a-781e-8eb9-7c284ea2b783", "cause": "01a221ef-138a-781e-8eb9-7c284ea2b784", "subject": "service_platform.rule.hot.failed", "outcome": "handled", "fates": fates,
+			"type": ruleFailed, "source": "//naru/n/service_platform.rule?rule=hot@2", "data": failed},
+	}
+	ways := map[string]http.HandlerFunc{
+		"GET /api/v1/traces/{id}": says(http.StatusOK, map[string]any{"trace": "01a221ef138a027f19c061a911600829", "messages": messages}),
+		"GET /api/v1/messages":    says(http.StatusOK, map[string]any{"messages": messages}),
+	}
+	out, _, err := asked(t, ways, "trace", "01a221ef138a027f19c061a911600829")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"said acl_denied: d-1 may not publish on device.d-2.telemetry: allowed by none (3 times)\n            -> naru mqtt may d-1 publish 'device/d-2/telemetry'\n",
+		"said acl_denied: d-1 may not subscribe to a\n            -> naru reasons acl_denied\n",
+		"said loop: too deep\n            -> naru dead show 01a221ef-138a-781e-8eb9-7c284ea2b782\n",
+		"said rule_error: hot@2: republish: no base64; twin: no state\n            -> naru rule explain hot --message 01a221ef-138a-781e-8eb9-7c284ea2b784\n",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("want in the trace:\n%s\nit says:\n%s", want, out)
+		}
+	}
+	if out, _, err = asked(t, ways, "messages"); err != nil || !strings.Contains(out, "  rule_error: hot@2: republish: no base64; twin: no state\n") {
+		t.Errorf("the list: %v:\n%s", err, out)
+	}
+}
+
 func TestGraphShowsWhoHearsWhomInALineEach(t *testing.T) {
 	edge := func(from, subjects, to string) map[string]any {
 		return map[string]any{"from": from, "subjects": subjects, "to": to}

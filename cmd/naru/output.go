@@ -133,14 +133,19 @@ func noneOf(what string, narrowed bool, next string) string {
 }
 
 // names prints a list behind what it is of, in as many lines as it needs; nothing where it is empty.
-func (p *printer) names(of string, list []string) {
+func (p *printer) names(of string, list []string) { p.wrap(of, ", ", list) }
+
+// words prints a text behind what it is, in as many lines as it needs.
+func (p *printer) words(of, text string) { p.wrap(of, " ", strings.Fields(text)) }
+
+func (p *printer) wrap(of, between string, list []string) {
 	const wide = 120
 	line := of
 	for i, name := range list {
 		if i < len(list)-1 {
-			name += ", "
+			name += between
 		}
-		if len(line) > len(of) && len(line)+len(name) > wide {
+		if len(line) > len(of) && len(line)+len(strings.TrimRight(name, " ")) > wide {
 			p.line("%s", strings.TrimRight(line, " "))
 			line = strings.Repeat(" ", len(of))
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	engine "github.com/naru-platform/naru/service_platform/rule"
+	"github.com/naru-platform/naru/service_platform/rule/sql"
 )
 
 func rulePath(name, rest string) string { return "/api/v1/rules/" + url.PathEscape(name) + rest }
@@ -17,7 +18,8 @@ func rulePath(name, rest string) string { return "/api/v1/rules/" + url.PathEsca
 func ruleList(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "The rules, and what they did", Args: cobra.NoArgs,
-		Long:    "Lists the rules with what the process that answers has counted since it started. Exits with 2 when one cannot run.",
+		Long: `Lists the rules with what the process that answers has counted since it started: messages that a rule took, those that its WHERE
+left, and those that it failed on, with the last of these. Exits with 2 when a rule cannot run, or failed on the last message that it took.`,
 		Example: "  naru rule list\n  naru rule list -o json",
 		RunE: func(c *cobra.Command, _ []string) error {
 			cl, err := o.client()
@@ -32,26 +34,59 @@ func ruleList(o *options) *cobra.Command {
 			}
 			bad := false
 			err = o.show(c.OutOrStdout(), got.Rules, func(p *printer) {
-				p.columns("No rules; `naru rule add FILE` brings one in force.", "RULE", "VERSION", "ENABLED", "MATCHED", "PASSED", "FAILED", "SQL")
+				p.columns("No rules; `naru rule add FILE` brings one in force.", "RULE", "VERSION", "ENABLED", "MATCHED", "NOT MATCHED", "FAILED", "FROM")
 				for _, r := range got.Rules {
-					text := ""
-					if r.Document != nil {
-						text = r.Document.SQL
-					}
-					p.row(r.Name, fmt.Sprint(r.Version), yes(r.Enabled), num(r.Counts.Matched), num(r.Counts.Passed), num(r.Counts.Failed), text)
+					p.row(r.Name, fmt.Sprint(r.Version), yes(r.Enabled), num(r.Counts.Matched), num(r.Counts.Passed), num(r.Counts.Failed), cut(hears(&r), 60))
 				}
 				for _, r := range got.Rules {
+					if r.Counts.Last != nil {
+						showFailure(p, &r)
+					}
 					if r.Fault != "" {
 						p.line("%s does not run as it is: %s", r.Name, r.Fault)
 					}
 				}
 			})
 			for _, r := range got.Rules {
-				bad = bad || r.Fault != ""
+				bad = bad || r.Fault != "" || r.Enabled && r.Counts.FailedInRow > 0
 			}
 			return found(err, bad)
 		},
 	}
+}
+
+// hears is where a rule hears messages, as it is written there.
+func hears(r *engine.Shown) string {
+	if r.Document == nil {
+		return ""
+	}
+	s, err := sql.Compile(r.Document.SQL)
+	if err != nil {
+		return ""
+	}
+	if s.Filter() == "" {
+		return "$aws/rules/" + r.Name + "/#"
+	}
+	return s.Filter()
+}
+
+// failing says how often a rule failed, and how lately.
+func failing(c *engine.Counts, now time.Time) string {
+	if c.FailedInRow > 0 {
+		return fmt.Sprintf("failed on the last %s that it took, %s", count(int64(c.FailedInRow), "message"), ago(c.Last.At, now))
+	}
+	return fmt.Sprintf("failed on %s, the last time %s", count(int64(c.Failed), "message"), ago(c.Last.At, now))
+}
+
+// showFailure tells of a rule's last failure, and how to see what the rule made of that message.
+func showFailure(p *printer, r *engine.Shown) {
+	f := r.Counts.Last
+	next := fmt.Sprintf("naru rule explain %s --message %s", r.Name, f.Message)
+	if f.Kind == "http" { // the message that is named tells of the answer; what led to it is in the trace
+		next = "naru trace " + f.Trace.String()
+	}
+	p.words("", fmt.Sprintf("%s %s: %s: %s", r.Name, failing(&r.Counts, time.Now()), f.Kind, f.Error))
+	p.line("  -> %s", next)
 }
 
 func ruleShow(o *options) *cobra.Command {
@@ -95,7 +130,10 @@ func showRule(o *options, c *cobra.Command, s *engine.Shown) error {
 		if raw, err := json.Marshal(s.Document); err == nil && s.Document != nil {
 			p.line("%s", indented(raw))
 		}
-		p.line("matched %d, passed %d, failed %d", s.Counts.Matched, s.Counts.Passed, s.Counts.Failed)
+		p.line("matched %d, not matched %d, failed %d", s.Counts.Matched, s.Counts.Passed, s.Counts.Failed)
+		if s.Counts.Last != nil {
+			showFailure(p, s)
+		}
 		if s.Trial != nil {
 			showTrial(p, s.Trial)
 		}

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/naru-platform/naru/internal/same"
 )
@@ -126,5 +128,38 @@ func TestRuleCasesThatCannotBeReadAreNamed(t *testing.T) {
 		if out, err := naruWith(t, in, "rule", "test", "--cases", "-"); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "Go ") {
 			t.Errorf("%s gives %v; want %s\n%s", in, err, want, out)
 		}
+	}
+}
+
+// A rule that fails on what it takes is no healthy sight, wherever one looks.
+func TestRuleThatFailsIsSeenInListShowAndStatus(t *testing.T) {
+	last := map[string]any{"at": time.Now().Add(-3 * time.Hour), "message": "01a221ef-138a-781e-8eb9-7c284ea2b782", "trace": "01a221ef138a027f19c061a911600829", "action": 0, "kind": "republish", "error": "no base64"}
+	rule := func(name string, failed, inRow int) map[string]any {
+		return map[string]any{"name": name, "version": 1, "enabled": true, "document": map[string]any{"name": name, "sql": "SELECT * FROM 'device/+/telemetry'"},
+			"counts": map[string]any{"matched": 9, "not_matched": 2, "failed": failed, "failed_in_row": inRow, "last_failure": last}}
+	}
+	var rules []map[string]any
+	ways := map[string]http.HandlerFunc{
+		"GET /api/v1/rules": func(w http.ResponseWriter, r *http.Request) {
+			says(http.StatusOK, map[string]any{"rules": rules})(w, r)
+		},
+		"GET /api/v1/rules/hot": func(w http.ResponseWriter, r *http.Request) { says(http.StatusOK, rules[0])(w, r) },
+		"GET /api/v1/status":    says(http.StatusOK, map[string]any{"healthy": true}),
+	}
+	const explain = "\n  -> naru rule explain hot --message 01a221ef-138a-781e-8eb9-7c284ea2b782\n"
+	rules = []map[string]any{rule("hot", 7, 4)}
+	const failing = "hot failed on the last 4 messages that it took, 3h ago"
+	for args, want := range map[string]string{"rule list": failing + ": republish: no base64" + explain, "rule show hot": failing + ": republish: no base64" + explain, "status": "  ! rule " + failing + ": naru rule show hot\n"} {
+		out, _, err := asked(t, ways, strings.Fields(args)...)
+		if !strings.Contains(out, want) || (args == "rule list") != errors.Is(err, errFault) {
+			t.Errorf("naru %s: %v:\n%s\nwant in it\n%s", args, err, out, want)
+		}
+	}
+	rules = []map[string]any{rule("hot", 7, 0)}
+	if out, _, err := asked(t, ways, "rule", "list"); err != nil || !strings.Contains(out, "hot failed on 7 messages, the last time 3h ago: republish: no base64"+explain) || !strings.Contains(out, "device/+/telemetry\n") {
+		t.Errorf("a rule that goes on: %v:\n%s", err, out)
+	}
+	if out, _, _ := asked(t, ways, "status"); strings.Contains(out, "hot") {
+		t.Errorf("what is over for hours is still told:\n%s", out)
 	}
 }

@@ -4,13 +4,19 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/naru-platform/naru/message"
+	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 )
 
 // counts are a rule's, in this process since it started.
 type counts struct {
 	matched, passed, failed atomic.Uint64 // messages: taken, not taken by WHERE, and with a failure
+	inRow                   atomic.Uint64 // of those taken, how many failed since one did not
+	last                    atomic.Pointer[LastFailure]
 	actions                 [actionsMax + 1]actionCounts
 }
 
@@ -29,9 +35,31 @@ type Counts struct {
 	Matched uint64 `json:"matched"`
 	Passed  uint64 `json:"not_matched"` // heard, and WHERE did not hold
 	Failed  uint64 `json:"failed"`
+	// FailedInRow is how many of the messages that it took failed since one did not; 0 where the last one did not fail.
+	FailedInRow uint64 `json:"failed_in_row,omitempty"`
+	// Last is the last failure.
+	Last *LastFailure `json:"last_failure,omitempty"`
 }
 
-func (c *counts) shown() Counts { return Counts{c.matched.Load(), c.passed.Load(), c.failed.Load()} }
+// LastFailure is a message that a rule failed on, and the first of what it could not do.
+type LastFailure struct {
+	At      time.Time       `json:"at"` // when the rule took it
+	Message message.ID      `json:"message"`
+	Trace   message.TraceID `json:"trace"`
+	Version int             `json:"version"`
+	serviceplatform.RuleFailure
+}
+
+func (c *counts) shown() Counts {
+	return Counts{c.matched.Load(), c.passed.Load(), c.failed.Load(), c.inRow.Load(), c.last.Load()}
+}
+
+// well notes that a message was taken without a failure.
+func (c *counts) well() {
+	if c.inRow.Load() > 0 {
+		c.inRow.Store(0)
+	}
+}
 
 // namedMax is how many rules have metrics of their own; the others are added up as "other".
 const namedMax = 500

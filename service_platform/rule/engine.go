@@ -277,6 +277,7 @@ func (e *Engine) one(tx component.Tx, r *live, v *evaluation, m *message.Message
 		r.counts.failed.Add(1)
 		return true, e.fail(tx, r, in, m, failed)
 	}
+	r.counts.well()
 	return true, nil
 }
 
@@ -337,6 +338,8 @@ func (e *Engine) fail(tx component.Tx, r *live, in *sql.Input, m *message.Messag
 		}
 		told.Failures = append(told.Failures, one)
 	}
+	r.counts.inRow.Add(1)
+	r.counts.last.Store(&LastFailure{At: e.env.Now().UTC(), Message: m.ID, Trace: m.Trace.ID, Version: r.Version, RuleFailure: told.Failures[0]})
 	data, err := json.Marshal(told)
 	if err == nil {
 		err = tx.Say(&message.Message{Subject: serviceplatform.RuleFailedSubject(r.Name), QoS: 1, ContentType: "application/json", Data: data,

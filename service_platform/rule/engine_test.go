@@ -91,7 +91,7 @@ func want(t *testing.T, what string, got []string, want ...string) {
 }
 
 const hot = `
-sql: SELECT celsius AS t, topic(2) AS device FROM 'device/+/telemetry' WHERE celsius > 30
+sql: SELECT celsius AS state.reported.t, topic(2) AS device FROM 'device/+/telemetry' WHERE celsius > 30
 actions:
   - republish: {topic: "alarms/${topic(2)}", user_properties: [{name: kind, value: hot}]}
   - twin: {device: "${topic(2)}", shadow: alarm}
@@ -107,7 +107,7 @@ func TestRuleSaysWhatItsActionsAre(t *testing.T) {
 	if rep.Outcomes[component.Handled].Count != 1 {
 		t.Errorf("outcomes are %+v", rep.Outcomes)
 	}
-	const out = `{"t":31,"device":"d-1"}`
+	const out = `{"state":{"reported":{"t":31}},"device":"d-1"}`
 	got := slices.DeleteFunc(said(r, m), func(s string) bool { return strings.HasPrefix(s, "device/d-1/command/cool/") }) // its id is new each time
 	want(t, "said", got, "alarms/d-1 "+out, "device/d-1/twin/name/alarm/update "+out, "service_platform/worker/pager/invoke "+out)
 	if list := said(r, cold); len(list) != 0 {
@@ -176,6 +176,29 @@ func TestLogIsPassedWhereNoRuleMayHearIt(t *testing.T) {
 	}
 }
 
+// An update without state would be rejected by the twin, where nobody looks: the rule fails, and says so before, where it can.
+func TestTwinIsSentNothingButUpdates(t *testing.T) {
+	r := running(t, "some", `{"sql": "SELECT * FROM 'device/+/telemetry'", "actions": [{"twin": {"device": "${topic(2)}"}}]}`)
+	const never = `{"sql": "SELECT t FROM 'device/+/telemetry'", "actions": [{"twin": {"device": "${topic(2)}"}}], "error_action": {"twin": {"device": "errors"}}}`
+	_, warned := ask(t, r, "PUT", "/api/v1/rules/never", never)
+	for _, want := range []string{`actions[0].twin: the output has no \"state\"`, "error_action.twin: it gets what failed"} {
+		if !strings.Contains(warned, want) {
+			t.Errorf("a rule that never updates a twin is added with %s; want in it %q", warned, want)
+		}
+	}
+	if _, shown := ask(t, r, "GET", "/api/v1/rules/some", ""); strings.Contains(shown, "warnings") {
+		t.Errorf("one that may is warned of: %s", shown)
+	}
+	ask(t, r, "DELETE", "/api/v1/rules/never", "")
+	update, other := say("device.d-1.telemetry", `{"state":{"reported":{"t":31}}}`), say("device.d-1.telemetry", `{"t":31}`)
+	r.Say(update, other)
+	r.Settled(Name, "device")
+	want(t, "said of an update", said(r, update), `device/d-1/twin/update {"state":{"reported":{"t":31}}}`)
+	if list := said(r, other); len(list) != 1 || !strings.HasPrefix(list[0], "service_platform/rule/some/failed ") || !strings.Contains(list[0], "updates no twin") {
+		t.Errorf("of what is none is said %s", list)
+	}
+}
+
 func TestFailingRuleConcernsNoOther(t *testing.T) {
 	r := running(t,
 		"a-bad", `{"sql": "SELECT a FROM 'device/+/telemetry'", "actions": [{"republish": {"topic": "x/${missing}"}}, {"republish": {"topic": "operator/alarm/${a}"}}, {"republish": {"topic": "ok/${a}"}}],
@@ -211,6 +234,23 @@ func TestFailingRuleConcernsNoOther(t *testing.T) {
 	}
 	if got := strings.Join(said(r, noJSON), "\n"); strings.Count(got, "rule_error") != 2 || !strings.Contains(got, `"kind":"sql"`) {
 		t.Errorf("of what is no JSON is said\n%s", got)
+	}
+	// Who looks at the rule sees it, too, until it takes one without a failure.
+	counts := func() Counts {
+		var s Shown
+		if _, body := ask(t, r, "GET", "/api/v1/rules/a-bad", ""); json.Unmarshal([]byte(body), &s) != nil {
+			t.Fatal(body)
+		}
+		return s.Counts
+	}
+	if c := counts(); c.Failed != 2 || c.FailedInRow != 2 || c.Last == nil || c.Last.Message != noJSON.ID || c.Last.Trace != noJSON.Trace.ID || c.Last.Kind != "sql" || c.Last.Version != 1 || c.Last.At.IsZero() {
+		t.Errorf("after two failures the rule shows %+v, and of the last one %+v", c, c.Last)
+	}
+	put(t, r, "a-bad", `{"sql": "SELECT a FROM 'device/+/telemetry'", "actions": [{"republish": {"topic": "ok/${a}"}}]}`)
+	r.Say(say("device.d-1.telemetry", `{"a":"v"}`))
+	r.Settled(Name, "device")
+	if c := counts(); c.Failed != 2 || c.FailedInRow != 0 || c.Last == nil {
+		t.Errorf("after one that did not fail: %+v", c)
 	}
 }
 
@@ -446,7 +486,7 @@ func TestEachMessageIsTakenOnceWhateverDies(t *testing.T) {
 		defer r.Close()
 		r.Start(Spec)
 		r.Until(func() bool { code, _ := ask(t, r, "GET", "/api/v1/rules", ""); return code == 200 }, func() string { return "no answer" })
-		const doc = `{"sql": "SELECT n, %d AS v FROM 'device/+/telemetry'", "actions": [{"twin": {"device": "${topic(2)}"}}, {"worker": {"name": "w"}}]}`
+		const doc = `{"sql": "SELECT n, %d AS state.reported.v FROM 'device/+/telemetry'", "actions": [{"twin": {"device": "${topic(2)}"}}, {"worker": {"name": "w"}}]}`
 		put(t, r, "twice", fmt.Sprintf(doc, 0))
 		var ms []*message.Message
 		for round := range 12 {
