@@ -31,6 +31,7 @@ type Status struct {
 	Faults     []string    `json:"faults"`             // each a sentence with its remedy
 	Node       string      `json:"node"`
 	At         time.Time   `json:"at"`
+	Machine    Machine     `json:"machine"`
 	Bus        bus.Status  `json:"bus"`
 	Logs       []Log       `json:"logs"`
 	Components []Component `json:"components"`
@@ -86,12 +87,21 @@ type Edge struct {
 type status struct {
 	env   component.Env
 	began time.Time
+	late  lateness
 }
 
 // New builds the component.
 func New(env component.Env, _ struct{}) (*component.Part, error) {
-	s := &status{env, env.Now()}
-	return &component.Part{Routes: []component.Route{
+	s := &status{env: env, began: env.Now()}
+	if err := s.late.register(env.Metrics); err != nil {
+		return nil, err
+	}
+	run := func(ctx context.Context, ready func()) error {
+		ready()
+		s.late.run(ctx)
+		return nil
+	}
+	return &component.Part{Run: run, Routes: []component.Route{
 		{Pattern: "GET /api/v1/status", Handler: answer.Func(s.serveStatus)},
 		{Pattern: "GET /api/v1/graph", Handler: answer.Func(s.serveGraph)},
 		{Pattern: "GET /api/v1/reasons", Handler: answer.Func(func(http.ResponseWriter, *http.Request) (any, error) {
@@ -114,7 +124,7 @@ func (s *status) serveAsyncAPI(w http.ResponseWriter, _ *http.Request) {
 func (s *status) serveStatus(_ http.ResponseWriter, r *http.Request) (any, error) {
 	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 	defer cancel()
-	st := Status{Node: s.env.Node, At: s.env.Now(), Bus: s.env.Bus.Status(ctx), Faults: []string{}, Logs: []Log{}, Components: []Component{}}
+	st := Status{Node: s.env.Node, At: s.env.Now(), Machine: s.late.machine(), Bus: s.env.Bus.Status(ctx), Faults: []string{}, Logs: []Log{}, Components: []Component{}}
 	ends, logs := map[string]map[[2]uint32]uint64{}, map[string]bus.Log{}
 	for _, name := range message.Namespaces() {
 		log, err := s.env.Bus.Log(ctx, name, bus.LogOptions{})
@@ -195,6 +205,7 @@ func (s *status) serveStatus(_ http.ResponseWriter, r *http.Request) (any, error
 	}
 	st.Healthy = len(st.Faults) == 0
 	st.Starting = excused && !st.Healthy && len(st.Faults) == known
+	st.Faults = behind(st.Machine.cause(st.Node), st.Faults)
 	return st, nil
 }
 
