@@ -19,7 +19,6 @@ import (
 
 	"github.com/naru-platform/naru/data_platform/etl"
 	"github.com/naru-platform/naru/data_platform/model"
-	"github.com/naru-platform/naru/data_platform/storage"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/operator/topic"
 )
@@ -125,26 +124,7 @@ func (o *options) tryFiles(c *cobra.Command, args []string, raw []byte, name, da
 	if err != nil {
 		return nil, errors.New(strings.Replace(err.Error(), "--shadow", "--twin", 1))
 	}
-	return tryHere(ctx, d, p, samples, known)
-}
-
-// tryHere has a pipeline try samples in this process.
-func tryHere(ctx context.Context, d *model.Dataset, p *model.Pipeline, samples []etl.Sample, known shadows) (*etl.Trial, error) {
-	pipe := etl.NewPipe(d, p, func(ctx context.Context) (*storage.Scratch, error) { return storage.NewScratch(ctx, storage.Options{}) })
-	scratch, err := pipe.Scratch(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer scratch.Close()
-	pipe.Scratch = func(context.Context) (*storage.Scratch, error) { return scratch, nil }
-	pipe.Twins = func(_ context.Context, devices []string) (map[string][]byte, error) {
-		all := map[string][]byte{}
-		for _, d := range devices {
-			all[d] = known[d]
-		}
-		return all, nil
-	}
-	return pipe.Try(ctx, samples)
+	return etl.Alone(ctx, d, p, samples, func(device string) []byte { return known[device] })
 }
 
 // tryPipelines tries the pipelines of a file on a message without any field, and says which could not be done whatever the
@@ -161,16 +141,8 @@ func (o *options) tryPipelines(ctx context.Context, file string, raw []byte, doc
 			untried[name] = true
 			continue
 		}
-		empty, err := readSamples(file, []byte("{}"), d, "sample")
-		if err != nil {
-			return nil, err
-		}
-		t, err := tryHere(ctx, d, p, empty, nil)
-		if err != nil {
-			return nil, err
-		}
-		if t.Fault != "" {
-			return nil, fmt.Errorf("%s:%d: %s; dataset %s would stand still", file, docs[i].Line, t.Fault, d.Name)
+		if err := etl.Tried(ctx, d, p); err != nil {
+			return nil, fmt.Errorf("%s:%d: %w", file, docs[i].Line, err)
 		}
 	}
 	return untried, nil

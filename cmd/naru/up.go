@@ -70,7 +70,7 @@ func specs(admission *x509.Admission, platform simulator.Platform) []component.S
 		twin.Spec,
 		command.Spec,
 		bridge.Spec,
-		api.With(hub),
+		api.With(hub, etl.Tried),
 		pump.Spec,
 		storage.With(hub),
 		etl.With(hub),

@@ -6,6 +6,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,13 +39,13 @@ type Config struct {
 }
 
 // With declares the component, which asks the hub's database.
-func With(hub *storage.Hub) component.Spec {
+func With(hub *storage.Hub, try model.Try) component.Spec {
 	return component.Define(component.Spec{
 		Name:  Name,
 		Doc:   "what datasets and pipelines there are, their changes, and their rows, by HTTP",
 		State: component.None,
 	}, Config{Queries: 4, Timeout: "30s", TimeoutMax: "5m", AnswerMax: 256 << 20}, func(env component.Env, c Config) (*component.Part, error) {
-		return build(env, c, hub)
+		return build(env, c, hub, try)
 	})
 }
 
@@ -52,6 +53,7 @@ type api struct {
 	env                 component.Env
 	book                *model.Book
 	hub                 *storage.Hub
+	try                 model.Try
 	timeout, timeoutMax time.Duration
 	answerMax           int64
 	heavy, light, files *turns
@@ -61,8 +63,8 @@ type api struct {
 // connections that the database may have, so that the one that loads finds its own.
 const lightMax = 6
 
-func build(env component.Env, c Config, hub *storage.Hub) (*component.Part, error) {
-	a := &api{env: env, book: model.NewBook(env.Bus, env.Log, env.Now), hub: hub, answerMax: c.AnswerMax,
+func build(env component.Env, c Config, hub *storage.Hub, try model.Try) (*component.Part, error) {
+	a := &api{env: env, book: model.NewBook(env.Bus, env.Log, env.Now), hub: hub, try: try, answerMax: c.AnswerMax,
 		heavy: newTurns(c.Queries, "queries"), light: newTurns(lightMax, "requests"), files: newTurns(1, "exports")}
 	var err error
 	if a.timeout, err = time.ParseDuration(c.Timeout); err != nil || a.timeout <= 0 {
@@ -154,7 +156,8 @@ func (a *api) asyncAPI(http.ResponseWriter, *http.Request) (any, error) {
 
 const bodyMax = 1 << 20
 
-// put brings all documents of the body in force, one after the other, or with `dry` only says whether they would be.
+// put brings all documents of the body in force, one after the other, or with `dry` only says whether they would be. Nothing is
+// changed where a pipeline's SQL fails with any row.
 func (a *api) put(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err := a.synced(); err != nil {
 		return nil, err
@@ -170,6 +173,9 @@ func (a *api) put(w http.ResponseWriter, r *http.Request) (any, error) {
 	docs, err := model.Parse(file, raw)
 	if err != nil {
 		return nil, answer.Bad(err)
+	}
+	if err := a.tries(r.Context(), file, docs); err != nil {
+		return nil, err
 	}
 	changed := []model.Entry{}
 	for i := range docs {
@@ -195,6 +201,32 @@ func (a *api) put(w http.ResponseWriter, r *http.Request) (any, error) {
 		changed = append(changed, e)
 	}
 	return changed, nil
+}
+
+// tries tries the pipelines of documents, with their datasets as they are there, or else in force.
+func (a *api) tries(ctx context.Context, file string, docs []model.Document) error {
+	for i := range docs {
+		p := docs[i].Pipeline
+		if p == nil {
+			continue
+		}
+		d := a.book.Set().Datasets[p.Dataset]
+		for _, o := range docs {
+			if o.Dataset != nil && o.Dataset.Name == p.Dataset {
+				d = o.Dataset
+			}
+		}
+		if d == nil {
+			continue // which is refused in its place
+		}
+		var no *model.Fault
+		if err := a.try(ctx, d, p); err != nil && !errors.As(err, &no) {
+			return err
+		} else if err != nil {
+			return answer.Conflict("%s:%d: %s; nothing was changed", file, docs[i].Line, err)
+		}
+	}
+	return nil
 }
 
 func (a *api) remove(_ http.ResponseWriter, r *http.Request) (any, error) {

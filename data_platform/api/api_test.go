@@ -1,20 +1,30 @@
 package api
 
 import (
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 
 	"github.com/naru-platform/naru/component/componenttest"
+	"github.com/naru-platform/naru/data_platform/model"
 	"github.com/naru-platform/naru/data_platform/storage"
 )
+
+// sceptic refuses pipelines that want heat.
+func sceptic(_ context.Context, _ *model.Dataset, p *model.Pipeline) error {
+	if strings.Contains(p.Steps[0].SQL, "heat") {
+		return &model.Fault{Text: "there is no heat"}
+	}
+	return nil
+}
 
 const doors = "dataset: doors\nversion: 1\nowner: works\ndoc: A door.\nfrom: [device.*.event.opened]\nfields: [{name: open, type: bool}]\n"
 
 func TestModelsAreShownAppliedAndRemoved(t *testing.T) {
 	r := componenttest.New(t)
-	r.Start(With(storage.NewHub()))
+	r.Start(With(storage.NewHub(), sceptic))
 	r.Running(Name)
 	for _, c := range []struct {
 		method, path, body string
@@ -26,6 +36,7 @@ func TestModelsAreShownAppliedAndRemoved(t *testing.T) {
 		{"GET", "/dataset/telemetry/schema", "", 200, `"celsius"`},
 		{"GET", "/dataset/doors", "", 404, "naru data models"},
 		{"PUT", "?dry=1&file=d.yaml", doors + "---\npipeline: p\ndataset: doors\nsteps: [{sql: SELECT * FROM input}]\n", 200, "[]"},
+		{"PUT", "?file=d.yaml", doors + "---\npipeline: p\ndataset: doors\nsteps: [{sql: SELECT heat FROM input}]\n", 409, "d.yaml:8: there is no heat; nothing was changed"},
 		{"GET", "/dataset/doors", "", 404, "no dataset doors"},
 		{"PUT", "?file=d.yaml", "dataset: doors\nversoin: 1\n", 400, `d.yaml:2: there is no setting \"versoin\"; did you mean \"version\"?`},
 		{"PUT", "?file=d.yaml&by=me", doors, 200, `"by":"me"`},
@@ -47,5 +58,5 @@ func TestModelsAreShownAppliedAndRemoved(t *testing.T) {
 }
 
 func TestAPIKeepsThePromises(t *testing.T) {
-	componenttest.Promises(t, componenttest.Case{Spec: With(storage.NewHub())})
+	componenttest.Promises(t, componenttest.Case{Spec: With(storage.NewHub(), sceptic)})
 }

@@ -43,7 +43,7 @@ func newAsked(t *testing.T, rows int) *asked {
 	hub := storage.NewHub()
 	hub.Set(store, nil)
 	a := &asked{t, componenttest.New(t), store}
-	a.rig.Start(With(hub))
+	a.rig.Start(With(hub, sceptic))
 	a.rig.Running(Name)
 	t.Cleanup(func() {
 		a.rig.Stop()
@@ -337,7 +337,7 @@ func TestALargeAnswerIsWholeOrRefused(t *testing.T) {
 	a.rig.Config[Name] = json.RawMessage(`{"answer_max": 1048576}`)
 	hub := storage.NewHub()
 	hub.Set(a.store, nil)
-	a.rig.Start(With(hub))
+	a.rig.Start(With(hub, sceptic))
 	a.rig.Running(Name)
 	if w := a.get(sql("SELECT i, repeat('x', 1000) AS x FROM range(5000) AS r(i)")); w.Code != http.StatusRequestEntityTooLarge || !strings.Contains(w.Body.String(), "1048576") {
 		t.Errorf("an answer beyond the limit: %d %.200s", w.Code, w.Body)
@@ -358,7 +358,7 @@ func TestWhatIsHeldInMemoryIsBounded(t *testing.T) {
 	a.rig.Config[Name] = json.RawMessage(`{"answer_max": 1048576}`)
 	hub := storage.NewHub()
 	hub.Set(a.store, nil)
-	a.rig.Start(With(hub))
+	a.rig.Start(With(hub, sceptic))
 	a.rig.Running(Name)
 	for _, body := range []string{`{"targets":[{"refId":"A","target":"sql","payload":{"sql":"SELECT kind FROM telemetry"}}]}`, `{"payload":{"target":"SELECT kind FROM telemetry"}}`} {
 		path := "grafana/query"
@@ -411,7 +411,7 @@ func TestWithoutADatabaseItSaysSo(t *testing.T) {
 	r := componenttest.New(t)
 	hub := storage.NewHub()
 	hub.Set(nil, fmt.Errorf("the disk is on fire"))
-	r.Start(With(hub))
+	r.Start(With(hub, sceptic))
 	r.Running(Name)
 	w := httptest.NewRecorder()
 	r.Host.Handler(func(*http.Request) bool { return true }).ServeHTTP(w, httptest.NewRequest("GET", "/api/v1/data/traces/"+trace, nil))

@@ -111,7 +111,7 @@ func (e *etl) run(ctx context.Context, ready func()) error {
 	defer group.Wait()
 	group.Go(func() { e.twins.Run(ctx) })
 	if e.conf.Models != "" {
-		group.Go(func() { e.book.Files(ctx, e.conf.Models, e.env.Node) })
+		group.Go(func() { e.book.Files(ctx, e.conf.Models, e.env.Node, Tried) })
 	}
 	end := func(err error) error {
 		cancel()

@@ -108,6 +108,39 @@ func (p *Pipe) Try(ctx context.Context, samples []Sample) (*Trial, error) {
 	return t, nil
 }
 
+// Alone tries samples in a database of its own, with what twins gives for the twin of a device.
+func Alone(ctx context.Context, d *model.Dataset, p *model.Pipeline, samples []Sample, twins func(device string) []byte) (*Trial, error) {
+	scratch, err := storage.NewScratch(ctx, storage.Options{})
+	if err != nil {
+		return nil, err
+	}
+	defer scratch.Close()
+	pipe := NewPipe(d, p, func(context.Context) (*storage.Scratch, error) { return scratch, nil })
+	pipe.Twins = func(_ context.Context, devices []string) (map[string][]byte, error) {
+		all := map[string][]byte{}
+		for _, d := range devices {
+			all[d] = twins(d)
+		}
+		return all, nil
+	}
+	return pipe.Try(ctx, samples)
+}
+
+// Tried tries a pipeline on a message without any field. A *model.Fault says why it could not be done whatever the message: brought
+// in force, it would hold its dataset up. It may be called by any number of goroutines.
+func Tried(ctx context.Context, d *model.Dataset, p *model.Pipeline) error {
+	now := time.Now()
+	m := &message.Message{ID: message.NewID(now), Trace: message.NewTrace(now), Subject: d.Subject("sample"), Device: "sample", Data: []byte("{}")}
+	t, err := Alone(ctx, d, p, []Sample{{Message: m}}, func(string) []byte { return nil })
+	if err != nil {
+		return fmt.Errorf("try pipeline %s: %w", p.Name, err)
+	}
+	if t.Fault != "" {
+		return &model.Fault{Text: fmt.Sprintf("%s; dataset %s would stand still", t.Fault, d.Name)}
+	}
+	return nil
+}
+
 // add takes over what became of a group.
 func (t *Trial) add(d *model.Dataset, group []Sample, made *Made) error {
 	t.Read += made.Read

@@ -3,6 +3,7 @@ package etl
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -188,5 +189,18 @@ from: ["device.*.telemetry.engine"]`, 1))
 	}, func() string { return text })
 	if got.Messages != 1 || got.Rows != 1 || !strings.Contains(string(got.Out[0]), `"subject":"data_platform.rooms.d-7.telemetry.engine"`) {
 		t.Errorf("%s", text)
+	}
+}
+
+func TestAPipelineIsTriedBeforeItIsInForce(t *testing.T) {
+	for sql, want := range map[string]string{"SELECT * FROM input": "", "SELECT * REPLACE (CAST(label AS INT) AS label) FROM input": "", "SELECT heat FROM input": "step 1"} {
+		docs, err := model.Parse("test", []byte(rooms+"---\npipeline: p\ndataset: rooms\nsteps:\n  - sql: "+sql+"\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var no *model.Fault
+		if err := Tried(t.Context(), docs[0].Dataset, docs[1].Pipeline); (err != nil) != (want != "") || err != nil && (!errors.As(err, &no) || !strings.Contains(err.Error(), want) || !strings.HasSuffix(err.Error(), "; dataset rooms would stand still")) {
+			t.Errorf("%s: %v", sql, err)
+		}
 	}
 }

@@ -44,20 +44,59 @@ func ReadDir(dir string) ([]Document, error) {
 	return docs, errors.Join(errs...)
 }
 
+// Try tries a pipeline on no message in particular. A *Fault says that it cannot be done with any; another error that it could not be tried.
+type Try func(ctx context.Context, d *Dataset, p *Pipeline) error
+
+// Fault is why a pipeline cannot be done.
+type Fault struct{ Text string }
+
+// Error is the text.
+func (f *Fault) Error() string { return f.Text }
+
+// tried is why what stands in a file cannot be done.
+type tried struct {
+	text    string
+	dataset *Dataset
+	err     error
+}
+
+// try tries a document that is not in force as it is, and one that cannot be done only once.
+func (b *Book) try(ctx context.Context, d *Document, try Try, known map[string]tried) error {
+	p := d.Pipeline
+	if p == nil {
+		return nil
+	}
+	in := b.Set().Datasets[p.Dataset]
+	if e, err := b.Entry(d.Kind(), d.Name()); in == nil || err == nil && !e.Deleted && e.YAML == d.Text {
+		return nil
+	}
+	if was := known[d.Name()]; was.text == d.Text && was.dataset == in {
+		return was.err
+	}
+	err := try(ctx, in, p)
+	var no *Fault
+	if errors.As(err, &no) {
+		known[d.Name()] = tried{d.Text, in, err}
+	}
+	return err
+}
+
 // Files keeps what the files of a folder say in force, until ctx is done, by one process at a time; owner tells this one from
-// others. What is wrong is logged once, and leaves in force what was. A document whose file is gone stays in force, and is
+// others. What is wrong, also a pipeline that cannot be done, is logged once, and leaves in force what was. A document whose file is gone stays in force, and is
 // free to be changed otherwise.
-func (b *Book) Files(ctx context.Context, dir, owner string) {
-	told := map[string]string{}
+func (b *Book) Files(ctx context.Context, dir, owner string, try Try) {
+	told, known := map[string]string{}, map[string]tried{}
 	select {
 	case <-b.synced:
 	case <-ctx.Done():
 		return
 	}
-	book.Keep(ctx, b.bus, "datasets/files", owner, func(ctx context.Context) { b.look(ctx, dir, told) })
+	book.Keep(ctx, b.bus, "datasets/files", owner, func(ctx context.Context) {
+		b.look(ctx, dir, told, func(d *Document) error { return b.try(ctx, d, try, known) })
+	})
 }
 
-func (b *Book) look(ctx context.Context, dir string, told map[string]string) {
+func (b *Book) look(ctx context.Context, dir string, told map[string]string, try func(d *Document) error) {
 	tell := func(file string, err error) {
 		text := ""
 		if err != nil {
@@ -71,7 +110,10 @@ func (b *Book) look(ctx context.Context, dir string, told map[string]string) {
 	docs, err := ReadDir(dir)
 	tell(dir, err)
 	for i := range docs {
-		_, err := b.Put(ctx, &docs[i], Change{By: "file", File: docs[i].File})
+		err := try(&docs[i])
+		if err == nil {
+			_, err = b.Put(ctx, &docs[i], Change{By: "file", File: docs[i].File})
+		}
 		tell(docs[i].File+" "+docs[i].Name(), err)
 	}
 	if err != nil || len(docs) == 0 && ctx.Err() != nil {

@@ -445,9 +445,16 @@ func TestFilesAreInForceAndFreeWhenTheyAreGone(t *testing.T) {
 			time.Sleep(2 * time.Second) // of the bubble
 		}
 		b := NewBook(engineBus, quiet(t), time.Now)
+		tries := 0
+		try := func(_ context.Context, _ *Dataset, p *Pipeline) error {
+			if tries++; strings.Contains(p.Steps[0].SQL, "heat") {
+				return &Fault{"there is no heat"}
+			}
+			return nil
+		}
 		done := make(chan bool, 2)
 		go func() { _ = b.Run(ctx); done <- true }()
-		go func() { b.Files(ctx, dir, "n1"); done <- true }()
+		go func() { b.Files(ctx, dir, "n1", try); done <- true }()
 		write("a.yaml", engine)
 		if b.Set().Datasets["engine"] == nil {
 			t.Fatal("the file is not in force")
@@ -456,6 +463,20 @@ func TestFilesAreInForceAndFreeWhenTheyAreGone(t *testing.T) {
 		if _, err := b.Put(ctx, &docs[0], Change{By: "me"}); err == nil || !strings.Contains(err.Error(), "is from the file") {
 			t.Errorf("changed beside its file: %v", err)
 		}
+		pipe := "pipeline: p\ndataset: engine\nsteps:\n  - sql: SELECT * FROM input\n"
+		write("p.yaml", strings.Replace(pipe, "*", "heat", 1))
+		if p := b.Set().Pipelines["engine"]; p != nil || tries != 1 {
+			t.Errorf("what cannot be done is in force, or was tried %d times: %+v", tries, p)
+		}
+		write("p.yaml", pipe)
+		if p := b.Set().Pipelines["engine"]; p == nil || tries != 2 {
+			t.Errorf("mended, it is not in force, or was tried %d times", tries)
+		}
+		write("p.yaml", strings.Replace(pipe, "*", "heat", 1))
+		if p := b.Set().Pipelines["engine"]; p == nil || p.Steps[0].SQL != "SELECT * FROM input" {
+			t.Error("what cannot be done has taken the place of what was in force")
+		}
+		os.Remove(filepath.Join(dir, "p.yaml"))
 		write("b.yaml", "dataset: broken\n")
 		write("a.yaml", strings.Replace(engine, "version: 1", "version: 2", 1))
 		if d := b.Set().Datasets["engine"]; d.Version != 2 {
