@@ -76,4 +76,10 @@ func TestABrokerThatIsNoMoreAmongTheOthersBeginsAnew(t *testing.T) {
 	if _, ack := w.at(0, keeping("x", false, 3600)); !ack.SessionPresent {
 		t.Error("its session is not there any more")
 	}
+	g := w.nodes[0].gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.change) != 1 {
+		t.Errorf("%d brokers are told of changes, and kept for it; want the one that runs", len(g.change))
+	}
 }

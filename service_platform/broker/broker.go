@@ -36,8 +36,9 @@ type Admission interface {
 	ServerTLS() (*tls.Config, error)
 	// Admit gives the device that a certificate belongs to, or a *message.Rejection.
 	Admit(ctx context.Context, leaf *x509.Certificate, intermediates []*x509.Certificate) (device string, err error)
-	// OnChange has f called when certificates of a device stop being accepted, or what policies ask of it has changed.
-	OnChange(f func(device string))
+	// OnChange has f called when certificates of a device stop being accepted, or what policies ask of it has changed, until
+	// stop is called.
+	OnChange(f func(device string)) (stop func())
 }
 
 // Config is the broker's configuration.
@@ -251,7 +252,19 @@ func build(env component.Env, c Config, a Admission) (*Broker, error) {
 func (b *Broker) run(ctx context.Context, ready func()) error {
 	// It may end by itself, too, and waits then for all that it has begun.
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	var stops []func()
+	defer func() {
+		b.stop.Store(true)
+		close(b.halting)
+		cancel()
+		for _, stop := range stops {
+			stop()
+		}
+		b.goodbye()
+		b.wills.close()
+		b.group.Wait()
+		b.store.Close()
+	}()
 	// The doors are open before anybody comes.
 	for _, ns := range []string{message.Device, message.ThirdParty, message.Operator} {
 		if _, err := b.door(ctx, ns); err != nil {
@@ -270,21 +283,8 @@ func (b *Broker) run(ctx context.Context, ready func()) error {
 	if err := b.leftBehind(ctx); err != nil {
 		return err
 	}
-	var stops []func()
-	defer func() {
-		b.stop.Store(true)
-		close(b.halting)
-		cancel()
-		for _, stop := range stops {
-			stop()
-		}
-		b.goodbye()
-		b.wills.close()
-		b.group.Wait()
-		b.store.Close()
-	}()
 	if b.admission != nil {
-		b.admission.OnChange(b.recheck) // before anybody is admitted, so that none is missed
+		stops = append(stops, b.admission.OnChange(b.recheck)) // before anybody is admitted, so that none is missed
 	}
 	for _, e := range b.entrances {
 		stop, err := b.listen(ctx, e)

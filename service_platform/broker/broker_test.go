@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
@@ -39,7 +40,8 @@ import (
 type gate struct {
 	pair   tls.Certificate
 	refuse error
-	change []func(string)
+	mu     sync.Mutex
+	change map[*func(string)]struct{}
 	known  sync.Map // of what is registered of devices, beside that they are
 }
 
@@ -51,7 +53,25 @@ func (g *gate) Admit(_ context.Context, leaf *x509.Certificate, _ []*x509.Certif
 	return leaf.Subject.CommonName, g.refuse
 }
 
-func (g *gate) OnChange(f func(string)) { g.change = append(g.change, f) }
+func (g *gate) OnChange(f func(string)) (stop func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.change == nil {
+		g.change = map[*func(string)]struct{}{}
+	}
+	g.change[&f] = struct{}{}
+	return func() { g.mu.Lock(); defer g.mu.Unlock(); delete(g.change, &f) }
+}
+
+// changed tells that something of a device has changed.
+func (g *gate) changed(device string) {
+	g.mu.Lock()
+	all := slices.Collect(maps.Keys(g.change))
+	g.mu.Unlock()
+	for _, f := range all {
+		(*f)(device)
+	}
+}
 
 func certificate(t *testing.T, name string) tls.Certificate {
 	t.Helper()
@@ -675,9 +695,7 @@ func TestBrokerSaysWhyACertificateIsNotAdmitted(t *testing.T) {
 
 	// Withdrawn while it is connected: told, closed, and not let in again.
 	r.gate.refuse = message.Rejectf(message.CertRevoked, "revoked: %s", strings.Repeat("é", 5000)) // what a stranger says, at length
-	for _, f := range r.gate.change {
-		f("d-1")
-	}
+	r.gate.changed("d-1")
 	p.ended()
 	again, err := dial(cert)
 	if err != nil {

@@ -376,19 +376,24 @@ func (b *Broker) listen(ctx context.Context, e *entrance) (stop func(), err erro
 }
 
 func (b *Broker) accept(l net.Listener, e *entrance, tc *tls.Config) {
-	b.eachOf(l, func(nc net.Conn) {
-		c := b.newConn(nc, e)
+	b.eachOf(l, func(nc *net.TCPConn) {
+		s, err := newSock(nc)
+		if err != nil {
+			_ = nc.Close() // it is no connection any more
+			return
+		}
+		c := b.take(s, e, nc.RemoteAddr().String(), nil)
 		if c == nil {
 			_ = nc.Close()
 			b.full(nc.RemoteAddr().String())
 			return
 		}
-		b.group.Go(func() { c.serve(tc) })
+		go func() { defer b.group.Done(); c.serve(tc) }()
 	})
 }
 
 // eachOf gives the connections that come, until the listener is closed.
-func (b *Broker) eachOf(l net.Listener, f func(net.Conn)) {
+func (b *Broker) eachOf(l net.Listener, f func(*net.TCPConn)) {
 	for {
 		nc, err := l.Accept()
 		if err != nil {
@@ -399,21 +404,8 @@ func (b *Broker) eachOf(l net.Listener, f func(net.Conn)) {
 			<-time.After(100 * time.Millisecond)
 			continue
 		}
-		f(nc)
+		f(nc.(*net.TCPConn)) // see listen
 	}
-}
-
-// newConn takes a TCP connection in, unless there are too many.
-func (b *Broker) newConn(nc net.Conn, e *entrance) *conn {
-	tcp, ok := nc.(*net.TCPConn)
-	if !ok {
-		return nil
-	}
-	s, err := newSock(tcp)
-	if err != nil {
-		return nil
-	}
-	return b.take(s, e, nc.RemoteAddr().String(), nil)
 }
 
 // full tells that somebody was sent away, unless that is because the broker stops.
@@ -425,7 +417,8 @@ func (b *Broker) full(addr string) {
 }
 
 // take makes a client's connection of what has come, unless there are too many. g is the caller that it was until now, for
-// WebSocket; it is none any more in any case.
+// WebSocket; it is none any more in any case. The connection is in the broker's group, in the same moment in which it is known
+// that the broker does not stop: whoever serves it says when it is done.
 func (b *Broker) take(w wire, e *entrance, addr string, g *caller) *conn {
 	c := &conn{b: b, in: e, sock: w, since: b.env.Now(), addr: addr, cut: make(chan struct{}), quit: make(chan struct{})}
 	c.free = sync.NewCond(&c.mu)
@@ -437,6 +430,7 @@ func (b *Broker) take(w wire, e *entrance, addr string, g *caller) *conn {
 		return nil
 	}
 	b.all[c] = struct{}{}
+	b.group.Add(1)
 	b.metrics.connections.Set(float64(len(b.all)))
 	return c
 }

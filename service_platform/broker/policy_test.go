@@ -60,9 +60,7 @@ func (g *gate) DeviceOf(leaf *x509.Certificate) (policy string, groups []string,
 // register changes what is registered of a device, as an operator does.
 func (r *rig) register(name string, d registered) {
 	r.gate.known.Store(name, d)
-	for _, f := range r.gate.change {
-		f(name)
-	}
+	r.gate.changed(name)
 }
 
 // device connects with a certificate of that name.

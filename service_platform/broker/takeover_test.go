@@ -201,9 +201,7 @@ func TestARevokedCertificateEndsConnectionsAtEveryListener(t *testing.T) {
 	p := &peer{t: t, Conn: nc, r: bufio.NewReader(nc)}
 	p.connect(packet.Connect{Version: packet.V5, CleanStart: true, ClientID: "x"})
 	r.gate.refuse = message.Reject(message.CertRevoked, errors.New("revoked"))
-	for _, f := range r.gate.change {
-		f("d-1")
-	}
+	r.gate.changed("d-1")
 	p.ended()
 }
 

@@ -113,8 +113,8 @@ func (l *line) Pop() any {
 	return w
 }
 
-// pace holds connections to connect_rate: each has its moment, in the order in which they came. It gives false to one
-// whose moment is too far off.
+// pace holds connections to connect_rate: each has its moment, in the order in which they came. One whose moment is
+// too far off is refused.
 func (b *Broker) pace(cut <-chan struct{}) error {
 	if b.paced == nil {
 		return nil

@@ -24,7 +24,7 @@ type webDoor struct {
 
 // caller is a connection of HTTP. It is counted until it is closed, or is a client's.
 type caller struct {
-	net.Conn
+	*net.TCPConn
 	b *Broker
 }
 
@@ -32,13 +32,13 @@ func (g *caller) Close() error {
 	g.b.mu.Lock()
 	delete(g.b.callers, g)
 	g.b.mu.Unlock()
-	return g.Conn.Close()
+	return g.TCPConn.Close()
 }
 
 func (g *caller) extend(until time.Time) error { return g.SetDeadline(until) }
 
 func (g *caller) hungUp() bool {
-	s, err := newSock(g.Conn.(*net.TCPConn))
+	s, err := newSock(g.TCPConn)
 	return err == nil && s.hungUp()
 }
 
@@ -79,13 +79,8 @@ func (d *webDoor) Close() error {
 }
 
 func (d *webDoor) take() {
-	d.b.eachOf(d.Listener, func(nc net.Conn) {
-		tcp, ok := nc.(*net.TCPConn)
-		if !ok {
-			_ = nc.Close()
-			return
-		}
-		g := &caller{tcp, d.b}
+	d.b.eachOf(d.Listener, func(nc *net.TCPConn) {
+		g := &caller{nc, d.b}
 		d.b.mu.Lock()
 		full := d.b.stop.Load() || len(d.b.all)+len(d.b.callers) >= d.b.conf.MaxConnections
 		if !full {

@@ -56,11 +56,10 @@ func (b *Broker) serveWeb(w http.ResponseWriter, r *http.Request, e *entrance) {
 		b.full(r.RemoteAddr)
 		return
 	}
+	defer b.group.Done()
 	if c.web = r.TLS; c.web == nil {
 		c.web = new(tls.ConnectionState)
 	}
-	b.group.Add(1)
-	defer b.group.Done()
 	c.serve(nil)
 }
 

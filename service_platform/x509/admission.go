@@ -66,7 +66,7 @@ type Admission struct {
 	certs     map[fingerprint]*admitted
 	registry  bus.Table              // nil until opened
 	unnoted   map[fingerprint]string // devices that have come in, which could not be noted yet
-	onChange  []func(who string)
+	onChange  []*func(who string)
 }
 
 type fingerprint [sha256.Size]byte
@@ -116,11 +116,16 @@ func NewAdmission(b bus.Bus, o AdmissionOptions) *Admission {
 // its CA gone, its overlap with another over; and when a device's groups, attributes or policy have changed. who is the
 // device, or `claim/` and the name of a claim certificate. Whoever holds connections of it then asks Recheck with
 // their certificates, and closes those it refuses, and DeviceOf for the others. f may be called by several goroutines at
-// once and must not block for long. A certificate's expiry is not told.
-func (a *Admission) OnChange(f func(who string)) {
+// once and must not block for long. A certificate's expiry is not told. stop ends it; a call that has begun may still go on.
+func (a *Admission) OnChange(f func(who string)) (stop func()) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.onChange = append(a.onChange, f)
+	a.onChange = append(a.onChange, &f)
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.onChange = slices.DeleteFunc(a.onChange, func(is *func(string)) bool { return is == &f })
+	}
 }
 
 // Run follows the tables, and keeps what it records, until ctx is done, through breaks of the bus. It calls ready once everything has been read.

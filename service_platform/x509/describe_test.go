@@ -28,6 +28,7 @@ func (a *api) facts() (list []serviceplatform.DeviceChanged) {
 func TestDeviceIsDescribedAnew(t *testing.T) {
 	a := newArena(t)
 	told := make(chan string, 100)
+	a.gate.OnChange(func(string) { t.Error("who has ended it is told") })()
 	a.gate.OnChange(func(who string) { told <- who })
 	text := func(s string) *string { return &s }
 	var d Shown

@@ -261,7 +261,7 @@ func (a *Admission) tell(who ...string) {
 	a.mu.RUnlock()
 	for _, w := range who {
 		for _, f := range tell {
-			f(w)
+			(*f)(w)
 		}
 	}
 }

@@ -310,7 +310,7 @@ type doorway interface {
 	ClaimMaySubscribe(filter string) bool
 	ProvisionPeer(ctx context.Context, address, clientID string, leaf *stdx509.Certificate, topic string, payload []byte) (answerTopic string, answer []byte)
 	DeviceOf(leaf *stdx509.Certificate) (policy string, groups []string, attributes map[string]string, known bool)
-	OnChange(f func(device string))
+	OnChange(f func(device string)) (stop func())
 }
 
 func TestListenerOfAnotherComponentNeedsNoTypeOfThisOne(t *testing.T) {
