@@ -70,11 +70,13 @@ func (c *conn) bury(token uint64, p *packet.Publish, t *topicInfo, why error) er
 			s.mid = m.ID
 		}
 		c.mu.Unlock()
-		return c.put(door, token)
+		err = c.put(door, token)
+		if err != nil && err != errEnded { // of that put has taken it back
+			c.notReceived(token)
+		}
+		return err
 	}
-	if err = letter(why.Error()); err != nil {
-		c.notReceived(token)
-	}
+	err = letter(why.Error())
 	if message.ReasonOf(err, 0) == message.MessageTooLarge && len(original.Data) > 0 {
 		detail := fmt.Sprintf("%v; its %d bytes of data are too large for a dead letter, and are not in it", why, len(original.Data))
 		original.Data = nil

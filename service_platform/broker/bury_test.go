@@ -1,11 +1,14 @@
 package broker
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/message/operator"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
@@ -147,6 +150,55 @@ func TestARefusedMessageOfQoS2ThatIsSentAgainLeavesOneDeadLetter(t *testing.T) {
 		if want := []string{"once", "another"}[i]; string(m.Data) != want {
 			t.Errorf("letter %d is of %q; want %q", i+1, m.Data, want)
 		}
+	}
+}
+
+// shelf is a door that takes no letter with data, which is too large, and none without, until there is room.
+type shelf struct {
+	bus.Appender
+	room atomic.Bool
+}
+
+func (s *shelf) Append(ctx context.Context, m *message.Message, to bus.Completion, token uint64) error {
+	var d operator.Dead
+	if err := json.Unmarshal(m.Data, &d); err != nil {
+		return err
+	}
+	switch original, err := d.Message(); {
+	case err != nil:
+		return err
+	case len(original.Data) > 0:
+		return message.Rejectf(message.MessageTooLarge, "too large for the shelf")
+	case !s.room.Load():
+		return message.Rejectf(message.StorageLow, "the shelf is full")
+	}
+	return s.Appender.Append(ctx, m, to, token)
+}
+
+// A letter that is too large goes without its data; where that cannot be stored either, the client says its message again, and is
+// not told for ever that the one before is on its way.
+func TestARefusedMessageOfQoS2WhoseLettersBothFailMayBeSaidAgain(t *testing.T) {
+	conf, addr := open(t, func(l *Listener) { l.Refuse = []string{"secret/#"} })
+	r := newRig(t, conf)
+	door, err := r.b.door(t.Context(), message.Operator)
+	if err != nil {
+		t.Fatal(err)
+	}
+	full := &shelf{Appender: door}
+	r.b.doors.Store(message.Operator, bus.Appender(full))
+	m := packet.Publish{Topic: "secret/x", Payload: []byte("large"), QoS: 2, ID: 7}
+	say := func() *peer {
+		p := r.dial(addr)
+		p.connect(packet.Connect{Version: packet.V311, ClientID: "c"})
+		p.write(publishAs(packet.V311, m))
+		return p
+	}
+	say().ended()
+	full.room.Store(true)
+	m.Dup = true
+	say().answer(packet.PUBREC, 7)
+	if d := r.letters(1)[0]; !strings.Contains(d.Detail, "are not in it") {
+		t.Errorf("the letter says %q", d.Detail)
 	}
 }
 
