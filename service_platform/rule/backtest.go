@@ -14,6 +14,7 @@ import (
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component/past"
 	"github.com/naru-platform/naru/internal/answer"
+	"github.com/naru-platform/naru/internal/when"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -366,17 +367,11 @@ func (e *Engine) versions(w http.ResponseWriter, r *http.Request, b *backtest) e
 	return nil
 }
 
-// moment reads a time, or a duration back from now.
+// moment reads a time; what it is where nothing is asked for is given.
 func moment(s string, now, otherwise time.Time) (time.Time, error) {
 	if s == "" {
 		return otherwise.UTC(), nil
 	}
-	if d, err := time.ParseDuration(s); err == nil {
-		return now.Add(-d.Abs()).UTC(), nil
-	}
-	t, err := time.Parse(time.RFC3339, s)
-	if err != nil {
-		return t, errors.New("want a time such as 2026-11-23T03:00:00Z, or a duration such as 24h")
-	}
-	return t.UTC(), nil
+	at, err := when.Parse(s, now)
+	return at.UTC(), err
 }

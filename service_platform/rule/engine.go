@@ -355,13 +355,7 @@ func (e *Engine) fail(tx component.Tx, r *live, in *sql.Input, m *message.Messag
 	return nil
 }
 
-func shown(err error) string {
-	s := err.Error()
-	if len(s) > errorShown {
-		s = s[:errorShown] + "…"
-	}
-	return s
-}
+func shown(err error) string { return cutText(err.Error(), errorShown) }
 
 // errorDocument is what an error action gets, as AWS IoT has it.
 func errorDocument(r *Rule, in *sql.Input, m *message.Message, failed []failure) []byte {

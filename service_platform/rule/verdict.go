@@ -204,6 +204,7 @@ func brief(b []byte, most int) string {
 	return cutText(string(b), most)
 }
 
+// cutText is the beginning of a text that is longer than so many bytes.
 func cutText(s string, most int) string {
 	if len(s) <= most {
 		return s
@@ -223,7 +224,7 @@ type Difference struct {
 	After      *Verdict        `json:"after"`
 }
 
-// show makes an example of a difference.
+// showDifference makes an example of a difference.
 func showDifference(what string, m *message.Message, old, now *Rule, before, after *Verdict, look sql.Lookup) Difference {
 	return Difference{Difference: what, Message: m.ID, Trace: m.Trace.ID, Topic: strings.Clone(cutText(m.Subject.Topic(), outputShown)), Recorded: m.Recorded().UTC(),
 		Data: brief(m.Data, dataShown), Before: before.brief(old, m, look), After: after.brief(now, m, look)}

@@ -326,11 +326,7 @@ func (a *act) conflict(was *shadow.Doc, e *shadow.Error) error {
 	if err != nil {
 		return err
 	}
-	source := a.m.Source
-	if len(source) > 128 {
-		source = source[:128]
-	}
-	list = append(list, Conflict{At: a.m.Recorded().UTC(), Message: a.m.ID, Trace: a.m.Trace.ID, Source: source, Stated: e.Stated, Was: was.Version, Other: was.Last()})
+	list = append(list, Conflict{At: a.m.Recorded().UTC(), Message: a.m.ID, Trace: a.m.Trace.ID, Source: shadow.CutSource(a.m.Source), Stated: e.Stated, Was: was.Version, Other: was.Last()})
 	list = slices.Delete(list, 0, max(0, len(list)-conflictsMax))
 	v, err := json.Marshal(list)
 	if err != nil {

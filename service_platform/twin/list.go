@@ -1,6 +1,7 @@
 package twin
 
 import (
+	"cmp"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/internal/answer"
+	"github.com/naru-platform/naru/internal/when"
 	"github.com/naru-platform/naru/service_platform/twin/shadow"
 )
 
@@ -76,15 +78,14 @@ func (t *Twins) serveList(_ http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	to := []byte{kindTwin + 1}
 	if dev, prefix := q.Get("device"), q.Get("prefix"); dev != "" || prefix != "" {
-		first, end := append([]byte{kindTwin}, prefix...), []byte(nil)
+		first := append([]byte{kindTwin}, prefix...)
 		if dev != "" {
 			first = devicePrefix(dev)
 		}
-		end = behind(first)
 		if string(from) < string(first) {
 			from = first
 		}
-		to = end
+		to = behind(first)
 	}
 	out := &List{Twins: []Line{}}
 	return out, t.env.View(func(v component.View) error {
@@ -261,8 +262,8 @@ func (t *Twins) past(x ref, q url.Values) (any, error) {
 	case q.Has("at") && q.Has("version"):
 		return nil, answer.Bad(errors.New("at and version: want one of them"))
 	case q.Has("at"):
-		if at, err = when(q.Get("at"), t.env.Now()); err != nil {
-			return nil, answer.Bad(fmt.Errorf("at=%s: %w", q.Get("at"), err))
+		if at, err = when.Parse(strings.ReplaceAll(q.Get("at"), " ", "+"), t.env.Now()); err != nil || at.IsZero() { // a plus in a URL is a space
+			return nil, answer.Bad(fmt.Errorf("at=%s: %w", q.Get("at"), cmp.Or(err, errors.New("want a time"))))
 		}
 	default:
 		if version, err = strconv.ParseUint(q.Get("version"), 10, 64); err != nil || version == 0 {
@@ -316,16 +317,4 @@ func (t *Twins) past(x ref, q url.Values) (any, error) {
 // forgotForAge says whether a record is no longer remembered for its age alone, and so is older than a time in question.
 func (t *Twins) forgotForAge(d *shadow.Doc, number uint64, at time.Time) bool {
 	return d.Changes-number < t.history && !at.Before(t.env.Now().Add(-t.age))
-}
-
-// when reads a time, or a duration back from now.
-func when(s string, now time.Time) (time.Time, error) {
-	if d, err := time.ParseDuration(s); err == nil {
-		return now.Add(-d.Abs()), nil
-	}
-	at, err := time.Parse(time.RFC3339, strings.ReplaceAll(s, " ", "+"))
-	if err != nil {
-		return at, errors.New("want a time such as 2026-11-23T03:00:00Z, or a duration such as 10m")
-	}
-	return at, nil
 }

@@ -35,6 +35,9 @@ const NameMax = 64
 // sourceMax bounds what is kept of a message's source, in bytes.
 const sourceMax = 128
 
+// CutSource is what is kept of a message's source.
+func CutSource(s string) string { return s[:min(len(s), sourceMax)] }
+
 // Limits are what a request and the document that follows from it must keep.
 type Limits struct {
 	// Request is how many bytes a request may have.

@@ -47,9 +47,7 @@ func (u *Update) Record(trace message.TraceID) *Record {
 
 // Removal is the record of the shadow's deletion, with all that it was.
 func (d *Doc) Removal(by Cause, trace message.TraceID) *Record {
-	if len(by.Source) > sourceMax {
-		by.Source = by.Source[:sourceMax]
-	}
+	by.Source = CutSource(by.Source)
 	m := merger{}
 	m.section("/desired", d.desired, true, nil)
 	m.section("/reported", d.reported, true, nil)

@@ -45,9 +45,7 @@ func (d *Doc) Update(request []byte, by Cause, now time.Time, l Limits) (*Update
 		e.token = r.token
 		return nil, e
 	}
-	if len(by.Source) > sourceMax {
-		by.Source = by.Source[:sourceMax]
-	}
+	by.Source = CutSource(by.Source)
 	u := &Update{Before: before, now: now, ask: r.state, token: r.token}
 	after := &Doc{Version: before.Version + 1, Changes: before.Changes, causes: append(slices.Clip(before.causes), by)}
 	after.last = int32(len(after.causes) - 1)
