@@ -87,7 +87,14 @@ func build(env component.Env, c Config, hub *storage.Hub, try model.Try) (*compo
 		{Pattern: "PUT /api/v1/data/models", Handler: answer.Func(a.put)},
 		{Pattern: "DELETE /api/v1/data/models/{kind}/{name}", Handler: answer.Func(a.remove)},
 	}
-	return &component.Part{Run: a.book.Serve, Routes: append(append(routes, a.rows()...), a.grafana()...)}, nil
+	return &component.Part{Run: a.run, Routes: append(append(routes, a.rows()...), a.grafana()...)}, nil
+}
+
+func (a *api) run(ctx context.Context, ready func()) error {
+	if dir, err := a.env.Dir(); err == nil {
+		storage.Sweep(dir, exportDir)
+	}
+	return a.book.Serve(ctx, ready)
 }
 
 // queriesMax leaves connections to the database for what loads.

@@ -368,6 +368,8 @@ func (a *api) trace(w http.ResponseWriter, r *http.Request) (any, error) {
 	return rows, nil
 }
 
+const exportDir = "export-*" // for a file, until it is sent
+
 // export makes a file of Parquet, and sends it once it is whole.
 func (a *api) export(w http.ResponseWriter, r *http.Request) (any, error) {
 	span, err := a.span(r, 1, 1)
@@ -386,7 +388,7 @@ func (a *api) export(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err = os.MkdirTemp(dir, "export-*")
+	dir, err = os.MkdirTemp(dir, exportDir)
 	if err != nil {
 		return nil, err
 	}

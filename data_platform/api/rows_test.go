@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -404,6 +405,15 @@ func TestAnExportIsAFileOfParquet(t *testing.T) {
 	}
 	if w := a.get("datasets/nothing/export"); w.Code != 404 {
 		t.Errorf("export of no dataset: %d", w.Code)
+	}
+	if err := os.MkdirAll(filepath.Join(a.rig.Dir, Name, "export-1"), 0o700); err != nil { // as a killed process leaves it
+		t.Fatal(err)
+	}
+	a.rig.Stop()
+	a.rig.Start(With(storage.NewHub(), sceptic))
+	a.rig.Running(Name)
+	if left, _ := filepath.Glob(filepath.Join(a.rig.Dir, Name, "*")); len(left) > 0 {
+		t.Errorf("what a killed one left stays: %v", left)
 	}
 }
 

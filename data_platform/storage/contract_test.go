@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -763,5 +764,53 @@ func TestAConnectionThatCannotRollBackIsNotUsedAgain(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestWhatAKilledProcessLeftGoes: an export and what was spilled are of no use to who comes next, and may fill the disk.
+func TestWhatAKilledProcessLeftGoes(t *testing.T) {
+	each(t, func(t *testing.T, open func() Store) {
+		s := open()
+		ensureTable(t, s, readings())
+		load(t, s, 0, 1, row("d-1", 1))
+		var left []string
+		switch x := s.(type) {
+		case *duck:
+			left = []string{filepath.Join(x.exports(), "export-1.parquet"), filepath.Join(x.spill(), "duckdb_temp_storage_DEFAULT-0.tmp")}
+		case *postgres:
+			left = []string{filepath.Join(x.options.Dir, "export-1", "rows.duckdb")}
+		}
+		s.Close()
+		for _, file := range left {
+			if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, []byte("half"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s = open()
+		defer s.Close()
+		for _, file := range left {
+			if _, err := os.Stat(file); !os.IsNotExist(err) {
+				t.Errorf("%s: %v; want none", file, err)
+			}
+		}
+		want(t, "rows", all(t, s, "SELECT count(*) FROM telemetry"), [][]any{{int64(1)}})
+	})
+}
+
+func TestSweepKnowsAFolderByItsName(t *testing.T) {
+	top := t.TempDir()
+	for _, name := range []string{`a[b]*\?`, "ab"} {
+		for _, file := range []string{"export-1", "other"} {
+			if err := os.MkdirAll(filepath.Join(top, name, file), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	Sweep(filepath.Join(top, `a[b]*\?`), "export-*")
+	if left, err := filepath.Glob(filepath.Join(top, "*", "*")); err != nil || len(left) != 3 {
+		t.Errorf("left are %v, %v", left, err)
 	}
 }

@@ -58,7 +58,29 @@ func OpenDuck(ctx context.Context, file string, o Options) (Store, error) {
 	if err := d.open(ctx); err != nil {
 		return nil, err
 	}
+	// The file is this process's alone from here on, and with it what lies beside it.
+	Sweep(d.exports(), "*")
+	Sweep(d.spill(), "*")
 	return d, nil
+}
+
+// Sweep removes what a process that was killed has left half-done in a directory, where there is anything: an export may be as large as all rows.
+// Nobody may be at work there. What cannot be removed stays.
+func Sweep(dir string, patterns ...string) {
+	for _, p := range patterns {
+		names, err := filepath.Glob(filepath.Join(globbed(dir), p))
+		if err != nil {
+			continue
+		}
+		for _, name := range names {
+			_ = os.RemoveAll(name)
+		}
+	}
+}
+
+// globbed is a path that stands for itself in a pattern.
+func globbed(path string) string {
+	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(path)
 }
 
 // duckSpillMost is how much of the disk statements may take for what has no room in memory.
@@ -70,6 +92,9 @@ const duckLateMost = 20_000
 
 // exports is the one folder that statements may reach; what is exported is written there and moved.
 func (d *duck) exports() string { return filepath.Join(filepath.Dir(d.file), "exports") }
+
+// spill is where statements put what has no room in memory.
+func (d *duck) spill() string { return filepath.Join(filepath.Dir(d.file), "spill") }
 
 // Engine as in [Store].
 func (d *duck) Engine() string { return "duckdb " + d.file }
@@ -92,7 +117,7 @@ func (d *duck) open(ctx context.Context) error {
 		"SET threads = " + strconv.Itoa(d.options.Threads),
 		"SET preserve_insertion_order = false",
 		"SET late_materialization_max_rows = " + strconv.Itoa(duckLateMost),
-		"SET temp_directory = " + text(filepath.Join(filepath.Dir(d.file), "spill")),
+		"SET temp_directory = " + text(d.spill()),
 		"SET max_temp_directory_size = " + text(duckSpillMost),
 		"SET autoinstall_known_extensions = false",
 		"SET autoload_known_extensions = false",

@@ -97,6 +97,9 @@ func OpenPostgres(ctx context.Context, o PostgresOptions) (Store, error) {
 		p.asks.Close()
 		return nil, p.explain(err)
 	}
+	if o.Dir != "" {
+		Sweep(o.Dir, "export-*")
+	}
 	return p, nil
 }
 
