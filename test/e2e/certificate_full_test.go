@@ -17,7 +17,7 @@ import (
 // for that; a command for a new one does what it says, or fails, and given again when there is space it has its device, with the
 // key that it made; and a rollover was done whole or not at all. A kill then takes nothing of it back.
 func TestCertificatesOutliveAFullDisk(t *testing.T) {
-	c, ok := newCramped(t)
+	c, ok := newCramped(t, newPlatform(t))
 	if !ok {
 		return
 	}
