@@ -23,6 +23,9 @@ const Policies = "policy"
 // Destinations are the names of the HTTP servers that rules may send to; the process that sends tells them.
 const Destinations = "destination"
 
+// Workers are the names of the workers that rules may give work to; the processes that know them tell them.
+const Workers = "worker"
+
 // Table has the names, under `<kind>.<node, hexadecimal>`.
 const Table = "naru_names"
 
@@ -78,6 +81,28 @@ func Tell(ctx context.Context, b bus.Bus, kind, node string, all []string) error
 	if err != nil {
 		return fmt.Errorf("tell the names of each %s: %w", kind, err)
 	}
+	return nil
+}
+
+// Teller tells a node's names of a kind that changes. It is for one goroutine.
+type Teller struct {
+	Bus        bus.Bus
+	Kind, Node string
+
+	told []string
+	when time.Time
+}
+
+// Tell tells all, where they are not what was told before or that was long ago. It is to be called more often than every twenty
+// seconds; what failed is told with the next call.
+func (t *Teller) Tell(ctx context.Context, now time.Time, all []string) error {
+	if !t.when.IsZero() && slices.Equal(all, t.told) && now.Sub(t.when) <= again {
+		return nil
+	}
+	if err := Tell(ctx, t.Bus, t.Kind, t.Node, all); err != nil {
+		return err
+	}
+	t.told, t.when = slices.Clone(all), now
 	return nil
 }
 

@@ -99,6 +99,41 @@ func TestNamesAreToldAgain(t *testing.T) {
 	})
 }
 
+func TestTellerTellsWhatChangedAtOnceAndTheRestAgainAndAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := mem.New(mem.Options{})
+		k, teller := NewKnown(b, Workers, time.Now), Teller{Bus: b, Kind: Workers, Node: "n-1"}
+		tell := func(all ...string) {
+			t.Helper()
+			if err := teller.Tell(t.Context(), time.Now(), all); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if tell(); !errors.Is(k.Check(t.Context(), "press"), ErrNobody) {
+			t.Error("of none, one is known")
+		}
+		for range 100 {
+			tell("press")
+			if err := k.Check(t.Context(), "press"); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(again / 2)
+		}
+		tell("lathe")
+		if time.Sleep(fresh + time.Second); k.Check(t.Context(), "lathe") != nil || k.Check(t.Context(), "press") == nil {
+			t.Error("a change is not told")
+		}
+		before := teller.when
+		if tell("lathe"); teller.when != before {
+			t.Error("what was told a moment ago is told again")
+		}
+		_ = b.Close()
+		if err := teller.Tell(t.Context(), time.Now(), []string{"saw"}); err == nil || teller.told[0] != "lathe" {
+			t.Errorf("what was not told counts as told: %v, %v", err, teller.told)
+		}
+	})
+}
+
 func TestNameThatIsOnlySomewhatAlikeIsNotSuggested(t *testing.T) {
 	for name, want := range map[string]string{"nope": "", "opne": "open", "opn": "open", "oben": "open", "pumps": "pump", "x": ""} {
 		err := (&Unknown{Kind: "policy", Name: name, Known: []string{"open", "pump"}}).Error()

@@ -63,7 +63,9 @@ type Engine struct {
 	counts *registry
 	twins  *twins.Twins
 	places *names.Known // destinations
-	closed circles
+
+	workers *names.Known
+	closed  circles
 
 	testing chan struct{} // has one in it while a backtest runs
 	over    chan struct{} // closed when the component stops
@@ -88,6 +90,7 @@ func build(env component.Env, c Config) (*Engine, error) {
 	}
 	e := &Engine{env: env, conf: c, loaded: make(chan struct{}), counts: newRegistry(env.Metrics), testing: make(chan struct{}, 1), over: make(chan struct{})}
 	e.book, e.twins, e.places = newBook(e), twins.New(env), names.NewKnown(env.Bus, names.Destinations, env.Now)
+	e.workers = names.NewKnown(env.Bus, names.Workers, env.Now)
 	if c.RulesDir != "" {
 		dir, err := filepath.Abs(c.RulesDir)
 		if err != nil {

@@ -103,20 +103,31 @@ func (e *Engine) show(k *kept, number int, whole bool) (Shown, error) {
 	return s, nil
 }
 
-// nowhere warns of destinations that nobody has: what is sent there is dead, until there is one.
+// nowhere warns of destinations and workers that nobody has: what is sent to the one is dead, until there is one, and what is
+// given to the other nobody does.
 func (e *Engine) nowhere(d *Document) (list []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	look := func(where string, a *Action) {
-		if a == nil || a.HTTP == nil {
-			return
+	check := func(known *names.Known, kind, where, name, until string) {
+		if strings.Contains(name, "${") {
+			return // known with each message
 		}
+		err := known.Check(ctx, name)
 		var unknown *names.Unknown
-		switch err := e.places.Check(ctx, a.HTTP.Destination); {
-		case errors.As(err, &unknown):
-			list = append(list, fmt.Sprintf("%s.http: %v; what goes there dies until `naru destination add %s`", where, err, a.HTTP.Destination))
+		switch {
 		case errors.Is(err, names.ErrNobody):
-			list = append(list, fmt.Sprintf("%s.http: there is no destination yet; what goes to %s dies until `naru destination add %s`", where, a.HTTP.Destination, a.HTTP.Destination))
+			list = append(list, fmt.Sprintf("%s: there is no %s yet; %s", where, kind, until))
+		case errors.As(err, &unknown):
+			list = append(list, fmt.Sprintf("%s: %v; %s", where, err, until))
+		}
+	}
+	look := func(where string, a *Action) {
+		switch {
+		case a == nil:
+		case a.HTTP != nil:
+			check(e.places, "destination", where+".http", a.HTTP.Destination, fmt.Sprintf("what goes to %s dies until `naru destination add %s`", a.HTTP.Destination, a.HTTP.Destination))
+		case a.Worker != nil:
+			check(e.workers, "worker", where+".worker", a.Worker.Name, fmt.Sprintf("nobody does what is given to %s until `naru worker add %s`", a.Worker.Name, a.Worker.Name))
 		}
 	}
 	for i := range d.Actions {

@@ -130,4 +130,15 @@ func TestADestinationThatNobodyHasIsWarnedOf(t *testing.T) {
 	if got := put(t, r, "y", doc).Warnings; len(got) != 1 || !strings.Contains(got[0], `did you mean "pager"`) {
 		t.Errorf("where another name is meant, it warns %q", got)
 	}
+	// So is a worker's name; one that a message gives is not known before.
+	const work = `{"sql": "SELECT n FROM 'a'", "actions": [{"worker": {"name": "press"}}, {"worker": {"name": "${kind}"}}]}`
+	if got := put(t, r, "z", work).Warnings; len(got) != 1 || !strings.Contains(got[0], "actions[0].worker: there is no worker yet; nobody does what is given to press until `naru worker add press`") {
+		t.Errorf("where there is no worker, it warns %q", got)
+	}
+	if err := names.Tell(t.Context(), r.Bus, names.Workers, "n2", []string{"press"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := put(t, r, "z", work).Warnings; len(got) != 0 {
+		t.Errorf("where there is one, it warns %q", got)
+	}
 }

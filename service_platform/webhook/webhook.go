@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -112,8 +111,7 @@ func (w *Webhook) run(ctx context.Context, ready func()) error {
 		}
 	})
 	told := false
-	var named []string
-	var when time.Time
+	teller := names.Teller{Bus: w.env.Bus, Kind: names.Destinations, Node: w.env.Node}
 	again := time.NewTicker(againEvery)
 	defer again.Stop()
 	for ctx.Err() == nil {
@@ -126,12 +124,8 @@ func (w *Webhook) run(ctx context.Context, ready func()) error {
 				told = true
 				ready()
 			}
-			if all := namesOf(list); !slices.Equal(all, named) || time.Since(when) > tellEvery {
-				if err := names.Tell(ctx, w.env.Bus, names.Destinations, w.env.Node, all); err != nil && ctx.Err() == nil {
-					w.env.Log.Warn("tell which destinations there are; trying again", "error", err)
-				} else {
-					named, when = all, time.Now()
-				}
+			if err := teller.Tell(ctx, w.env.Now(), namesOf(list)); err != nil && ctx.Err() == nil {
+				w.env.Log.Warn("tell which destinations there are; trying again", "error", err)
 			}
 		}
 		select {
@@ -147,10 +141,7 @@ func (w *Webhook) run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-const (
-	againEvery = 5 * time.Second
-	tellEvery  = 20 * time.Second // the names are told again, since their table forgets
-)
+const againEvery = 5 * time.Second
 
 // namesOf are the names of the destinations that are there.
 func namesOf(list []*Destination) (all []string) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/component"
+	"github.com/naru-platform/naru/component/names"
 	"github.com/naru-platform/naru/internal/outbound"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/message/device"
@@ -105,6 +106,7 @@ func (w *Workers) run(ctx context.Context, ready func()) error {
 	group.Go(func() { w.tell(ctx, table) })
 	watch(func() error { return w.env.Bus.Answer(ctx, wire.Anybody, w.told(w.why), func() {}) })
 	group.Go(func() { w.demo(ctx, w.conf.Demo) })
+	teller := names.Teller{Bus: w.env.Bus, Kind: names.Workers, Node: w.env.Node}
 	again := time.NewTicker(againEvery)
 	defer again.Stop()
 	for {
@@ -114,6 +116,9 @@ func (w *Workers) run(ctx context.Context, ready func()) error {
 				return err
 			}
 			ready()
+			if err := teller.Tell(ctx, w.env.Now(), namesOf(list)); err != nil && ctx.Err() == nil {
+				w.env.Log.Warn("tell which workers there are; trying again", "error", err)
+			}
 			w.bury(ctx, list)
 		}
 		select {
@@ -126,6 +131,16 @@ func (w *Workers) run(ctx context.Context, ready func()) error {
 			return nil
 		}
 	}
+}
+
+// namesOf are the names of the workers that are there.
+func namesOf(list []*kept) (all []string) {
+	for _, d := range list {
+		if !d.Value.Removed {
+			all = append(all, d.Value.Name)
+		}
+	}
+	return all
 }
 
 // heed takes a change over before who made it is answered: once a worker is said to be paused, no call of this process begins.

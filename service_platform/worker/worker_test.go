@@ -18,6 +18,7 @@ import (
 
 	"github.com/naru-platform/naru/component"
 	"github.com/naru-platform/naru/component/componenttest"
+	"github.com/naru-platform/naru/component/names"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/service_platform/worker"
 	"github.com/naru-platform/naru/service_platform/worker/sdk"
@@ -314,6 +315,8 @@ func TestAPausedWorkerWaitsAndARemovedOneIsForgotten(t *testing.T) {
 		}
 	}) + "/?code=hush&x"}
 	r.add(rec)
+	known := names.NewKnown(r.Bus, names.Workers, time.Now)
+	r.Until(func() bool { return known.Check(t.Context(), "w") == nil }, func() string { return "rules are not told that it is there" })
 	if code, _ := r.ask("POST", "/api/v1/workers/w/pause?by=kim&why=lunch", nil); code != 200 {
 		t.Fatal(code)
 	}
