@@ -14,7 +14,7 @@ run: build ## start everything, with 20 simulated devices, in ./naru-data
 	./bin/naru up --data ./naru-data --sim 20
 
 build: # build bin/naru
-	go build -ldflags "-X main.version=$(VERSION)" -o bin/naru ./cmd/naru
+	go build -ldflags "-X github.com/naru-platform/naru/internal/built.version=$(VERSION)" -o bin/naru ./cmd/naru
 
 test: ## everything that must pass: lint, the suites under the race detector, the long suites
 	@tools/needs.sh

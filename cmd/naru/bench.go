@@ -20,6 +20,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/naru-platform/naru/internal/built"
 	"github.com/naru-platform/naru/operator/status"
 	"github.com/naru-platform/naru/service_platform/broker/packet"
 )
@@ -116,7 +117,7 @@ func (b *ingest) alone(ctx context.Context, say io.Writer, d time.Duration) erro
 	if b.Target != "" {
 		return b.measure(ctx, say, d, func(context.Context, string) (net.Conn, error) { return net.Dial("tcp", b.Target) }, nil)
 	}
-	b.Target = "naru " + buildVersion()
+	b.Target = "naru " + built.Version()
 	return b.measureChild(ctx, say, d)
 }
 

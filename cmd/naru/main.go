@@ -22,11 +22,9 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/naru-platform/naru/internal/built"
 	"github.com/naru-platform/naru/internal/near"
 )
-
-// version is set by the linker; a binary built without it says what the module's build information knows.
-var version = ""
 
 // errFault says that the command worked and what it looked at is not well: exit code 2. What there is to say has been
 // said.
@@ -76,7 +74,7 @@ Commands that ask a running platform find it by --data (or NARU_DATA), or by --s
 They exit with 2 when they found a fault.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Version:       buildVersion(),
+		Version:       built.Version(),
 	}
 	root.SetVersionTemplate("naru {{.Version}}\n")
 	f := root.PersistentFlags()
@@ -242,22 +240,12 @@ func envOr(name, otherwise string) string {
 	return otherwise
 }
 
-func buildVersion() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
-}
-
 func versionCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Which naru this is", Args: cobra.NoArgs,
 		Example: "  naru version -o json",
 		RunE: func(c *cobra.Command, _ []string) error {
-			v := map[string]string{"version": buildVersion()}
+			v := map[string]string{"version": built.Version()}
 			if info, ok := debug.ReadBuildInfo(); ok {
 				v["go"] = info.GoVersion
 				for _, s := range info.Settings {

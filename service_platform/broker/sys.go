@@ -3,13 +3,13 @@ package broker
 import (
 	"context"
 	"fmt"
-	"runtime/debug"
 	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
+	"github.com/naru-platform/naru/internal/built"
 	"github.com/naru-platform/naru/message"
 )
 
@@ -83,7 +83,7 @@ func (s *sys) facts() []fact {
 		in, out = in+valueOf(m.from[qos]), out+valueOf(m.to[qos])
 	}
 	return []fact{
-		{"$SYS/broker/version", "naru version " + buildVersion()},
+		{"$SYS/broker/version", "naru version " + built.Version()},
 		{"$SYS/broker/uptime", fmt.Sprintf("%d seconds", int(b.env.Now().Sub(s.began)/time.Second))},
 		{"$SYS/broker/clients/connected", strconv.Itoa(connected)},
 		{"$SYS/broker/clients/disconnected", strconv.Itoa(c.Away)},
@@ -110,12 +110,4 @@ func valueOf(c prometheus.Counter) float64 {
 		return 0 // a counter has nothing that cannot be written
 	}
 	return m.GetCounter().GetValue()
-}
-
-// buildVersion is what the binary knows of its source.
-func buildVersion() string {
-	if i, ok := debug.ReadBuildInfo(); ok && i.Main.Version != "" {
-		return i.Main.Version
-	}
-	return "unknown"
 }
