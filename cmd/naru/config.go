@@ -124,6 +124,12 @@ func (c *config) setMQTT(address string) error {
 	return c.set(brokerName, "listen", address)
 }
 
+// forDevices says whether a listener is for devices with certificates.
+func (c *config) forDevices() bool {
+	d := c.doors()
+	return *d.Listen != "" || slices.ContainsFunc(d.Listeners, func(l door) bool { return l.text("auth", "certificate") == "certificate" })
+}
+
 // listening lists the listeners for a person.
 func (c *config) listening(bound map[string]string) (lines []string) {
 	d := c.doors()

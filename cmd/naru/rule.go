@@ -1,13 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"io"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	engine "github.com/naru-platform/naru/service_platform/rule"
 	"github.com/naru-platform/naru/service_platform/rule/sql"
 )
 
@@ -19,11 +23,12 @@ func ruleCommand(o *options) *cobra.Command {
 }
 
 func ruleTest(o *options) *cobra.Command {
-	var statement, topic, client, file, cases string
+	var statement, document, topic, client, file, cases string
 	var shadows []string
 	c := &cobra.Command{
 		Use: "test", Short: "What a rule's SQL makes of a message, and why", Args: cobra.NoArgs,
-		Long: `Evaluates a statement of the AWS IoT SQL dialect (2016-03-23) over a message, and shows every step. No platform needs to run.
+		Long: `Evaluates a statement of the AWS IoT SQL dialect (2016-03-23) over a message, and shows every step; of a rule in a file (--file) also
+what its actions would say, and exits with 2 where the rule fails. No platform needs to run.
 The message is taken as its bytes are, JSON or not; what is emitted and is no JSON is shown as a text, or in base64 where it is
 no text. A topic may be spelled device/<thing>/twin/… or $aws/things/<thing>/shadow/…, and FROM too.
 
@@ -32,10 +37,11 @@ with 2 if one fails. "expected" is left out if nothing is to be emitted; null is
 "input_base64" and "expected_base64". "shadows" has documents for get_thing_shadow() by "thing" or "thing/name".`,
 		Example: `  echo '{"celsius": 31}' | naru rule test --sql "SELECT celsius FROM 'device/+/telemetry' WHERE celsius > 30" --topic device/d-1/telemetry --message -
   naru rule test --sql "SELECT * FROM 'a/#' WHERE get_thing_shadow(topic(2)).state.reported.on" --topic a/lamp --message m.json --shadow lamp=lamp.json
+  naru rule test --file hot.yaml --topic device/d-1/telemetry --message m.json
   naru rule test --cases cases.json`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if cases != "" {
-				if statement != "" || file != "" || topic != "" || client != "" || len(shadows) > 0 {
+				if statement != "" || document != "" || file != "" || topic != "" || client != "" || len(shadows) > 0 {
 					return errors.New("--cases has its own statements, topics, messages and shadows: give it alone")
 				}
 				raw, err := readFile(c.InOrStdin(), cases)
@@ -44,10 +50,19 @@ with 2 if one fails. "expected" is left out if nothing is to be emitted; null is
 				}
 				return runCases(o, c, raw)
 			}
-			if statement == "" || file == "" {
-				return errors.New("want --sql and --message (a file, or - for standard input), or --cases")
+			if (statement == "") == (document == "") || file == "" {
+				return errors.New("want --sql or --file, and --message (a file, or - for standard input), or --cases")
 			}
-			s, err := sql.Compile(statement)
+			var s *sql.Statement
+			var rule *engine.Rule
+			var err error
+			if document != "" {
+				if rule, err = readRule(c.InOrStdin(), document); err == nil {
+					s = rule.Statement()
+				}
+			} else {
+				s, err = sql.Compile(statement)
+			}
 			if err != nil {
 				return err
 			}
@@ -59,14 +74,26 @@ with 2 if one fails. "expected" is left out if nothing is to be emitted; null is
 			if err != nil {
 				return err
 			}
-			r, err := apply(s, sql.Input{Topic: topic, ClientID: client, Payload: payload, Time: time.Now(), Lookup: known})
+			in := sql.Input{Topic: topic, ClientID: client, Payload: payload, Time: time.Now(), Lookup: known}
+			r, err := apply(s, in)
 			if err != nil {
 				return err
 			}
-			return o.show(c.OutOrStdout(), r, func(p *printer) { showRuled(p, r) })
+			fails := false
+			if rule != nil {
+				if r.Matched {
+					if in.Topic, _, err = spelled(s.Filter(), topic); err != nil {
+						return err
+					}
+					r.Says = rule.Says(&in)
+				}
+				fails = r.Error != "" || slices.ContainsFunc(r.Says, func(s engine.Saying) bool { return s.Error != "" })
+			}
+			return found(o.show(c.OutOrStdout(), r, func(p *printer) { showRuled(p, r) }), fails)
 		},
 	}
 	c.Flags().StringVar(&statement, "sql", "", "the statement")
+	c.Flags().StringVarP(&document, "file", "f", "", "file with the rule, in place of --sql")
 	c.Flags().StringVar(&topic, "topic", "", "the message's MQTT topic")
 	c.Flags().StringVar(&client, "client-id", "", "who published it")
 	c.Flags().StringVar(&file, "message", "", "file with the message, or - for standard input")
@@ -95,6 +122,37 @@ func showRuled(p *printer, r ruled) {
 	}
 	p.line("")
 	showExplanation(p, r.Explain)
+	showSays(p, r.Says)
+}
+
+// readRule reads a rule from a file, and compiles it.
+func readRule(in io.Reader, file string) (*engine.Rule, error) {
+	raw, err := readFile(in, file)
+	if err != nil {
+		return nil, err
+	}
+	d, err := engine.Parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	d.Name = cmp.Or(d.Name, "unnamed") // it is only tried
+	return engine.Compile(d, 1, "here")
+}
+
+// showSays shows what actions say, or why they cannot.
+func showSays(p *printer, says []engine.Saying) {
+	if len(says) == 0 {
+		return
+	}
+	p.line("")
+	p.columns("", "ACTION", "KIND", "SAYS ON")
+	for _, s := range says {
+		what := s.Topic
+		if s.Error != "" {
+			what = "cannot: " + s.Error
+		}
+		p.row(fmt.Sprint(s.Action), s.Kind, what)
+	}
 }
 
 // showExplanation shows each clause, whether it holds, and below it each expression with its value.

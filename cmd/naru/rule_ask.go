@@ -48,12 +48,19 @@ makes of it, what the actions say, and, by the journal, what the rule said in fa
 exits with 2 when something is not well: SQL or an action fails, the message died at the rules, or another version said it.`,
 		Example: "  naru rule explain hot --message 0193d5a0-7b2c-7e41-9c3f-5d2f8a6b1c4e\n  naru rule explain hot --message 0193d5a0-7b2c-7e41-9c3f-5d2f8a6b1c4e --version 3",
 		RunE: func(c *cobra.Command, args []string) error {
-			if _, err := message.ParseID(id); err != nil {
-				return fmt.Errorf("--message %q: %w", id, err)
+			_, err := message.ParseID(id)
+			trace, noTrace := message.ParseTraceID(id)
+			if err != nil && noTrace != nil {
+				return fmt.Errorf("--message %q: it is neither a message's id, such as 0193d5a0-7b2c-7e41-9c3f-5d2f8a6b1c4e, nor a trace's", id)
 			}
-			cl, err := o.client()
+			cl, noClient := o.client()
+			if noClient != nil {
+				return noClient
+			}
 			if err != nil {
-				return err
+				if id, err = heardOfTrace(c, cl, args[0], trace); err != nil {
+					return err
+				}
 			}
 			x, err := explainRule(c, cl, args[0], id, version)
 			if err != nil {
@@ -62,10 +69,35 @@ exits with 2 when something is not well: SQL or an action fails, the message die
 			return found(o.show(c.OutOrStdout(), x, func(p *printer) { showExplained(p, x) }), x.Fault != "")
 		},
 	}
-	c.Flags().StringVar(&id, "message", "", "the message's id, as naru messages and naru trace show it")
+	c.Flags().StringVar(&id, "message", "", "the message's id, as naru trace shows it; or its trace, where the rule hears one message of that")
 	c.Flags().IntVar(&version, "version", 0, "that version; without it the one that was in force then")
 	_ = c.MarkFlagRequired("message")
 	return c
+}
+
+// heardOfTrace gives the one message of a trace that a rule's FROM hears.
+func heardOfTrace(c *cobra.Command, cl *client, rule string, trace message.TraceID) (string, error) {
+	var r engine.Shown
+	if err := cl.get(c.Context(), rulePath(rule, ""), nil, &r); err != nil {
+		return "", err
+	}
+	var v journal.TraceView
+	if err := cl.get(c.Context(), "/api/v1/traces/"+trace.String(), nil, &v); err != nil {
+		return "", err
+	}
+	var ids []string
+	for _, l := range v.Messages {
+		if _, heard, err := spelled(hears(&r), l.Topic); err == nil && heard {
+			ids = append(ids, l.ID.String())
+		}
+	}
+	switch len(ids) {
+	case 1:
+		return ids[0], nil
+	case 0:
+		return "", fmt.Errorf("rule %s hears %s, and no message of trace %s is that; `naru trace %s` shows them", rule, hears(&r), trace, trace)
+	}
+	return "", fmt.Errorf("rule %s hears %d messages of trace %s; --message takes one of them: %s", rule, len(ids), trace, strings.Join(ids, ", "))
 }
 
 // explainRule asks the journal where the message is and what followed from it, and the rule engine what it makes of it. Where
@@ -142,17 +174,7 @@ func showExplained(p *printer, x *explainedRule) {
 	}
 	p.line("")
 	showExplanation(p, &x.Explain)
-	if len(x.Says) > 0 {
-		p.line("")
-		p.columns("", "ACTION", "KIND", "SAYS ON")
-		for _, s := range x.Says {
-			what := s.Topic
-			if s.Error != "" {
-				what = "cannot: " + s.Error
-			}
-			p.row(fmt.Sprint(s.Action), s.Kind, what)
-		}
-	}
+	showSays(p, x.Says)
 	p.line("")
 	if x.Fate != nil {
 		fateRows(p, []journal.Fate{*x.Fate})
@@ -296,7 +318,7 @@ func showBacktest(p *printer, b *engine.Backtest) {
 	if b.Against > 0 {
 		p.line("version %d, which runs, takes %d of them, and fails on %d; %d are the same", b.Against, b.MatchedBefore, b.FailedBefore, b.Same)
 	} else {
-		p.line("no version runs beside it: there is nothing to compare with")
+		p.line("no other version runs: all that it takes is shown as newly matched")
 	}
 	showDifferences(p, b.Differences, b.Examples)
 	if b.Unreadable > 0 {

@@ -163,3 +163,62 @@ func TestRuleThatFailsIsSeenInListShowAndStatus(t *testing.T) {
 		t.Errorf("what is over for hours is still told:\n%s", out)
 	}
 }
+
+// The actions of a rule are tried as its SQL is, so that a template that cannot be is found before a message comes.
+func TestRuleInAFileIsTriedWithItsActions(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "hot.yaml")
+	if err := os.WriteFile(file, []byte("sql: SELECT t AS state.reported.t FROM 'device/+/telemetry' WHERE t > 30\nactions:\n  - twin: {device: \"${topic(2)}\"}\n  - republish: {topic: \"hot/${room}\"}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	try := func(message string) (string, error) {
+		return naruWith(t, message, "rule", "test", "-f", file, "--topic", "device/d-1/telemetry", "--message", "-")
+	}
+	if out, err := try(`{"t":31,"room":"a"}`); err != nil || !strings.Contains(out, "0       twin       device/d-1/twin/update\n1       republish  hot/a\n") {
+		t.Errorf("a message that it takes: %v\n%s", err, out)
+	}
+	if out, err := try(`{"t":31}`); !errors.Is(err, errFault) || !strings.Contains(out, "1       republish  cannot: topic: ") {
+		t.Errorf("one that an action cannot do: %v\n%s", err, out)
+	}
+	if out, err := try(`{"t":30}`); err != nil || strings.Contains(out, "ACTION") {
+		t.Errorf("one that it does not take: %v\n%s", err, out)
+	}
+	if _, err := naruWith(t, "{}", "rule", "test", "-f", file, "--sql", "SELECT 1 AS a", "--message", "-"); err == nil {
+		t.Error("a rule and a statement are tried at once")
+	}
+}
+
+// What is shown of each message is its trace, and so it is what people have.
+func TestRuleIsExplainedByATrace(t *testing.T) {
+	const first, second, other = "01a221ef-138a-781e-8eb9-7c284ea2b782", "01a221ef-138a-781e-8eb9-7c284ea2b783", "01a221ef-138a-781e-8eb9-7c284ea2b784"
+	trace := func(topics ...string) map[string]any {
+		var list []map[string]any
+		for i, topic := range topics {
+			list = append(list, map[string]any{"id": []string{first, second, other}[i], "topic": topic, "subject": strings.ReplaceAll(topic, "/", ".")})
+		}
+		return map[string]any{"trace": "01a221ef138a027f19c061a911600829", "messages": list}
+	}
+	asks := ""
+	var of map[string]any
+	ways := map[string]http.HandlerFunc{
+		"GET /api/v1/rules/hot":     says(http.StatusOK, map[string]any{"name": "hot", "document": map[string]any{"sql": "SELECT * FROM 'device/+/telemetry'"}}),
+		"GET /api/v1/traces/{id}":   func(w http.ResponseWriter, r *http.Request) { says(http.StatusOK, of)(w, r) },
+		"GET /api/v1/messages/{id}": says(http.StatusNotFound, nil),
+		"GET /api/v1/rules/hot/explain": func(w http.ResponseWriter, r *http.Request) {
+			asks = r.URL.Query().Get("message")
+			says(http.StatusOK, map[string]any{"rule": "hot"})(w, r)
+		},
+	}
+	explain := func() error {
+		_, _, err := asked(t, ways, "rule", "explain", "hot", "--message", "01a221ef138a027f19c061a911600829")
+		return err
+	}
+	if of = trace("alarms/d-1", "device/d-1/telemetry", "device/d-1/twin/update"); explain() != nil || asks != second {
+		t.Errorf("of a trace with one message for the rule, %q is explained", asks)
+	}
+	if of = trace("alarms/d-1"); !strings.HasPrefix(explain().Error(), "rule hot hears device/+/telemetry, and no message of trace ") {
+		t.Errorf("with none: %v", explain())
+	}
+	if of = trace("device/d-1/telemetry", "device/d-2/telemetry"); !strings.HasSuffix(explain().Error(), first+", "+second) {
+		t.Errorf("with two: %v", explain())
+	}
+}

@@ -17,6 +17,7 @@ import (
 	"github.com/naru-platform/naru/internal/same"
 	"github.com/naru-platform/naru/message"
 	"github.com/naru-platform/naru/message/device"
+	engine "github.com/naru-platform/naru/service_platform/rule"
 	"github.com/naru-platform/naru/service_platform/rule/sql"
 )
 
@@ -31,6 +32,8 @@ type ruled struct {
 	Error  string          `json:"error,omitempty"`  // why the rule would fail
 	// Explain has each clause with whether it holds, and each expression with its value.
 	Explain *sql.Explanation `json:"explain,omitempty"`
+	// Says is what the actions of a rule would say, or why they cannot.
+	Says []engine.Saying `json:"says,omitempty"`
 }
 
 // apply applies a statement as the platform would, its FROM included.

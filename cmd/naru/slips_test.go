@@ -28,6 +28,7 @@ func TestSlipIsToldInTheWordsItWasMadeIn(t *testing.T) {
 		"dead job nope":                                  `"nope" is no job; `,
 		"dead cancel nope":                               `"nope" is no job; `,
 		"worker add x --concurrency 0":                   "--concurrency 0: want a number from 1",
+		"rule explain hot --message x":                   `--message "x": it is neither a message's id, `,
 		"worker add x --attempts -1":                     "--attempts -1: want a number from 1",
 	} {
 		if _, _, err := asked(t, untouched, strings.Fields(args)...); err == nil || !strings.HasPrefix(err.Error(), want) {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/naru-platform/naru/service_platform/twin"
 )
@@ -30,9 +31,15 @@ func twinPath(device, rest string) string {
 	return "/api/v1/twins/" + url.PathEscape(device) + rest
 }
 
-// named adds --name.
+// named adds --name, which may be said as --shadow: so rules and HTTP call it.
 func named(c *cobra.Command, name *string) *cobra.Command {
 	c.Flags().StringVar(name, "name", "", "a named twin, instead of the unnamed one")
+	c.Flags().SetNormalizeFunc(func(_ *pflag.FlagSet, flag string) pflag.NormalizedName {
+		if flag == "shadow" {
+			flag = "name"
+		}
+		return pflag.NormalizedName(flag)
+	})
 	return c
 }
 

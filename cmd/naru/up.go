@@ -529,10 +529,17 @@ func (p *process) announce(ctx context.Context, c *cobra.Command, began time.Tim
 			at = " --data " + p.data
 		}
 		fmt.Fprintf(&b, "try, in another terminal:\n")
-		fmt.Fprintf(&b, "  %s%s topic echo 'device.*.telemetry'    what devices say, live\n", calledAs(), at)
+		if p.conf.forDevices() {
+			fmt.Fprintf(&b, "  %s%s topic echo 'device.*.telemetry'    what devices say, live\n", calledAs(), at)
+		} else {
+			fmt.Fprintf(&b, "  %s%s topic echo                         what is said, live\n", calledAs(), at)
+		}
 		fmt.Fprintf(&b, "  %s%s messages --follow                  the message list\n", calledAs(), at)
 		fmt.Fprintf(&b, "  %s%s trace <trace id>                   one message's way\n", calledAs(), at)
-		fmt.Fprintf(&b, "  %s%s device add d-1 --out d-1           a certificate for a device of yours\n\n", calledAs(), at)
+		if p.conf.forDevices() {
+			fmt.Fprintf(&b, "  %s%s device add d-1 --out d-1           a certificate for a device of yours\n", calledAs(), at)
+		}
+		b.WriteByte('\n')
 	}
 	fmt.Fprintf(&b, "Ctrl-C stops it; what was acknowledged stays.\n")
 	fmt.Fprint(c.OutOrStdout(), b.String())

@@ -2,13 +2,20 @@ package rule
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
 
 	"github.com/goccy/go-yaml"
+
+	"github.com/naru-platform/naru/internal/near"
 )
 
 // Document is a rule as people write it, in YAML or JSON.
@@ -97,9 +104,58 @@ func Parse(raw []byte) (*Document, error) {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(d); err != nil {
-		return nil, fmt.Errorf("the rule: %w; it has name, description, sql, actions, error_action and enabled", err)
+		var any any
+		if json.Unmarshal(raw, &any) == nil {
+			err = cmp.Or(strange(any, reflect.TypeFor[Document](), ""), err)
+		}
+		return nil, fmt.Errorf("the rule: %w", err)
 	}
 	return d, nil
+}
+
+// strange names the first member that a type has not, with its place, and those that it has.
+func strange(v any, of reflect.Type, at string) error {
+	for of.Kind() == reflect.Pointer {
+		of = of.Elem()
+	}
+	switch v := v.(type) {
+	case []any:
+		if of.Kind() != reflect.Slice {
+			return nil
+		}
+		for i, x := range v {
+			if err := strange(x, of.Elem(), fmt.Sprintf("%s[%d]", at, i)); err != nil {
+				return err
+			}
+		}
+	case map[string]any:
+		if of.Kind() != reflect.Struct {
+			return nil
+		}
+		var known []string
+		fields := map[string]reflect.Type{}
+		for i := range of.NumField() {
+			name, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
+			known, fields[name] = append(known, name), of.Field(i).Type
+		}
+		for _, name := range slices.Sorted(maps.Keys(v)) {
+			if field := fields[strings.ToLower(name)]; field != nil {
+				if err := strange(v[name], field, strings.TrimPrefix(at+"."+name, ".")); err != nil {
+					return err
+				}
+				continue
+			}
+			switch meant := near.Word(name, known); {
+			case at == "" && (name == "ruleName" || name == "topicRulePayload"):
+				return errors.New("it is written for AWS IoT; `naru rule import` reads that")
+			case meant != "":
+				return fmt.Errorf("%s has no %q; did you mean %q? It has %s", cmp.Or(at, "it"), name, meant, strings.Join(known, ", "))
+			default:
+				return fmt.Errorf("%s has no %q; it has %s", cmp.Or(at, "it"), name, strings.Join(known, ", "))
+			}
+		}
+	}
+	return nil
 }
 
 const (

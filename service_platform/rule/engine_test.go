@@ -535,3 +535,17 @@ func TestEachMessageIsTakenOnceWhateverDies(t *testing.T) {
 		}
 	})
 }
+
+func TestWordThatARuleHasNotIsNamedWithItsPlace(t *testing.T) {
+	for doc, want := range map[string]string{
+		`{"name": "x", "sqll": "SELECT"}`:                                        `the rule: it has no "sqll"; did you mean "sql"? It has name, `,
+		`{"actions": [{"worker": {"name": "w"}}, {"republsh": {"topic": "a"}}]}`: `the rule: actions[1] has no "republsh"; did you mean "republish"? It has republish, twin, `,
+		`{"error_action": {"republish": {"topic": "a", "headers": {}}}}`:         `the rule: error_action.republish has no "headers"; it has topic, qos, retain, `,
+		`{"actions": [{"republish": {"topic": 1}}]}`:                             `the rule: json: cannot unmarshal number`,
+		`{"ruleName": "hot", "topicRulePayload": {}}`:                            "the rule: it is written for AWS IoT; `naru rule import` reads that",
+	} {
+		if _, err := Parse([]byte(doc)); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s gives %v; want %s", doc, err, want)
+		}
+	}
+}

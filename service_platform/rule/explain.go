@@ -128,6 +128,21 @@ func (e *Engine) serveExplain(_ http.ResponseWriter, r *http.Request) (any, erro
 	return x, nil
 }
 
+// Says tells what the actions say of a message that is in no log, or why they cannot; nothing where it is not taken. Contracts
+// are not looked at.
+func (r *Rule) Says(in *sql.Input) (list []Saying) {
+	out, matched, err := r.eval(in)
+	if err != nil || !matched {
+		return nil
+	}
+	m := &message.Message{ID: message.NewID(in.Time)}
+	for _, a := range r.actions {
+		s, _ := a.would(in, out, m, nil)
+		list = append(list, s)
+	}
+	return list
+}
+
 // topicOf is the topic of a message as the rule spells it, or as it is where that spelling has none.
 func (r *Rule) topicOf(m *message.Message) string {
 	e := evaluate(m)
