@@ -152,7 +152,6 @@ type Broker struct {
 	callers       map[*caller]struct{}          // of HTTP, before they are WebSockets
 	devices       map[string]map[*conn]struct{} // by their certificate's device
 	group         sync.WaitGroup
-	addrs         []net.Addr
 }
 
 // New builds the broker.

@@ -359,9 +359,6 @@ func (b *Broker) listen(ctx context.Context, e *entrance) (stop func(), err erro
 			tc.ClientAuth = tls.NoClientCert
 		}
 	}
-	b.mu.Lock()
-	b.addrs = append(b.addrs, l.Addr())
-	b.mu.Unlock()
 	if host, _, err := net.SplitHostPort(e.Address); err == nil {
 		if _, port, err := net.SplitHostPort(l.Addr().String()); err == nil {
 			b.env.Listening(e.Name, net.JoinHostPort(host, port))

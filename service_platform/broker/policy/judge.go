@@ -242,9 +242,6 @@ func (d Decision) Reason() string {
 	return "denied by " + d.Rule.String()
 }
 
-// Policies names those that apply to the client.
-func (j *Judge) Policies() []string { return slices.Clone(j.rules.policies) }
-
 // Refusal is the error for a client that was not allowed what it asked for: a *message.Rejection with ACLDenied that names
 // client, subject, and rule or policies. It is nil where it was allowed.
 func (j *Judge) Refusal(a Action, what message.Pattern, d Decision) error {

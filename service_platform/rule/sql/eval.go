@@ -1,7 +1,6 @@
 package sql
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -239,10 +238,4 @@ func (e *env) limited(b []byte) value {
 		return undefined
 	}
 	return textBytes(b)
-}
-
-// IsPayloadError says whether an error of Eval is about what the message is, so that no retry helps.
-func IsPayloadError(err error) bool {
-	var p *PayloadError
-	return errors.As(err, &p)
 }

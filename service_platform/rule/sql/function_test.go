@@ -198,7 +198,7 @@ func TestLookupErrorEndsTheEvaluation(t *testing.T) {
 	if matched || err == nil || !strings.Contains(err.Error(), `look up the shadow "n" of "t": the twin rests`) {
 		t.Errorf("%v, %v", matched, err)
 	}
-	if IsPayloadError(err) {
+	if errors.As(err, new(*PayloadError)) {
 		t.Error("it is no fault of the payload")
 	}
 }

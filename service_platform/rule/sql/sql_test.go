@@ -2,6 +2,7 @@ package sql
 
 import (
 	"encoding/json"
+	"errors"
 	"reflect"
 	"strings"
 	"testing"
@@ -198,7 +199,7 @@ func TestPayloadThatIsNoJSON(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, matched, err := s.Eval(&Input{Payload: []byte(c.payload)})
-		if matched || !IsPayloadError(err) || !strings.Contains(err.Error(), c.want) {
+		if matched || !errors.As(err, new(*PayloadError)) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s of %.20q: %v, %v", c.statement, c.payload, matched, err)
 		}
 	}

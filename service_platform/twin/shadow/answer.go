@@ -136,9 +136,6 @@ func tokenOf(request []byte) (string, *Error) {
 // State is desired and reported, as JSON.
 func (d *Doc) State() []byte { return d.appendSections(nil, nil, appendState) }
 
-// DeltaState is what is desired and not reported, as JSON.
-func (d *Doc) DeltaState() []byte { return appendObject(nil, diff(d.desired, d.reported)) }
-
 func (d *Doc) appendVersion(b []byte, now time.Time) []byte {
 	b = strconv.AppendUint(append(b, `"version":`...), d.Version, 10)
 	return strconv.AppendInt(append(b, `,"timestamp":`...), now.Unix(), 10)

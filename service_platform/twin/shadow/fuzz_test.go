@@ -74,9 +74,10 @@ func deltaApplies(t *testing.T, u *Update, l Limits) {
 		return
 	}
 	l.State *= 3
-	next, refused := u.After.Update([]byte(`{"state":{"reported":`+string(u.After.DeltaState())+`}}`), by(begins+9, 9, ""), time.Unix(begins+9, 0), l)
+	owed := appendObject(nil, diff(u.After.desired, u.After.reported))
+	next, refused := u.After.Update([]byte(`{"state":{"reported":`+string(owed)+`}}`), by(begins+9, 9, ""), time.Unix(begins+9, 0), l)
 	if refused != nil {
-		t.Fatalf("the delta %s, reported, is refused: %v", u.After.DeltaState(), refused)
+		t.Fatalf("the delta %s, reported, is refused: %v", owed, refused)
 	}
 	if next.AppendDelta(nil) != nil {
 		t.Fatalf("%s and the delta %s, reported, leave %s", u.After.State(), delta, next.AppendDelta(nil))
