@@ -5,6 +5,10 @@
 // There is one goroutine per connection, which reads; it never waits for the disk on behalf of a PUBLISH.
 // Acknowledgements are written by whoever settles an append, in the order in which the messages came. What is owed to
 // clients beyond their connections is kept by package session, which hears the logs as the component's handler.
+//
+// Locks are taken in this order: conn.out, then one of the session store's mutex, conn.mu and Broker.mu, of which nobody holds
+// two; then those of the leaves (a socket's, refusals, turns, wills), which call nobody. The store asks Client.Busy and
+// Client.HungUp under its own mutex, so these take neither conn.out nor conn.mu; all its other calls of a Client come without it.
 package broker
 
 import (
@@ -215,10 +219,8 @@ func build(env component.Env, c Config, a Admission) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.Plain != "" {
-		if err := loopback(c.Plain); err != nil {
-			return nil, fmt.Errorf("plain %q %w", c.Plain, err)
-		}
+	if c.Plain != "" && !loopback(c.Plain) {
+		return nil, fmt.Errorf("plain %q is not a loopback address, and without TLS nobody's name can be trusted from elsewhere; use listen", c.Plain)
 	}
 	entrances, err := c.entrances()
 	if err != nil {
@@ -404,16 +406,11 @@ func keepAlive(s string) (time.Duration, error) {
 	return d, nil
 }
 
-// loopback says that an address is not this machine's own.
-func loopback(addr string) error {
+// loopback says whether an address is this machine's own.
+func loopback(addr string) bool {
 	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return err
-	}
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return errors.New("is not a loopback address, and without TLS nobody's name can be trusted from elsewhere; use listen")
-	}
-	return nil
+	ip := net.ParseIP(host)
+	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
 }
 
 // door is the appender of a log.

@@ -398,9 +398,7 @@ func (c *conn) acknowledged(a *packet.Ack) error {
 	c.mu.Unlock()
 	c.write(b)
 	c.out.Unlock()
-	if c.kept != nil {
-		c.Wake()
-	}
+	c.Wake()
 	return nil
 }
 

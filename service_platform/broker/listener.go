@@ -127,12 +127,9 @@ func newEntrance(l Listener) (*entrance, error) {
 	if e.Auth == "" && e.secure() {
 		e.Auth = byCertificate
 	}
-	host, _, err := net.SplitHostPort(e.Address)
-	if err != nil {
+	if _, _, err := net.SplitHostPort(e.Address); err != nil {
 		return nil, fmt.Errorf("address %q: want host:port, such as 127.0.0.1:8883", e.Address)
 	}
-	ip := net.ParseIP(host)
-	loopback := host == "localhost" || ip != nil && ip.IsLoopback()
 	switch e.Protocol {
 	case "mqtt", "mqtts", "ws", "wss":
 	default:
@@ -145,7 +142,7 @@ func newEntrance(l Listener) (*entrance, error) {
 		return nil, fmt.Errorf("auth certificate wants TLS: protocol mqtts or wss, not %s", e.Protocol)
 	case e.Refused != refusedAck && e.Refused != refusedClose:
 		return nil, fmt.Errorf("refused %q; there are ack and close", e.Refused)
-	case !e.secure() && !loopback && !e.Insist:
+	case !e.secure() && !e.Insist && !loopback(e.Address):
 		return nil, fmt.Errorf("%s is not a loopback address, and without TLS anybody on the way reads along and speaks; use mqtts, or set insist: true", e.Address)
 	case e.Policy == policyOpen && e.Mount == "":
 		return nil, errors.New("policy open wants a mount point, such as mount: 3rd_party.legacy, or its clients could speak for devices")
@@ -192,6 +189,7 @@ func newEntrance(l Listener) (*entrance, error) {
 		}
 	}
 	if e.Auth == byPassword {
+		var err error
 		if e.users, err = readUsers(e.UsersFile); err != nil {
 			return nil, err
 		}

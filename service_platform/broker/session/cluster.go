@@ -18,7 +18,8 @@ import (
 // `service_platform.broker.session.<node>`, and all follow what is told, themselves too, in the log's order alone. So
 // whose a client is, is the same everywhere at the same place of the log, and each node has a copy of what is kept.
 //
-// Only the handlers' goroutine changes it, under the store's mutex.
+// What was told of the nodes only the handlers' goroutine changes, under the store's mutex: so it reads that without. Who waits,
+// what is to be told, and which members have come to this node, any goroutine changes under it.
 type cluster struct {
 	node   string
 	store  message.ID // of what is kept here
@@ -38,12 +39,13 @@ type cluster struct {
 	logs   map[message.ID]string // names
 	recent map[part]*recent
 
+	// What any goroutine changes, as does shares.casual of this node, shares.shifted and shares.finding.
 	waits  map[string][]chan error // connections that wait for their client to be this node's
 	asked  map[string]bool         // claims that were made and not heard
 	asks   []serviceplatform.Claim // to be made
 	ending map[string]struct{}     // what may be given up
 	giving map[string]bool         // what is: the node says so, and has not heard itself
-	kick   chan struct{}           // asks has grown
+	kick   chan struct{}           // there is something to announce
 	begun  chan struct{}           // closed when this node has heard that its start begins
 	adopts map[string]chan Left    // nodes whose own this one wants to have
 

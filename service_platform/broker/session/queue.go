@@ -19,7 +19,7 @@ import (
 // item is a message in a session's queue, as the store keeps it. All integers are big-endian.
 //
 //	 0  1 byte   kind: 0 a reference, 1 the record itself, 2 QoS 2 whose PUBREC came: only the identifier is owed
-//	 1  1 byte   bits 0-1 QoS, bit 2 retain, bit 3 AWS IoT's spelling, bit 4 a command
+//	 1  1 byte   QoS, and flags
 //	 2  8 bytes  when it loses its worth, Unix milliseconds; 0 for never
 //	10  4 bytes  size of the data
 //	14  1 byte   count of subscription identifiers, 4 bytes each
@@ -42,7 +42,11 @@ const (
 )
 
 const (
-	itemFixed   = 15
+	itemFixed = 15
+
+	qosBits     = 3
+	flagRetain  = 4
+	flagAWS     = 8 // AWS IoT's spelling
 	flagCommand = 16
 )
 
@@ -50,10 +54,10 @@ func (i *item) encode() []byte {
 	be := binary.BigEndian
 	flags := i.o.QoS
 	if i.o.Retain {
-		flags |= 4
+		flags |= flagRetain
 	}
 	if i.o.AWS {
-		flags |= 8
+		flags |= flagAWS
 	}
 	if i.o.Command != 0 {
 		flags |= flagCommand
@@ -108,8 +112,7 @@ func parseItem(v []byte) (i item, err error) {
 	if len(v) < itemFixed || len(v) < itemFixed+4*int(v[14]) || v[0] > itemReleased {
 		return i, short
 	}
-	i.kind, i.o.QoS, i.o.Retain = v[0], v[1]&3, v[1]&4 != 0
-	i.o.AWS = v[1]&8 != 0
+	i.kind, i.o.QoS, i.o.Retain, i.o.AWS = v[0], v[1]&qosBits, v[1]&flagRetain != 0, v[1]&flagAWS != 0
 	if at := be.Uint64(v[2:]); at > 0 && at < math.MaxInt64 {
 		i.expires = time.UnixMilli(int64(at))
 	}

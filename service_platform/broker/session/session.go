@@ -208,7 +208,7 @@ func (s *Store) takenFrom(c Client, key string) (told bool) {
 	return true
 }
 
-// The keys of the store.
+// The keys of the store; those of one with neighbours are in cluster.go.
 const (
 	kindSession  = 's' // session id
 	kindQueue    = 'q' // session id, number
