@@ -126,7 +126,7 @@ func TestCallsEndIsTheMessagesFate(t *testing.T) {
 				t.Errorf("%q does not follow from what was heard: %+v", m.Data, m)
 			}
 		}
-		_, dead := buried(r, worker, 5)
+		_, dead := r.Buried(worker, 5)
 		reasons := map[string]string{}
 		for _, d := range dead {
 			m, err := d.Message()
@@ -425,12 +425,6 @@ func TestStoppingEndsCallsAndTheNextStartMakesThemAgain(t *testing.T) {
 	})
 }
 
-// buried waits until so many letters of a component are there, and gives them.
-func buried(r *componenttest.Rig, name string, n int) (letters []*message.Message, dead []operator.Dead) {
-	r.Until(func() bool { letters, dead = r.Dead(name); return len(letters) >= n }, func() string { return fmt.Sprintf("%d letters of %s are there; want %d", len(letters), name, n) })
-	return letters, dead
-}
-
 // A consumer of which every message dies, one after the other, writes its letters together: its neighbours share the disk.
 func TestDeadLettersOfCallsAreWrittenTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -456,7 +450,7 @@ func TestDeadLettersOfCallsAreWrittenTogether(t *testing.T) {
 		for i := range n {
 			r.Say(reading(fmt.Sprint("d", i), "x"))
 		}
-		buried(r, worker, n)
+		r.Buried(worker, n)
 		if batches := last() - before; batches > n/10 {
 			t.Errorf("%d letters took %d batches", n, batches)
 		}
@@ -477,7 +471,7 @@ func TestADeadMessageIsCalledForAgainWhenItsLetterIsRetried(t *testing.T) {
 		r.Start(spec)
 		r.Say(reading("a", "1"), reading("b", "2"))
 		r.Settled(worker, "device")
-		letters, dead := buried(r, worker, 2)
+		letters, dead := r.Buried(worker, 2)
 		well = true
 		want := map[string]uint64{component.Handled: 1, component.Dead: 1}
 		for range 2 {

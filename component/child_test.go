@@ -144,7 +144,7 @@ func TestChildrenAreConsumersOfTheirOwn(t *testing.T) {
 			if !rep.Child || rep.Waiting.Count != 0 {
 				t.Errorf("%s reports %+v", name, rep)
 			}
-			if _, dead := buried(f.r, mother+"/"+name, 1); len(dead) != 1 || dead[0].Component != mother+"/"+name || !strings.Contains(dead[0].Detail, name+" does not") {
+			if _, dead := f.r.Buried(mother+"/"+name, 1); len(dead) != 1 || dead[0].Component != mother+"/"+name || !strings.Contains(dead[0].Detail, name+" does not") {
 				t.Errorf("%s has the dead letters %+v", name, dead)
 			}
 			f.r.Running(mother + "/" + name)
@@ -357,7 +357,7 @@ func TestADeadLetterGoesBackToItsChildAndNoOther(t *testing.T) {
 		f.r.Say(reading("d", "1"))
 		f.r.Settled(mother+"/a", "device")
 		f.r.Settled(mother+"/b", "device")
-		letters, dead := buried(f.r, mother+"/a", 1)
+		letters, dead := f.r.Buried(mother+"/a", 1)
 		synctest.Wait()
 		well = true
 		data, err := json.Marshal(operator.Retry{Letter: letters[0].ID, Consumer: mother + "/a", Log: dead[0].Log, Position: dead[0].Position, Original: dead[0].Original})

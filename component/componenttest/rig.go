@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -300,6 +301,15 @@ func (r *Rig) Said(name string) (list []*message.Message) {
 		}
 	}
 	return list
+}
+
+// Buried is [Rig.Dead], once there are n letters: they are said behind the commit that decides their messages' fates.
+func (r *Rig) Buried(name string, n int) (letters []*message.Message, dead []operator.Dead) {
+	r.tb.Helper()
+	r.Until(func() bool { letters, dead = r.Dead(name); return len(letters) >= n }, func() string {
+		return fmt.Sprintf("%d letters of %s are there; want %d", len(letters), name, n)
+	})
+	return letters, dead
 }
 
 // Dead is the dead letters of a component, each with its letter.

@@ -134,7 +134,7 @@ func TestAMessageIsARowAndWhatDoesNotFitIsDead(t *testing.T) {
 	l.want("SELECT celsius, seq, label, device, subject FROM rooms ORDER BY recorded", "20.5 1 <nil> d-1 data_platform.rooms.d-1\n-1 <nil> cold d-1 data_platform.rooms.d-1")
 	l.want("SELECT message_id, trace_id FROM rooms ORDER BY recorded LIMIT 1", ms[0].ID.String()+" "+ms[0].Trace.ID.String())
 	var details []string
-	_, dead := l.Dead(Name + "/rooms")
+	_, dead := l.Buried(Name+"/rooms", 4)
 	for _, d := range dead {
 		details = append(details, d.Detail)
 	}
@@ -255,7 +255,7 @@ steps:
 		t.Errorf("%+v", rep.Outcomes)
 	}
 	l.want("SELECT celsius, label FROM rooms ORDER BY recorded", "20 A\n30 <nil>")
-	if _, dead := l.Dead(Name + "/rooms"); len(dead) != 1 || !strings.Contains(dead[0].Detail, "celsius") || !strings.Contains(dead[0].Detail, "900") {
+	if _, dead := l.Buried(Name+"/rooms", 1); len(dead) != 1 || !strings.Contains(dead[0].Detail, "celsius") || !strings.Contains(dead[0].Detail, "900") {
 		t.Errorf("letters: %+v", dead)
 	}
 }
@@ -279,7 +279,7 @@ func TestAPoisonRowDiesAloneInTheMiddleOfItsBatch(t *testing.T) {
 		t.Errorf("%+v", rep.Outcomes)
 	}
 	l.want("SELECT count(*), count(DISTINCT seq), sum(celsius), count(*) FILTER (WHERE seq IN (17, 39)) FROM rooms", "38 38 1448 0")
-	letters, dead := l.Dead(Name + "/rooms")
+	letters, dead := l.Buried(Name+"/rooms", 2)
 	if len(dead) != 2 || letters[0].Cause != ms[17].ID {
 		t.Fatalf("letters: %+v", dead)
 	}
@@ -373,7 +373,7 @@ func TestWhatWaitsForADatasetThatIsRemovedDies(t *testing.T) {
 	if rep := l.Settled(Name+"/rooms", "data_platform"); rep.Outcomes[component.Dead].Count != 2 || rep.Fault != "" {
 		t.Errorf("%+v", rep)
 	}
-	if _, dead := l.Dead(Name + "/rooms"); len(dead) != 2 || dead[0].Reason != message.DatasetUnknown {
+	if _, dead := l.Buried(Name+"/rooms", 2); len(dead) != 2 || dead[0].Reason != message.DatasetUnknown {
 		t.Errorf("dead: %+v", dead)
 	}
 }
@@ -495,7 +495,7 @@ func TestARowThatTheDatabaseDoesNotHoldDiesAlone(t *testing.T) {
 		t.Errorf("%+v", rep.Outcomes)
 	}
 	l.want("SELECT celsius FROM rooms ORDER BY celsius", "1\n3")
-	letters, dead := l.Dead(Name + "/rooms")
+	letters, dead := l.Buried(Name+"/rooms", 1)
 	if len(dead) != 1 || dead[0].Reason != message.SchemaMismatch || !strings.Contains(dead[0].Detail, "label is odd") || len(letters) != 1 {
 		t.Errorf("%+v", dead)
 	}
@@ -562,8 +562,7 @@ func TestEachFateIsItsOwnMessages(t *testing.T) {
 	if rep.Outcomes[component.Handled].Count != uint64(len(alive)) || rep.Outcomes[component.Dead].Count != uint64(len(dead)) {
 		t.Errorf("%+v; want %d rows and %d dead", rep.Outcomes, len(alive), len(dead))
 	}
-	l.Until(func() bool { letters, _ := l.Dead(Name + "/rooms"); return len(letters) >= len(dead) }, func() string { return "the letters are not there" })
-	letters, _ := l.Dead(Name + "/rooms")
+	letters, _ := l.Buried(Name+"/rooms", len(dead))
 	for _, m := range letters {
 		if !dead[m.Cause] {
 			t.Errorf("a letter is of %s, which does not die", m.Cause)

@@ -13,7 +13,6 @@ import (
 	"github.com/naru-platform/naru/data_platform/storage"
 	"github.com/naru-platform/naru/internal/postgrestest"
 	"github.com/naru-platform/naru/message"
-	"github.com/naru-platform/naru/message/operator"
 )
 
 // lax is a database of DuckDB behind a model that lets a time through which it does not hold: where a label says odd.
@@ -46,8 +45,7 @@ func (l *lab) oddIsDead(why string) {
 	if rep.Outcomes[component.Handled].Count != 2 || rep.Outcomes[component.Dead].Count != 1 {
 		l.t.Errorf("%+v", rep.Outcomes)
 	}
-	var dead []operator.Dead
-	l.Until(func() bool { _, dead = l.Dead(Name + "/rooms"); return len(dead) > 0 }, func() string { return "no letter is written" }) // behind the position
+	_, dead := l.Buried(Name+"/rooms", 1)
 	if len(dead) != 1 || dead[0].Reason != message.SchemaMismatch || !strings.Contains(dead[0].Detail, why) {
 		l.t.Errorf("%+v", dead)
 	}

@@ -185,11 +185,7 @@ func TestAModelAndItsPipelineChangeUnderLoad(t *testing.T) {
 
 // retry gives so many dead letters back to the dataset that they are of.
 func (l *lab) retry(dataset string, n int) {
-	l.Until(func() bool {
-		_, dead := l.Dead(Name + "/" + dataset)
-		return len(dead) == n
-	}, func() string { return "the letters are not there" })
-	letters, dead := l.Dead(Name + "/" + dataset)
+	letters, dead := l.Buried(Name+"/"+dataset, n)
 	for i, d := range dead {
 		raw, err := json.Marshal(operator.Retry{Letter: letters[i].ID, Consumer: Name + "/" + dataset, Log: d.Log, Position: d.Position, Original: d.Original})
 		if err != nil {

@@ -141,7 +141,7 @@ steps:
 		}
 	}
 	l.want("SELECT count(*) FROM rooms", rows)
-	if _, dead := l.Dead(Name + "/rooms"); len(dead) != 1 {
+	if _, dead := l.Buried(Name+"/rooms", 1); len(dead) != 1 {
 		t.Errorf("a trial has made dead letters: %+v", dead)
 	}
 }

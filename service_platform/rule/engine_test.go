@@ -262,8 +262,7 @@ func TestMessageThatGoesRoundDiesAsALoop(t *testing.T) {
 	}
 	m := componenttest.Message("ring.a", "d-1", `{}`)
 	r.Say(m)
-	r.Until(func() bool { letters, _ := r.Dead(Name); return len(letters) == 1 }, func() string { return "nothing dies" })
-	_, dead := r.Dead(Name)
+	_, dead := r.Buried(Name, 1)
 	if dead[0].Reason != message.Loop || !strings.Contains(dead[0].Detail, "round@1") {
 		t.Errorf("it dies of %s: %s", dead[0].Reason, dead[0].Detail)
 	}
@@ -279,7 +278,7 @@ func TestMessageThatGoesRoundDiesAsALoop(t *testing.T) {
 	// The next one goes round only a few times, since the circle is known now.
 	next, other := componenttest.Message("ring.a", "d-2", `{}`), componenttest.Message("ring.a", "d-3", `{}`)
 	r.Say(next, other)
-	r.Until(func() bool { _, dead = r.Dead(Name); return len(dead) >= 3 }, func() string { return fmt.Sprintf("dead are %+v; want three", dead) })
+	_, dead = r.Buried(Name, 3)
 	if len(dead) != 3 || dead[1].Reason != message.Loop || !strings.Contains(dead[1].Detail, "rule round@1 takes what rule round says") {
 		t.Errorf("dead are %+v", dead)
 	}

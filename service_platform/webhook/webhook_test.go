@@ -18,7 +18,6 @@ import (
 	"github.com/naru-platform/naru/component/componenttest"
 	"github.com/naru-platform/naru/component/names"
 	"github.com/naru-platform/naru/message"
-	"github.com/naru-platform/naru/message/operator"
 	serviceplatform "github.com/naru-platform/naru/message/service_platform"
 )
 
@@ -208,17 +207,11 @@ func TestRefusedMessageIsDeadAndItsRuleIsTold(t *testing.T) {
 	m := send("pager", "d-1", "hot@3", "x", serviceplatform.SendTopic, "device/d-1/telemetry", serviceplatform.SendClient, "c", serviceplatform.SendPayload, "eyJhIjoxfQ==")
 	r.Say(m)
 	r.Settled(Name+"/pager", "service_platform")
-	dead := died(r, Name+"/pager")
+	_, dead := r.Buried(Name+"/pager", 1)
 	if len(dead) != 1 || dead[0].Reason != message.ReceiverRefused || !strings.Contains(dead[0].Detail, "answered 410") {
 		t.Fatalf("dead are %+v", dead)
 	}
 	tells(t, r, m, `{"destination":"pager","reason":"receiver_refused","attempts":1,"rule":"hot@3","action":"0","topic":"device/d-1/telemetry","client":"c","payload":"eyJhIjoxfQ=="}`)
-}
-
-// died gives dead letters, once there are any: they are said after the fate is committed.
-func died(r *componenttest.Rig, consumer string) (dead []operator.Dead) {
-	r.Until(func() bool { _, dead = r.Dead(consumer); return len(dead) > 0 }, func() string { return "nothing is dead at " + consumer })
-	return dead
 }
 
 // tells holds what is told of a message that was not taken, without the text of the error.
@@ -262,7 +255,7 @@ func TestWhatGoesToNoDestinationIsDeadUntilThereIsOne(t *testing.T) {
 	m := send("pager", "d-1", "hot@3", "early")
 	r.Say(m)
 	r.Settled(Name, "service_platform")
-	if dead := died(r, Name); len(dead) != 1 || dead[0].Reason != message.RuleError || !strings.Contains(dead[0].Detail, "no destination pager") {
+	if _, dead := r.Buried(Name, 1); len(dead) != 1 || dead[0].Reason != message.RuleError || !strings.Contains(dead[0].Detail, "no destination pager") {
 		t.Fatalf("dead are %+v", dead)
 	}
 	tells(t, r, m, `{"destination":"pager","reason":"rule_error","attempts":1,"rule":"hot@3","action":"0"}`)

@@ -233,7 +233,7 @@ func TestAnInstanceConnectsToAnyProcessAndOverTheBus(t *testing.T) {
 					fmt.Sscan(string(c.Message.Data), &n)
 					mu.Lock()
 					defer mu.Unlock()
-					if by[as]++; n != last[c.Message.Device]+1 {
+					if by[as]++; n != last[c.Message.Device]+1 && n != last[c.Message.Device] { // it is given again where an instance is not heard in time
 						wrong = append(wrong, fmt.Sprintf("%s: %d after %d", c.Message.Device, n, last[c.Message.Device]))
 					}
 					last[c.Message.Device] = n

@@ -215,8 +215,7 @@ func TestEachAnswerOfAWorkerIsAFate(t *testing.T) {
 	if rep.Outcomes[component.Dead].Count != 5 || rep.Outcomes[component.Handled].Count != 9 {
 		t.Errorf("the outcomes are %+v", rep.Outcomes)
 	}
-	r.Until(func() bool { _, dead := r.Dead(worker.Name + "/moody"); return len(dead) == 5 }, func() string { return "dead letters are missing" })
-	letters, dead := r.Dead(worker.Name + "/moody")
+	letters, dead := r.Buried(worker.Name+"/moody", 5)
 	for i, d := range dead {
 		data := ids[letters[i].Cause]
 		if d.Reason != want[data] {
@@ -303,7 +302,7 @@ func TestMessagesThatAreToBlameDoNotKeepTheBreakerOpen(t *testing.T) {
 	if !slices.Equal(handled[:5], []string{"fine", "fine", "fine", "fine", "fine"}) {
 		t.Errorf("it handled %v", handled)
 	}
-	r.Until(func() bool { _, dead := r.Dead(worker.Name + "/fragile"); return len(dead) == 3 }, func() string { return "letters are missing" })
+	r.Buried(worker.Name+"/fragile", 3)
 }
 
 func TestAPausedWorkerWaitsAndARemovedOneIsForgotten(t *testing.T) {
@@ -506,7 +505,7 @@ func TestInstancesShareDevicesTakeOverAndGiveBack(t *testing.T) {
 				by[c.Message.Device] = map[string]bool{}
 			}
 			by[c.Message.Device][as] = true
-			if n <= last[c.Message.Device] {
+			if n < last[c.Message.Device] { // the last one is given again where an instance is not heard in time
 				wrong = append(wrong, fmt.Sprintf("%s: %d after %d", c.Message.Device, n, last[c.Message.Device]))
 			}
 			last[c.Message.Device] = n
