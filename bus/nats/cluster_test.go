@@ -110,7 +110,7 @@ func (c *cluster) clean(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	names := js.StreamNames(ctx)
 	for name := range names.Name() {

@@ -81,7 +81,7 @@ func readings(t *testing.T, dir string) (list []string, logged string) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for at := p.First - 1; at < p.Last; {
 		s, err := r.Next(ctx)

@@ -65,7 +65,7 @@ func (g *gather) tokens() []uint64 {
 
 func (g *gather) wait(t testing.TB, n int) {
 	t.Helper()
-	timeout := time.After(30 * time.Second)
+	timeout := time.After(time.Minute)
 	for {
 		g.mu.Lock()
 		have := len(g.got)
@@ -91,7 +91,7 @@ func read(t testing.TB, l bus.Log, from bus.Position, n int) (list []*message.Me
 		t.Fatal(err)
 	}
 	defer r.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for len(list) < n {
 		s, err := r.Next(ctx)

@@ -122,7 +122,7 @@ func TestRetentionTrimsWhatIsOldAndFinishedAndNothingElse(t *testing.T) {
 		t.Helper()
 		tick := time.NewTicker(10 * time.Millisecond)
 		defer tick.Stop()
-		timeout := time.After(20 * time.Second)
+		timeout := time.After(time.Minute)
 		for {
 			info, err := log.Info(t.Context())
 			if err != nil {

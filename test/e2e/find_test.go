@@ -31,7 +31,7 @@ func TestPortsThatTheSystemChoosesAreTold(t *testing.T) {
 		t.Errorf("other commands are told %q (%v), and it listens at %s", where.MQTT, err, found[1])
 	}
 	var list struct{ Messages []struct{ ID string } }
-	for until := time.Now().Add(30 * time.Second); len(list.Messages) < 3; {
+	for until := time.Now().Add(time.Minute); len(list.Messages) < 3; {
 		p.json(&list, "messages", "--subject", "device/+/telemetry")
 		if time.Now().After(until) {
 			t.Fatalf("its own simulated devices do not find it:\n%s", p.out)

@@ -16,11 +16,11 @@ func TestNewcomerSeesAMessageCross(t *testing.T) {
 	var list struct {
 		Messages []struct{ ID, Trace, Subject, Device, Outcome string }
 	}
-	until := time.Now().Add(30 * time.Second)
+	until := time.Now().Add(2 * time.Minute)
 	for len(list.Messages) < 20 {
 		p.json(&list, "messages", "--subject", "device/+/telemetry", "-n", "100")
 		if time.Now().After(until) {
-			t.Fatalf("simulated devices sent %d messages in 30 s:\n%s", len(list.Messages), p.out)
+			t.Fatalf("simulated devices sent %d messages in two minutes:\n%s", len(list.Messages), p.out)
 		}
 	}
 	if out, code := p.naru("topic", "echo", "device.*.telemetry", "-n", "3"); code != 0 || strings.Count(out, "device.sim-") != 3 {
@@ -53,7 +53,7 @@ func TestNewcomerSeesAMessageCross(t *testing.T) {
 	if out, err := pub("device/d-18/telemetry", "-V", "5"); err == nil && !strings.Contains(out, "Not authorized") {
 		t.Errorf("another device's subject was not refused: %s", out)
 	}
-	until = time.Now().Add(30 * time.Second)
+	until = time.Now().Add(2 * time.Minute)
 	for {
 		p.json(&list, "messages", "--device", "d-17", "--subject", "device.d-17.telemetry")
 		if len(list.Messages) == 2 {
@@ -75,7 +75,7 @@ func TestNewcomerSeesAMessageCross(t *testing.T) {
 	if out, code := p.naru("device", "revoke", "d-17", "--reason", "test"); code != 0 {
 		t.Error(out)
 	}
-	until = time.Now().Add(10 * time.Second)
+	until = time.Now().Add(time.Minute)
 	for {
 		if _, err := pub("device/d-17/telemetry"); err != nil {
 			break

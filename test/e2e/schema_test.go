@@ -123,7 +123,7 @@ func TestContractIsKeptFromTheConfigurationToTheMessageList(t *testing.T) {
 	}
 	await := func(n int, what string, args ...string) {
 		t.Helper()
-		for until := time.Now().Add(30 * time.Second); ; {
+		for until := time.Now().Add(time.Minute); ; {
 			if p.json(&list, append([]string{"messages", "-n", "100"}, args...)...); len(list.Messages) >= n {
 				return
 			}
