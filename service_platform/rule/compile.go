@@ -101,6 +101,9 @@ func (r *Rule) Extensions() []string { return r.statement.Extensions() }
 // Label names rule and version.
 func (r *Rule) Label() string { return fmt.Sprintf("%s@%d", r.Name, r.Version) }
 
+// Statement is the rule's SQL, compiled.
+func (r *Rule) Statement() *sql.Statement { return r.statement }
+
 // wild says whether the first level of FROM is a wildcard.
 func (r *Rule) wild() bool {
 	return len(r.from) > 0 && (r.from[0][0] == '*' || r.from[0][0] == '>')
