@@ -67,6 +67,9 @@ with 2 if one fails. "expected" is left out if nothing is to be emitted; null is
 				return err
 			}
 			payload, err := readFile(c.InOrStdin(), file)
+			if err != nil && strings.HasPrefix(strings.TrimSpace(file), "{") {
+				return errors.New("--message wants a file, or - for standard input; a message itself is given as `echo '{…}' | naru rule test … --message -`")
+			}
 			if err != nil {
 				return err
 			}

@@ -72,8 +72,11 @@ func hears(r *engine.Shown) string {
 
 // failing says how often a rule failed, and how lately.
 func failing(c *engine.Counts, now time.Time) string {
-	if c.FailedInRow > 0 {
-		return fmt.Sprintf("failed on the last %s that it took, %s", count(int64(c.FailedInRow), "message"), ago(c.Last.At, now))
+	switch {
+	case c.FailedInRow == 1:
+		return fmt.Sprintf("failed on the last message that it took, %s", ago(c.Last.At, now))
+	case c.FailedInRow > 1:
+		return fmt.Sprintf("failed on the last %d messages that it took, the last time %s", c.FailedInRow, ago(c.Last.At, now))
 	}
 	return fmt.Sprintf("failed on %s, the last time %s", count(int64(c.Failed), "message"), ago(c.Last.At, now))
 }

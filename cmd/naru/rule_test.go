@@ -69,6 +69,9 @@ func TestRulesAreTriedWithoutAPlatform(t *testing.T) {
 			t.Errorf("%s of %s gives %s; want %s", c.sql, c.in, raw, c.want)
 		}
 	}
+	if _, err := naruWith(t, "", "rule", "test", "--sql", "SELECT a FROM 'x'", "--message", `{"a": 1}`); err == nil || !strings.HasPrefix(err.Error(), "--message wants a file, or - ") {
+		t.Errorf("a message in place of its file: %v", err)
+	}
 	if _, err := naruWith(t, "", "rule", "test", "--sql", "SELECT a FROM 'x' WHERE", "--message", "-"); err == nil || !strings.Contains(err.Error(), "line 1, column 24") {
 		t.Errorf("a statement that ends too early gives %v", err)
 	}
@@ -148,7 +151,7 @@ func TestRuleThatFailsIsSeenInListShowAndStatus(t *testing.T) {
 	}
 	const explain = "\n  -> naru rule explain hot --message 01a221ef-138a-781e-8eb9-7c284ea2b782\n"
 	rules = []map[string]any{rule("hot", 7, 4)}
-	const failing = "hot failed on the last 4 messages that it took, 3h ago"
+	const failing = "hot failed on the last 4 messages that it took, the last time 3h ago"
 	for args, want := range map[string]string{"rule list": failing + ": republish: no base64" + explain, "rule show hot": failing + ": republish: no base64" + explain, "status": "  ! rule " + failing + ": naru rule show hot\n"} {
 		out, _, err := asked(t, ways, strings.Fields(args)...)
 		if !strings.Contains(out, want) || (args == "rule list") != errors.Is(err, errFault) {

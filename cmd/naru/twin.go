@@ -240,8 +240,9 @@ func listTwins(o *options, c *cobra.Command, path string, q url.Values) error {
 		}
 		for _, l := range list.Twins {
 			for _, d := range l.Fields {
-				p.line("  %s: %s is desired %s and reported %s, for %s, by %s (message %s)", called(l.Device, l.Shadow), d.Path, cut(string(d.Desired), 40),
-					cut(orNothing(d.Reported), 40), short(now.Sub(d.Since)), d.By.Source, d.By.ID)
+				p.line("  %s: %s is desired %s and reported %s, for %s", called(l.Device, l.Shadow), d.Path, cut(string(d.Desired), 40),
+					cut(orNothing(d.Reported), 40), short(now.Sub(d.Since)))
+				p.line("    by %s (message %s)", d.By.Source, d.By.ID)
 			}
 		}
 		p.line("%d of %d twins; %d drift", len(list.Twins), list.All, list.Drifting)

@@ -61,23 +61,28 @@ func ImportAWS(raw []byte, name string) (d *Document, warnings []string, err err
 	case *a.Version == "beta":
 		warnings = append(warnings, fmt.Sprintf("%s/awsIotSqlVersion is beta; it is read as %s", at, sql.Version))
 	case *a.Version != sql.Version:
-		return nil, nil, fmt.Errorf("%s/awsIotSqlVersion is %q; naru speaks %s", at, *a.Version, sql.Version)
+		return nil, nil, fmt.Errorf("%s/awsIotSqlVersion is %q; naru speaks %s: write that there, and try the rule with `naru rule test`", at, *a.Version, sql.Version)
 	}
 	on := !a.Disabled
 	d = &Document{Name: name, Description: a.Description, SQL: a.SQL, Enabled: &on, Actions: []Action{}}
+	var faults []string // all of them: who moves in wants to know what has to change
 	for i, one := range a.Actions {
 		c, warned, err := importAction(one, fmt.Sprintf("%s/actions/%d", at, i))
 		if err != nil {
-			return nil, nil, err
+			faults = append(faults, err.Error())
+			continue
 		}
 		d.Actions, warnings = append(d.Actions, *c), append(warnings, warned...)
 	}
 	if a.Error != nil {
 		c, warned, err := importAction(a.Error, at+"/errorAction")
 		if err != nil {
-			return nil, nil, err
+			faults = append(faults, err.Error())
 		}
 		d.ErrorAction, warnings = c, append(warnings, warned...)
+	}
+	if len(faults) > 0 {
+		return nil, nil, errors.New(strings.Join(faults, "; "))
 	}
 	return d, warnings, nil
 }

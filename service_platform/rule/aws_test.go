@@ -238,3 +238,13 @@ func TestCorrelationDataIsBase64(t *testing.T) {
 		}
 	}
 }
+
+// Who moves in is told all that has to change, at once.
+func TestImportNamesAllThatNaruHasNot(t *testing.T) {
+	_, _, err := ImportAWS([]byte(`{"sql": "SELECT * FROM 'a'", "awsIotSqlVersion": "2016-03-23", "actions": [{"s3": {}}, {"republish": {"topic": "b"}}, {"sqs": {}}], "errorAction": {"sns": {}}}`), "r")
+	for _, want := range []string{"/actions/0/s3: naru has no such action", "; /actions/2/sqs: ", "; /errorAction/sns: "} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v; want in it %q", err, want)
+		}
+	}
+}
