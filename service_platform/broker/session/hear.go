@@ -61,22 +61,43 @@ func (s *Store) hear(ctx context.Context, tx component.Tx, log string, b bus.Sto
 			return nil
 		}
 	}
-	if b.Err != nil || b.Batch.Count == 0 { // what cannot be read is counted by the runner
-		s.mu.Lock()
-		defer s.mu.Unlock()
+	var out outcome
+	if err := s.locked(func() error { return s.hearMessages(tx, log, &b, &out) }); err != nil {
+		return err
+	}
+	if len(out.queued) > 0 || out.drawn {
+		s.cache.put(log, b)
+		if s.cluster == nil { // else when the neighbours have it
+			tx.After(func() {
+				for x := range out.queued {
+					x.wake()
+				}
+			})
+		}
+	}
+	for i := range out.now {
+		out.now[i].to.Deliver(&out.now[i].m, out.now[i].o)
+	}
+	return out.cut
+}
+
+// outcome is what is to be done with a batch that was heard, once the store's mutex is free.
+type outcome struct {
+	now    []delivery
+	queued map[*Session]bool
+	drawn  bool
+	cut    error // why not all of the batch can be read
+}
+
+// hearMessages takes the messages of a batch one by one. The store's mutex is held.
+func (s *Store) hearMessages(tx component.Tx, log string, b *bus.Stored, out *outcome) error {
+	unheard := b.Err != nil || b.Batch.Count == 0 || // what cannot be read is counted by the runner
+		log != message.ServicePlatform && (s.cluster == nil || log != message.Device) && s.subs.Empty() && !special(b)
+	if unheard {
 		s.heardUpTo(b.Position)
 		return nil
 	}
-	s.mu.Lock()
-	if log != message.ServicePlatform && (s.cluster == nil || log != message.Device) && s.subs.Empty() && !special(&b) {
-		s.heardUpTo(b.Position)
-		s.mu.Unlock()
-		return nil
-	}
-	var now []delivery
 	var m message.Message
-	queued := map[*Session]bool{}
-	drawn := false
 	cursor := b.Batch.Cursor()
 	for i := uint32(0); cursor.Next(&m); i++ {
 		if m.QoS == 2 && m.Client != "" {
@@ -89,13 +110,11 @@ func (s *Store) hear(ctx context.Context, tx component.Tx, log string, b bus.Sto
 		}
 		if log == message.Device && presences.Matches(m.Subject) {
 			if err := s.hearPresence(tx, &m); err != nil {
-				s.mu.Unlock()
 				return err
 			}
 		}
 		if log == message.ServicePlatform && deletions.Matches(m.Subject) {
 			if err := s.deleted(tx, &m); err != nil {
-				s.mu.Unlock()
 				return err
 			}
 		}
@@ -108,7 +127,6 @@ func (s *Store) hear(ctx context.Context, tx component.Tx, log string, b bus.Sto
 				s.cluster.touch(retainedKey(m.Subject), b.Position)
 			}
 			if err := s.retain(tx, &m); err != nil {
-				s.mu.Unlock()
 				return err
 			}
 		}
@@ -116,55 +134,44 @@ func (s *Store) hear(ctx context.Context, tx component.Tx, log string, b bus.Sto
 		if node != "" {
 			var err error
 			if list, err = s.offer(tx, &m, list, node); err != nil {
-				s.mu.Unlock()
 				return err
 			}
 		}
+		at := b.Position
+		at.Index = i
 		for _, h := range list {
-			if h.x.skipsAt(b.Position) {
-				continue // it comes from a node that has heard this
+			if !h.x.skipsAt(b.Position) { // else it comes from a node that has heard this
+				s.hears(tx, &h, &m, log, at, out)
 			}
-			at := b.Position
-			at.Index = i
-			if h.x.group() {
-				s.draw(tx.(*writing), h.x, &m, log, at)
-				drawn = true
-				continue
-			}
-			h.o.Retain = m.Retain && h.publish
-			if h.o.QoS == 0 || !h.x.Kept() {
-				if h.x.client != nil {
-					if h.group != "" && h.o.QoS == 1 {
-						h.o.Drawn = &Drawn{h.group, log, at}
-						s.inHand(tx, h.o.Drawn)
-					}
-					now = append(now, delivery{h.x.client, m, h.o})
-				}
-				continue
-			}
-			if !h.x.mayHear(m.Subject, h.o.AWS) {
-				continue
-			}
-			h.x.enqueueRef(tx, &m, log, at, h.o)
-			queued[h.x] = true
 		}
 	}
+	out.cut = cursor.Err()
 	s.heardUpTo(b.Position)
-	s.mu.Unlock()
-	if len(queued) > 0 || drawn {
-		s.cache.put(log, b)
-		if s.cluster == nil { // else when the neighbours have it
-			tx.After(func() {
-				for x := range queued {
-					x.wake()
-				}
-			})
+	return nil
+}
+
+// hears gives a message to one that hears it: into its queue, or at once where none keeps it. The store's mutex is held.
+func (s *Store) hears(tx component.Tx, h *heard, m *message.Message, log string, at bus.Position, out *outcome) {
+	if h.x.group() {
+		s.draw(tx.(*writing), h.x, m, log, at)
+		out.drawn = true
+		return
+	}
+	h.o.Retain = m.Retain && h.publish
+	if h.o.QoS == 0 || !h.x.Kept() {
+		if h.x.client != nil {
+			if h.group != "" && h.o.QoS == 1 {
+				h.o.Drawn = &Drawn{h.group, log, at}
+				s.inHand(tx, h.o.Drawn)
+			}
+			out.now = append(out.now, delivery{h.x.client, *m, h.o})
 		}
+		return
 	}
-	for i := range now {
-		now[i].to.Deliver(&now[i].m, now[i].o)
+	if h.x.mayHear(m.Subject, h.o.AWS) {
+		h.x.enqueueRef(tx, m, log, at, h.o)
+		note(&out.queued, h.x, true)
 	}
-	return cursor.Err()
 }
 
 // deletions are where a device's end is told.
