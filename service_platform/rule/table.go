@@ -254,12 +254,16 @@ var errSame = docs.ErrSame
 func (b *book) change(ctx context.Context, name string, a act) (*kept, error) {
 	var before Head
 	var gone []Version
+	var wrote []string // also by attempts that somebody else was quicker than
 	d, err := b.Change(ctx, name, func(d *docs.Doc[Head]) (err error) {
 		if d.Revision == 0 {
 			d.Value = Head{Name: name, Deleted: true}
 		}
 		before = d.Value
-		gone, err = b.make(ctx, d, a)
+		var key string
+		if key, gone, err = b.make(ctx, d, a); key != "" {
+			wrote = append(wrote, key)
+		}
 		if errors.Is(err, errSame) {
 			d.Value = before
 		}
@@ -269,6 +273,11 @@ func (b *book) change(ctx context.Context, name string, a act) (*kept, error) {
 		return nil, err
 	}
 	k := &kept{Head: d.Value, revision: d.Revision}
+	for _, key := range wrote {
+		if !slices.ContainsFunc(k.Versions, func(v Version) bool { return partKey(name, &v) == key }) {
+			_ = b.Table().Delete(ctx, key, 0) // what stays is never read
+		}
+	}
 	if err != nil {
 		return k, nil
 	}
@@ -286,28 +295,30 @@ func (b *book) change(ctx context.Context, name string, a act) (*kept, error) {
 	return k, nil
 }
 
-// make makes a change in a head, writes the new version where there is one, and gives those that are not kept any more.
-func (b *book) make(ctx context.Context, d *docs.Doc[Head], a act) (gone []Version, err error) {
+// make makes a change in a head, writes the new version where there is one, under the key wrote, and gives those that are not
+// kept any more.
+func (b *book) make(ctx context.Context, d *docs.Doc[Head], a act) (wrote string, gone []Version, err error) {
 	k := &d.Value
 	if a.revision != 0 && a.revision != d.Revision {
-		return nil, &answer.Problem{Status: 412, Title: "Precondition Failed",
+		return "", nil, &answer.Problem{Status: 412, Title: "Precondition Failed",
 			Detail: fmt.Sprintf("rule %s was changed in the meantime: it has revision %d, not %d; look at it again with `naru rule show %s`", k.Name, d.Revision, a.revision, k.Name)}
 	}
 	if k.File != a.file && !k.Deleted && !a.beside {
-		return nil, k.elsewhere(a.file)
+		return "", nil, k.elsewhere(a.file)
 	}
 	v := &Version{Number: k.Last + 1, Hash: a.hash, At: b.e.env.Now().UTC(), By: a.by}
 	before := *k
 	what, err := a.do(k, v)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	if before.Deleted && !k.Deleted && b.count() >= b.e.conf.RulesMax {
-		return nil, answer.Conflict("there are %d rules, as many as may be (rules_max)", b.e.conf.RulesMax)
+		return "", nil, answer.Conflict("there are %d rules, as many as may be (rules_max)", b.e.conf.RulesMax)
 	}
 	if k.Last == v.Number {
-		if _, err := b.Table().Put(ctx, partKey(k.Name, v), a.document); err != nil {
-			return nil, err
+		wrote = partKey(k.Name, v)
+		if _, err := b.Table().Put(ctx, wrote, a.document); err != nil {
+			return "", nil, err
 		}
 	}
 	if !a.beside || before.Deleted {
@@ -321,7 +332,7 @@ func (b *book) make(ctx context.Context, d *docs.Doc[Head], a act) (gone []Versi
 	}
 	k.Changes = append(slices.Clone(k.Changes), change)
 	k.Changes = k.Changes[max(0, len(k.Changes)-changesMax):]
-	return trim(k), nil
+	return wrote, trim(k), nil
 }
 
 // elsewhere says where a rule is changed that cannot be changed from here: from that file, or from none.
