@@ -59,13 +59,14 @@ type Shown struct {
 	Trial *ShownTrial `json:"shadow_mode,omitempty"`
 }
 
-// list gives the rules by name.
+// list gives the rules by name, as they are now.
 func (b *book) list() []*kept {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	list := make([]*kept, 0, len(b.heads))
 	for _, k := range b.heads {
-		list = append(list, k)
+		now := *k // its faults change
+		list = append(list, &now)
 	}
 	slices.SortFunc(list, func(x, y *kept) int { return strings.Compare(x.Name, y.Name) })
 	return list
@@ -172,12 +173,13 @@ func (e *Engine) head(r *http.Request, deleted bool) (*kept, error) {
 	}
 	name := r.PathValue("name")
 	e.book.mu.Lock()
+	defer e.book.mu.Unlock()
 	k := e.book.heads[name]
-	e.book.mu.Unlock()
 	if k == nil || k.Deleted && !deleted {
 		return nil, missing(name)
 	}
-	return k, nil
+	now := *k // its faults change
+	return &now, nil
 }
 
 func versionOf(r *http.Request) (int, error) {

@@ -290,7 +290,7 @@ func (b *book) showTrial(k *kept) *ShownTrial {
 	if k.Trial == nil {
 		return nil
 	}
-	s := &ShownTrial{Trial: *k.Trial, Fault: k.trialFault, Tally: Tally{Version: k.Trial.Version, Differences: map[string]uint64{}, Examples: []Difference{}}}
+	s := &ShownTrial{Trial: *k.Trial, Tally: Tally{Version: k.Trial.Version, Differences: map[string]uint64{}, Examples: []Difference{}}}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if h := b.heads[k.Name]; h != nil {
