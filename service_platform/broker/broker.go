@@ -141,7 +141,7 @@ type Broker struct {
 	pacePublish  *pace
 	allowances   allowances
 	gate         *turnstile
-	paced        *rate.Limiter
+	connectRate  *rate.Limiter
 	turns        *turns
 	wills        *wills
 
@@ -230,7 +230,7 @@ func build(env component.Env, c Config, a Admission) (*Broker, error) {
 		clients: map[string]*conn{}, all: map[*conn]struct{}{}, callers: map[*caller]struct{}{}, devices: map[string]map[*conn]struct{}{}, metrics: newMetrics(env.Metrics)}
 	b.pacePublish, b.tcpTimeout = publish, patience
 	b.sys = &sys{b: b, every: every, told: map[string]string{}}
-	b.gate, b.paced, b.turns = newTurnstile(c.ConnectsWaitingMax, wait), newPace(c.ConnectRate), newTurns()
+	b.gate, b.connectRate, b.turns = newTurnstile(c.ConnectsWaitingMax, wait), newConnectRate(c.ConnectRate), newTurns()
 	b.wills = newWills()
 	b.metrics.watch(env.Metrics, b.gate)
 	if err := b.setPolicies(); err != nil {

@@ -163,7 +163,7 @@ func (c *conn) finish(err error) {
 func (c *conn) live(tc *tls.Config) error {
 	tcp, _ := c.sock.(*sock)
 	if tcp != nil {
-		if err := c.b.pace(c.cut); err != nil {
+		if err := c.b.waitConnectRate(c.cut); err != nil {
 			if message.ReasonOf(err, 0) == message.ConnectionLimit {
 				c.recordRefusal("", "rate_limit", err)
 			}

@@ -25,7 +25,7 @@ type topicInfo struct {
 	typ     string
 	reply   bool // of the device to a command
 	door    bus.Appender
-	denied  error // by policy
+	denied  error // by policy, or since there is no door
 	invalid error
 }
 
@@ -49,7 +49,11 @@ func (c *conn) look(topic string) *topicInfo {
 			t.typ = k.Type
 		}
 		if t.denied == nil {
-			t.door, t.denied = c.b.door(context.Background(), t.subject.Namespace())
+			var err error
+			if t.door, err = c.b.door(context.Background(), t.subject.Namespace()); err != nil {
+				t.denied = err
+				return &t // it may be there the next time
+			}
 		}
 	}
 	c.topic = t

@@ -113,14 +113,14 @@ func (l *line) Pop() any {
 	return w
 }
 
-// pace holds connections to connect_rate: each has its moment, in the order in which they came. One whose moment is
+// waitConnectRate holds connections to connect_rate: each has its moment, in the order in which they came. One whose moment is
 // too far off is refused.
-func (b *Broker) pace(cut <-chan struct{}) error {
-	if b.paced == nil {
+func (b *Broker) waitConnectRate(cut <-chan struct{}) error {
+	if b.connectRate == nil {
 		return nil
 	}
 	now := time.Now()
-	r := b.paced.ReserveN(now, 1)
+	r := b.connectRate.ReserveN(now, 1)
 	d := r.DelayFrom(now)
 	switch {
 	case d == 0:
@@ -140,8 +140,8 @@ func (b *Broker) pace(cut <-chan struct{}) error {
 	}
 }
 
-// newPace is a second's worth of connections at once, and so many each second; nil for any number.
-func newPace(perSecond float64) *rate.Limiter {
+// newConnectRate is a second's worth of connections at once, and so many each second; nil for any number.
+func newConnectRate(perSecond float64) *rate.Limiter {
 	if perSecond == 0 {
 		return nil
 	}

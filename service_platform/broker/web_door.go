@@ -99,7 +99,7 @@ func (d *webDoor) take() {
 // open leads a caller in.
 func (d *webDoor) open(g *caller) {
 	since := d.b.env.Now()
-	err := d.b.pace(d.shut)
+	err := d.b.waitConnectRate(d.shut)
 	var c net.Conn = g
 	if err == nil && d.tc != nil {
 		until := time.Now().Add(d.b.timeout)
