@@ -87,7 +87,7 @@ func statusCommand(o *options) *cobra.Command {
 		Long: `Shows whether the platform is well, and each component with what it has before it: BEHIND is in batches that it has not read, OLDEST for
 how long the oldest message that it has not finished has waited. Exits with 2 when something is not well, but not within the first seconds
 of a process, in which databases and sessions are still opened: then it says "starting". What is well as far as the platform goes, and may not be for you, stands behind a !:
-rules, workers and destinations that fail, and dead letters.`,
+rules, workers and destinations that fail, work that no worker does, and dead letters.`,
 		Example: "  naru status\n  naru status -o json",
 		RunE: func(c *cobra.Command, _ []string) error {
 			cl, err := o.client()
@@ -167,6 +167,16 @@ func yours(ctx context.Context, cl *client) (list []string) {
 		for _, x := range w.Workers {
 			if slices.Contains(workerFaults, x.State) {
 				list = append(list, fmt.Sprintf("worker %s: %s, %s before it: naru worker show %s", x.Name, strings.ReplaceAll(x.State, "_", " "), count(int64(x.Behind), "message"), x.Name))
+			}
+		}
+		for _, r := range rules.Rules {
+			if r.Document == nil || !r.Enabled {
+				continue
+			}
+			for _, a := range r.Document.Actions {
+				if a.Worker != nil && !strings.Contains(a.Worker.Name, "${") && !slices.ContainsFunc(w.Workers, func(x worker.Shown) bool { return x.Name == a.Worker.Name }) {
+					list = append(list, fmt.Sprintf("rule %s gives to worker %s, which is not there, and nobody does it: naru worker add %s", r.Name, a.Worker.Name, a.Worker.Name))
+				}
 			}
 		}
 	}

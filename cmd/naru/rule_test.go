@@ -165,6 +165,13 @@ func TestRuleThatFailsIsSeenInListShowAndStatus(t *testing.T) {
 	if out, _, _ := asked(t, ways, "status"); strings.Contains(out, "hot") {
 		t.Errorf("what is over for hours is still told:\n%s", out)
 	}
+	gives := rule("gives", 0, 0)
+	gives["document"] = map[string]any{"name": "gives", "actions": []any{map[string]any{"worker": map[string]any{"name": "press"}}, map[string]any{"worker": map[string]any{"name": "lathe"}}, map[string]any{"worker": map[string]any{"name": "${a}"}}}}
+	rules = []map[string]any{gives}
+	ways["GET /api/v1/workers"] = says(http.StatusOK, map[string]any{"workers": []any{map[string]any{"name": "lathe", "state": "running"}}})
+	if out, _, _ := asked(t, ways, "status"); strings.Count(out, "which is not there") != 1 || !strings.Contains(out, "  ! rule gives gives to worker press, which is not there, and nobody does it: naru worker add press\n") {
+		t.Errorf("of work that nobody does is said:\n%s", out)
+	}
 }
 
 // The actions of a rule are tried as its SQL is, so that a template that cannot be is found before a message comes.
