@@ -205,7 +205,7 @@ func (w *worker) eachMessage(ctx context.Context, c *Checkpoint, at place, s bus
 		}
 		p := s.Position
 		p.Index = uint32(i)
-		w.here = Within{s.Position.Sequence, p.Index}
+		w.at, w.here = at, Within{s.Position.Sequence, p.Index}
 		for range w.times(i) {
 			var err error
 			if results == nil {
@@ -214,6 +214,11 @@ func (w *worker) eachMessage(ctx context.Context, c *Checkpoint, at place, s bus
 				err = w.message(ctx, c, at, p, &m, &results[i])
 			}
 			if err != nil {
+				return err
+			}
+		}
+		if w.keep.full() {
+			if err := w.commitWithin(ctx); err != nil {
 				return err
 			}
 		}
@@ -247,11 +252,16 @@ func (w *worker) cut() {
 	if w.here.Sequence == 0 {
 		return
 	}
-	for at, c := range w.points { // there is one, where commits have limits
-		here := w.here
-		c.Within = &here
-		w.dirty[at] = true
-	}
+	here := w.here
+	w.points[w.at].Within = &here
+	w.dirty[w.at] = true
+}
+
+// commitWithin commits in the middle of a batch what came up to the message at hand, which has its fate.
+func (w *worker) commitWithin(ctx context.Context) error {
+	w.here.Count++
+	w.cut()
+	return w.commit(ctx)
 }
 
 // uncrowd waits in the middle of a batch until less is parked.

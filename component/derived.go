@@ -158,8 +158,8 @@ func recordOf(s bus.Stored, index uint32) *message.Message {
 
 func (k *derived) get([]byte) ([]byte, error)                      { return nil, errStateless }
 func (k *derived) scan([]byte, func(key, value []byte) bool) error { return errStateless }
-func (k *derived) set([]byte, []byte) error                        { return errStateless }
-func (k *derived) delete([]byte) error                             { return errStateless }
+func (k *derived) set(string, []byte) error                        { return errStateless }
+func (k *derived) delete(string) error                             { return errStateless }
 
 func parkedSize(x *parked) int {
 	n := parkedFixed + min(len(x.detail), parkedDetail)
@@ -200,6 +200,8 @@ func (k *derived) say(s said) error {
 func (k *derived) room(bytes int) bool {
 	return message.BatchOverhead+markRoom+256*len(k.w.point(k.at).Rows)+k.parked+k.bytes+bytes <= k.row.MaxBatch()
 }
+
+func (k *derived) full() bool { return false } // room says so beforehand, since more cannot be written
 
 // largest is the largest message that can be said: beside what is parked it has a batch to itself.
 func (k *derived) largest() int {

@@ -13,7 +13,6 @@ import (
 
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/message"
-	"github.com/naru-platform/naru/message/catalog"
 	"github.com/naru-platform/naru/message/operator"
 )
 
@@ -94,54 +93,66 @@ func TestWhatIsDerivedIsSaidOnceInEachLogWhereverTheProcessDies(t *testing.T) {
 }
 
 func TestACommitInTheMiddleOfABatchIsNotDoneAgain(t *testing.T) {
-	r := newRig(t)
-	spec := Define(Spec{Name: "operator.loud", Doc: "is loud", Hears: []message.Pattern{"device.*.telemetry"}, Says: []message.Pattern{"service_platform.loud.*"},
-		State: Derived, Into: message.ServicePlatform}, struct{}{}, func(Env, struct{}) (*Part, error) {
-		return &Part{Handle: func(_ context.Context, tx Tx, m *message.Message) error {
-			return tx.Say(&message.Message{Subject: "service_platform.loud.d", Data: append(slices.Clone(m.Data), make([]byte, 50_000)...)})
-		}}, nil
-	})
-	log, err := r.bus.Log(t.Context(), message.Device, bus.LogOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := log.Writer(t.Context(), bus.WriterOptions{Name: "door", Owner: message.NewID(time.Now())})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var batch []*message.Message
-	for i := range 100 { // 5 MB are said of it, and a batch has 1 MiB
-		batch = append(batch, reading("d", fmt.Sprint(i)))
-	}
-	if _, err := w.Write(t.Context(), bus.Position{}, nil, batch); err != nil {
-		t.Fatal(err)
-	}
-	for n := range 2 {
-		l := &life{want: "after the commit", left: n + 1, fs: vfs.NewCrashableMem(), died: make(chan struct{})}
-		handle := r.bus.Reopen()
-		host := &Host{Bus: handle, Catalog: catalog.Default(), Dir: r.dir, Node: "n1", Specs: []Spec{spec}, crash: l.boundary}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- host.Run(ctx) }()
-		<-l.died
-		if err := handle.Close(); err != nil {
-			t.Fatal(err)
-		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
-	}
-	r.start(spec)
-	rep := r.await("operator.loud", "device", func(rep Report) bool { return total(rep) == 100 })
-	r.stop()
-	if o, f := owed(rep); o != f || rep.Within != nil {
-		t.Errorf("accepted %+v, finished %+v, and it stands in the middle of %+v", o, f, rep.Within)
-	}
-	for i, m := range r.read(message.ServicePlatform) {
-		if s := string(bytes.TrimRight(m.Data, "\x00")); s != fmt.Sprint(i) {
-			t.Fatalf("it said %s where %d was next", s, i)
-		}
+	const messages = 200 // 10 MB are said of them: a batch has 1 MiB, and a commit in a store a few
+	for name, c := range map[string]struct {
+		state State
+		into  string
+	}{"derived": {Derived, message.ServicePlatform}, "local": {Local, ""}} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			spec := Define(Spec{Name: "operator.loud", Doc: "is loud", Hears: []message.Pattern{"device.*.telemetry"}, Says: []message.Pattern{"service_platform.loud.*"},
+				State: c.state, Into: c.into}, struct{}{}, func(Env, struct{}) (*Part, error) {
+				return &Part{Handle: func(_ context.Context, tx Tx, m *message.Message) error {
+					count := m.Data
+					if c.state == Local { // each takes effect once
+						before, err := tx.Get([]byte("n"))
+						if err != nil {
+							return err
+						}
+						tx.Set([]byte("n"), append(before, 1))
+						count = fmt.Append(nil, len(before))
+					}
+					return tx.Say(&message.Message{Subject: "service_platform.loud.d", Data: append(slices.Clone(count), make([]byte, 50_000)...)})
+				}}, nil
+			})
+			log, err := r.bus.Log(t.Context(), message.Device, bus.LogOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w, err := log.Writer(t.Context(), bus.WriterOptions{Name: "door", Owner: message.NewID(time.Now())})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var batch []*message.Message
+			for i := range messages {
+				batch = append(batch, reading("d", fmt.Sprint(i)))
+			}
+			if _, err := w.Write(t.Context(), bus.Position{}, nil, batch); err != nil {
+				t.Fatal(err)
+			}
+			fs := vfs.NewCrashableMem()
+			for n, boundary := range []string{"after the commit", "before the commit", "after the commit"} {
+				l := &life{want: boundary, left: n/2 + 1, fs: fs, died: make(chan struct{})}
+				l.live(t, r, &Host{Specs: []Spec{spec}, fs: fs}, 20*time.Second, func() {})
+				fs = l.fs
+			}
+			r.fs = fs
+			r.start(spec)
+			rep := r.await("operator.loud", "device", func(rep Report) bool { return total(rep) == messages })
+			r.stop()
+			if o, f := owed(rep); o != f || rep.Within != nil {
+				t.Errorf("accepted %+v, finished %+v, and it stands in the middle of %+v", o, f, rep.Within)
+			}
+			said := r.read(message.ServicePlatform)
+			if len(said) != messages {
+				t.Errorf("it said %d; want %d", len(said), messages)
+			}
+			for i, m := range said {
+				if s := string(bytes.TrimRight(m.Data, "\x00")); s != fmt.Sprint(i) {
+					t.Fatalf("it said %s where %d was next", s, i)
+				}
+			}
+		})
 	}
 }
 

@@ -165,7 +165,7 @@ func (w *worker) guard(f func() error) (err error) {
 	return f()
 }
 
-func maySay(s Spec, m *message.Message) error {
+func maySay(s *Spec, m *message.Message) error {
 	if err := m.Valid(); err != nil {
 		return message.Reject(message.Undeclared, err)
 	}

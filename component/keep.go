@@ -23,8 +23,8 @@ type keeper interface {
 	// get, scan, set and delete are for the component's own keys; get gives nil where there is none.
 	get(key []byte) ([]byte, error)
 	scan(prefix []byte, f func(key, value []byte) bool) error
-	set(key, value []byte) error
-	delete(key []byte) error
+	set(key string, value []byte) error
+	delete(key string) error
 	// park and unpark say what waits.
 	park(x *parked) error
 	unpark(x *parked) error
@@ -33,6 +33,8 @@ type keeper interface {
 	// room says whether the next commit can take messages of so many bytes more; largest is the largest single one.
 	room(bytes int) bool
 	largest() int
+	// full says that what the next commit holds is enough for one.
+	full() bool
 	// crowded says that nothing more is to be parked.
 	crowded() bool
 	// idle says that a batch is not worth a commit of its own: reading it again does nothing.
@@ -48,6 +50,7 @@ type local struct {
 	out    *outbox
 	next   uint64 // highest number of an entry
 	queued []said // of the commit under way
+	bytes  int    // of queued
 }
 
 func newLocal(env Env, s *store, held func() bool) *local {
@@ -98,17 +101,31 @@ func (k *local) scan(prefix []byte, f func(key, value []byte) bool) error {
 	return walk(k.s.batch, p, prefixEnd(p), false, func(key, v []byte) bool { return f(key[1:], v) })
 }
 
-func (k *local) set(key, value []byte) error { return k.s.set(userKey(key), value) }
-func (k *local) delete(key []byte) error     { return k.s.delete(userKey(key)) }
+func (k *local) set(key string, value []byte) error {
+	op := k.s.batch.SetDeferred(1+len(key), len(value))
+	op.Key[0] = kindUser
+	copy(op.Key[1:], key)
+	copy(op.Value, value)
+	return op.Finish()
+}
+
+func (k *local) delete(key string) error {
+	op := k.s.batch.DeleteDeferred(1 + len(key))
+	op.Key[0] = kindUser
+	copy(op.Key[1:], key)
+	return op.Finish()
+}
 
 func (k *local) say(s said) error {
 	k.next++
 	s.number, s.to = k.next, k.out.destination(s.m)
 	k.queued = append(k.queued, s)
+	k.bytes += len(s.record)
 	return nil
 }
 
 func (k *local) room(int) bool         { return true }
+func (k *local) full() bool            { return k.s.batch.Len()+k.bytes >= storeBatch }
 func (k *local) largest() int          { return largest(k.out.env.Bus) }
 func (k *local) crowded() bool         { return false }
 func (k *local) idle(*bus.Stored) bool { return false }
@@ -138,7 +155,8 @@ func (k *local) commit(ctx context.Context, dirty []*Checkpoint, _ *parking) err
 		return err
 	}
 	k.out.add(k.queued)
-	k.queued = nil
+	clear(k.queued)
+	k.queued, k.bytes = k.queued[:0], 0
 	return nil
 }
 

@@ -48,6 +48,8 @@ type outbox struct {
 	entries []said
 	ended   error // why nothing more is appended
 	wake    chan struct{}
+	taken   []said             // being appended; of the goroutine that does
+	out     []*message.Message // of them
 	writers map[string]bus.Writer
 	queue   bus.Queue
 }
@@ -240,21 +242,23 @@ func (o *outbox) writer(ctx context.Context, name string) (bus.Writer, error) {
 	return w, nil
 }
 
-// next is the first entries that share a destination and fit into one batch; what goes to the queue goes one by one, and is struck off so.
+// next is the first entries that share a destination and fit into one batch, until it is called again; what goes to the queue goes one by one, and is struck off so.
 func (o *outbox) next() (to string, list []said) {
 	most := min(outboxBytes, largest(o.env.Bus))
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	clear(o.taken)
+	o.taken = o.taken[:0]
 	bytes := 0
 	for i := range o.entries {
 		s := &o.entries[i]
 		bytes += len(s.record)
-		if len(list) > 0 && (s.to != to || to == toQueue || len(list) == outboxBatch || bytes > most) {
+		if len(o.taken) > 0 && (s.to != to || to == toQueue || len(o.taken) == outboxBatch || bytes > most) {
 			break
 		}
-		to, list = s.to, append(list, *s)
+		to, o.taken = s.to, append(o.taken, *s)
 	}
-	return to, list
+	return to, o.taken
 }
 
 // flush writes the first entries that share a destination, and says how many.
@@ -324,11 +328,12 @@ func (o *outbox) deliver(ctx context.Context, to string, list []said) error {
 	if err != nil {
 		return err
 	}
-	messages := make([]*message.Message, len(list))
-	for i, s := range list {
-		messages[i] = s.m
+	o.out = o.out[:0]
+	for i := range list {
+		o.out = append(o.out, list[i].m)
 	}
-	_, err = w.Write(ctx, bus.Position{}, o.mark(list[len(list)-1].number), messages)
+	_, err = w.Write(ctx, bus.Position{}, o.mark(list[len(list)-1].number), o.out)
+	clear(o.out)
 	return err
 }
 

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+
 	"github.com/naru-platform/naru/bus"
 	"github.com/naru-platform/naru/bus/mem"
 	"github.com/naru-platform/naru/message"
@@ -27,6 +29,7 @@ type rig struct {
 	dir  string
 	host *Host
 	now  func() time.Time // the next process's clock
+	fs   vfs.FS           // and its file system; nil is the machine's
 	stop func()
 }
 
@@ -39,7 +42,7 @@ func newRig(t *testing.T) *rig {
 // start runs the specs, as a process of its own would.
 func (r *rig) start(specs ...Spec) {
 	r.t.Helper()
-	r.host = &Host{Bus: r.bus, Catalog: catalog.Default(), Dir: r.dir, Node: "n1", Specs: specs, Now: r.now,
+	r.host = &Host{Bus: r.bus, Catalog: catalog.Default(), Dir: r.dir, Node: "n1", Specs: specs, Now: r.now, fs: r.fs,
 		Log: slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

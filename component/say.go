@@ -37,7 +37,7 @@ func (r *run) describe(m *message.Message) {
 // say appends one message and waits for it.
 func (r *run) say(ctx context.Context, m *message.Message) error {
 	r.mint(m)
-	if err := maySay(r.spec, m); err != nil {
+	if err := maySay(&r.spec, m); err != nil {
 		return err
 	}
 	if err := r.h.checker.Check(m); err != nil {

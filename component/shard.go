@@ -3,7 +3,6 @@ package component
 import (
 	"context"
 	"hash/maphash"
-	"maps"
 	"sync"
 	"time"
 
@@ -14,12 +13,13 @@ import (
 // shards handle the messages of a batch at the same time, split by key. What they do stays apart until all are at their
 // end; then the worker takes it over in the order of the batch, as if one had handled them all.
 type shards struct {
-	w    *worker
-	n    int
-	seed maphash.Seed
+	w     *worker
+	n     int
+	seed  maphash.Seed
+	slabs []slab // of each
 }
 
-func newShards(w *worker, n int) *shards { return &shards{w, n, maphash.MakeSeed()} }
+func newShards(w *worker, n int) *shards { return &shards{w, n, maphash.MakeSeed(), make([]slab, n)} }
 
 // result is what a handler did with a message. tx is nil where it was not called: the message was behind a parked one of its
 // key, and is parked, or handled in its place where nothing of its key is parked any more.
@@ -56,9 +56,9 @@ func (s *shards) handle(ctx context.Context, at place, b *bus.Stored, done int) 
 		lists[n] = append(lists[n], task{i, m})
 	}
 	var group sync.WaitGroup
-	for _, list := range lists {
+	for i, list := range lists {
 		if len(list) > 0 {
-			group.Go(func() { s.shard(ctx, list, results) })
+			group.Go(func() { s.shard(ctx, list, results, &s.slabs[i]) })
 		}
 	}
 	group.Wait()
@@ -66,7 +66,7 @@ func (s *shards) handle(ctx context.Context, at place, b *bus.Stored, done int) 
 }
 
 // shard handles its messages one after the other. Those behind one that is to be tried again are left.
-func (s *shards) shard(ctx context.Context, list []task, results []result) {
+func (s *shards) shard(ctx context.Context, list []task, results []result, slab *slab) {
 	below := &layer{map[string][]byte{}}
 	held := map[string]bool{}
 	for _, t := range list {
@@ -76,7 +76,7 @@ func (s *shards) shard(ctx context.Context, list []task, results []result) {
 		if held[t.m.Key()] {
 			continue
 		}
-		x := &tx{w: s.w, cause: t.m, ops: map[string][]byte{}, below: below}
+		x := &tx{w: s.w, cause: t.m, slab: slab, below: below}
 		began := time.Now()
 		err := s.w.guard(func() error { return s.w.part.Handle(ctx, x, t.m) })
 		s.w.metrics.handled(time.Since(began))
@@ -84,7 +84,9 @@ func (s *shards) shard(ctx context.Context, list []task, results []result) {
 		case retryable(err):
 			held[t.m.Key()] = true
 		case x.effective(err):
-			maps.Copy(below.ops, x.ops)
+			for _, o := range x.ops.list {
+				below.ops[o.key] = o.value
+			}
 		}
 		results[t.i] = result{x, err}
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/record"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -34,10 +35,11 @@ const (
 type store struct {
 	disk  *disk
 	db    *pebble.DB
-	batch *pebble.Batch // what the next commit holds
+	batch *pebble.Batch // what the next commit holds, but for what is to be said
+	whole *pebble.Batch // all of a commit; between two of them it only keeps its memory
+	most  int           // bytes of the largest commit that it was for
 	birth message.ID    // tells this store from one that was here before and was lost
 	crash crash
-	size  int // of the last commit, in bytes: the next one begins with as much room
 }
 
 // crash is called at each boundary that a crash may fall on; where it gives an error, nothing more is done. It is for
@@ -55,6 +57,14 @@ func (c crash) at(boundary string) error {
 // taken back in the meantime, as an outbox does all the time, never becomes one. The log on disk takes as much, in each store.
 const memtableBytes = 16 << 20
 
+// levels have filters in their tables: a key is read from the one that has it, and one that is nowhere from none.
+func levels() (l [7]pebble.LevelOptions) {
+	for i := range l {
+		l[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	return l
+}
+
 // openStore opens a component's store on a file system; nil is the machine's. waits is told of waiting for space. Where
 // the disk is full it waits for space too, until ctx is done.
 func openStore(ctx context.Context, fs vfs.FS, dir string, log *slog.Logger, waits func(string)) (*store, error) {
@@ -62,7 +72,7 @@ func openStore(ctx context.Context, fs vfs.FS, dir string, log *slog.Logger, wai
 	err := s.disk.do(ctx, func() error {
 		l := storeLog{log, s.disk}
 		db, err := pebble.Open(filepath.Join(dir, "state"), &pebble.Options{
-			Logger: l, MemTableSize: memtableBytes, L0CompactionThreshold: 4,
+			Logger: l, MemTableSize: memtableBytes, L0CompactionThreshold: 4, Levels: levels(),
 			FormatMajorVersion: pebble.FormatNewest, FS: s.disk, EventListener: &pebble.EventListener{DataCorruption: l.corrupt, BackgroundError: l.background},
 		})
 		if err != nil {
@@ -104,7 +114,7 @@ func (s *store) close(unused func()) error {
 	defer cancel()
 	err := s.disk.do(ctx, func() error {
 		unused()
-		return errors.Join(s.batch.Close(), s.db.Close())
+		return errors.Join(s.batch.Close(), s.wholeBatch().Close(), s.db.Close())
 	})
 	s.disk.fail(errClosed)
 	return err
@@ -123,24 +133,45 @@ func (s *store) intact(ctx context.Context) error {
 // errClosed is what a disk is broken by when all is well.
 var errClosed = errors.New("the store is closed")
 
-// batchRoomMax is the most room that a commit begins with: growing by doubling copies what is there again and again.
-const batchRoomMax = 4 << 20
+// storeBatch is about how many bytes a commit holds. One of more than half a memtable would become a table as it is, with all that is to be
+// said in it.
+const storeBatch = 3 << 20
+
+// wholeMax is how large the memory of a commit may be to be kept for the next one; it grows by doubling.
+const wholeMax = 8 << 20
 
 // commit makes all that was set since the last one durable, or none of it.
 func (s *store) commit(ctx context.Context) error {
-	if s.batch.Empty() {
+	if s.batch.Empty() && (s.whole == nil || s.whole.Empty()) {
 		return nil
 	}
 	if err := s.crash.at("before the commit"); err != nil {
 		return err
 	}
-	if err := s.disk.do(ctx, func() error { return s.batch.Commit(pebble.Sync) }); err != nil {
+	whole := s.wholeBatch()
+	if err := whole.Apply(s.batch, nil); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
-	s.size = s.batch.Len()
-	err := s.batch.Close()
-	s.batch = s.db.NewIndexedBatchWithSize(min(s.size, batchRoomMax))
+	if err := s.disk.do(ctx, func() error { return whole.Commit(pebble.Sync) }); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	s.batch.Reset()
+	s.most = max(s.most, whole.Len())
+	var err error
+	if whole.Len() < s.most/16 { // a rush is over
+		err, s.whole, s.most = whole.Close(), nil, 0
+	} else {
+		whole.Reset()
+	}
 	return errors.Join(err, s.crash.at("after the commit"))
+}
+
+// wholeBatch is what a commit is gathered in. An indexed batch would not keep its memory for the next commit.
+func (s *store) wholeBatch() *pebble.Batch {
+	if s.whole == nil {
+		s.whole = s.db.NewBatch(pebble.WithMaxRetainedSizeBytes(wholeMax))
+	}
+	return s.whole
 }
 
 func (s *store) set(key, value []byte) error { return s.batch.Set(key, value, nil) }
@@ -264,8 +295,30 @@ func (s *said) tell(err error) {
 }
 
 // newSaid writes a message down as it will be stored.
-func newSaid(m *message.Message) said {
-	s := said{m: new(message.Message), record: message.AppendRecord(make([]byte, 0, message.RecordRoom+len(m.Data)), m)}
+func newSaid(m *message.Message) said { return new(slab).said(m) }
+
+// slab is where messages that are said one after the other are written down: what needs a piece of memory each would keep the collector busy.
+// What lies in one is let go of together, so it is as large as what was said lately, within bounds.
+type slab struct {
+	records  []byte
+	messages []message.Message
+	size     int // of records
+}
+
+const slabMax = 64 << 10
+
+func (l *slab) said(m *message.Message) said {
+	if room := message.RecordRoom(m); cap(l.records)-len(l.records) < room {
+		l.size = min(2*l.size, slabMax)
+		l.records = make([]byte, 0, max(l.size, room))
+		l.size = max(l.size, room)
+	}
+	if len(l.messages) == cap(l.messages) {
+		l.messages = make([]message.Message, 0, min(2*cap(l.messages)+1, slabMax>>10))
+	}
+	at, n := len(l.records), len(l.messages)
+	l.records, l.messages = message.AppendRecord(l.records, m), l.messages[:n+1]
+	s := said{m: &l.messages[n], record: l.records[at:len(l.records):len(l.records)]}
 	if _, err := message.DecodeRecord(s.record, s.m); err != nil {
 		panic(fmt.Sprintf("a record that was just written cannot be read: %v", err)) // a bug in the codec
 	}
@@ -274,8 +327,9 @@ func newSaid(m *message.Message) said {
 
 func outboxKey(n uint64) []byte { return binary.BigEndian.AppendUint64([]byte{kindOutbox}, n) }
 
-// setOutbox puts what was said into the next commit. What goes to the queue has a key to itself.
+// setOutbox puts what was said into the next commit, which must follow at once. What goes to the queue has a key to itself.
 func (s *store) setOutbox(list []said) error {
+	whole := s.wholeBatch()
 	for len(list) > 0 {
 		n, bytes := 0, 0
 		for n < len(list) && (n == 0 || bytes+len(list[n].record) <= chunkBytes && list[0].to != toQueue && list[n].to != toQueue) {
@@ -283,7 +337,7 @@ func (s *store) setOutbox(list []said) error {
 			n++
 		}
 		c := &chunk{list[0].number, n}
-		op := s.batch.SetDeferred(len(outboxKey(0)), bytes)
+		op := whole.SetDeferred(len(outboxKey(0)), bytes)
 		copy(op.Key, outboxKey(c.number))
 		v := op.Value[:0]
 		for i := range n {

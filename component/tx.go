@@ -15,19 +15,76 @@ import (
 // tx is what one handler call does: kept apart until the handler has succeeded, so that a failure leaves nothing.
 type tx struct {
 	w     *worker
-	cause *message.Message  // nil in HandleBatch and HandleAll
-	ops   map[string][]byte // nil deletes
-	order []string
+	cause *message.Message // nil in HandleBatch and HandleAll
+	ops   writes
 	said  []said
 	bytes int // of it
 	after []func()
+	slab  *slab  // of its goroutine
 	mute  bool   // in HandleAll
 	below *layer // what earlier messages of its shard did; nil where all is handled in one goroutine
 }
 
 func (t *tx) reset(cause *message.Message) {
-	t.cause, t.said, t.bytes, t.after, t.order = cause, nil, 0, nil, t.order[:0]
-	clear(t.ops)
+	clear(t.said)
+	clear(t.after)
+	t.cause, t.said, t.bytes, t.after = cause, t.said[:0], 0, t.after[:0]
+	t.ops.clear()
+}
+
+// writes is what was set and deleted, by key, in the order of its first time.
+type writes struct {
+	list []write
+	at   map[string]int // in list; empty while there are few
+}
+
+// write is what became of a key.
+type write struct {
+	key   string
+	value []byte // nil where it is deleted
+}
+
+// fewWrites are found without a map.
+const fewWrites = 8
+
+func (o *writes) clear() {
+	clear(o.list)
+	o.list = o.list[:0]
+	clear(o.at)
+}
+
+func (o *writes) find(key []byte) *write {
+	if len(o.list) <= fewWrites {
+		for i := range o.list {
+			if o.list[i].key == string(key) {
+				return &o.list[i]
+			}
+		}
+		return nil
+	}
+	if i, ok := o.at[string(key)]; ok {
+		return &o.list[i]
+	}
+	return nil
+}
+
+func (o *writes) put(key, value []byte) {
+	if x := o.find(key); x != nil {
+		x.value = value
+		return
+	}
+	o.list = append(o.list, write{string(key), value})
+	switch n := len(o.list); {
+	case n == fewWrites+1:
+		if o.at == nil {
+			o.at = map[string]int{}
+		}
+		for i, x := range o.list {
+			o.at[x.key] = i
+		}
+	case n > fewWrites:
+		o.at[o.list[n-1].key] = n - 1
+	}
 }
 
 // Now is the injected clock.
@@ -58,8 +115,8 @@ func (t *tx) Heard() []bus.Position {
 
 // Get reads through what this call has set.
 func (t *tx) Get(key []byte) ([]byte, error) {
-	if v, ok := t.ops[string(key)]; ok {
-		return v, nil
+	if x := t.ops.find(key); x != nil {
+		return x.value, nil
 	}
 	if t.below != nil {
 		if v, ok := t.below.ops[string(key)]; ok {
@@ -70,37 +127,31 @@ func (t *tx) Get(key []byte) ([]byte, error) {
 }
 
 // Set sets a key.
-func (t *tx) Set(key, value []byte) { t.put(key, append(make([]byte, 0, len(value)), value...)) }
+func (t *tx) Set(key, value []byte) { t.ops.put(key, append(make([]byte, 0, len(value)), value...)) }
 
 // Delete removes a key.
-func (t *tx) Delete(key []byte) { t.put(key, nil) }
-
-func (t *tx) put(key, value []byte) {
-	k := string(key)
-	if _, ok := t.ops[k]; !ok {
-		t.order = append(t.order, k)
-	}
-	t.ops[k] = value
-}
+func (t *tx) Delete(key []byte) { t.ops.put(key, nil) }
 
 // Scan walks the keys with a prefix, those this call has set among them. f may set and delete.
 func (t *tx) Scan(prefix []byte, f func(key, value []byte) bool) error {
 	// What this call has set is merged, as it is now, with what the store has; neither is read further than f goes.
 	var keys []string
 	mine := map[string][]byte{}
-	layers := []map[string][]byte{t.ops}
-	if t.below != nil {
-		layers = []map[string][]byte{t.below.ops, t.ops}
-	}
-	for _, ops := range layers {
-		for k, v := range ops {
-			if strings.HasPrefix(k, string(prefix)) {
-				if _, there := mine[k]; !there {
-					keys = append(keys, k)
-				}
-				mine[k] = v
+	merge := func(k string, v []byte) {
+		if strings.HasPrefix(k, string(prefix)) {
+			if _, there := mine[k]; !there {
+				keys = append(keys, k)
 			}
+			mine[k] = v
 		}
+	}
+	if t.below != nil {
+		for k, v := range t.below.ops {
+			merge(k, v)
+		}
+	}
+	for _, x := range t.ops.list {
+		merge(x.key, x.value)
 	}
 	slices.Sort(keys)
 	more := true
@@ -131,19 +182,22 @@ func (t *tx) Say(m *message.Message) error {
 	if t.mute {
 		return message.Rejectf(message.Undeclared, "%s says %s in HandleAll, where it follows from no one message", t.w.env.Spec.Name, m.Subject)
 	}
+	if t.cause != nil {
+		m.Trace.ID = t.cause.Trace.ID // so that none is minted
+	}
 	t.w.env.Mint(m)
 	if t.cause != nil {
 		if err := m.Follow(t.cause); err != nil {
 			return err
 		}
 	}
-	if err := maySay(t.w.env.Spec, m); err != nil {
+	if err := maySay(&t.w.env.Spec, m); err != nil {
 		return err
 	}
 	if err := t.w.env.Check(m); err != nil {
 		return err
 	}
-	s := newSaid(m)
+	s := t.slab.said(m)
 	most := t.w.keep.largest()
 	if len(s.record) > most {
 		return message.Rejectf(message.MessageTooLarge, "%s takes %d bytes, and the bus takes up to %d", m.Subject, len(s.record), most)
@@ -161,12 +215,12 @@ func (t *tx) effective(err error) bool { return err == nil || errors.Is(err, Err
 
 // apply takes a successful call over into the next commit.
 func (t *tx) apply() error {
-	for _, k := range t.order {
+	for _, x := range t.ops.list {
 		var err error
-		if v := t.ops[k]; v == nil {
-			err = t.w.keep.delete([]byte(k))
+		if x.value == nil {
+			err = t.w.keep.delete(x.key)
 		} else {
-			err = t.w.keep.set([]byte(k), v)
+			err = t.w.keep.set(x.key, x.value)
 		}
 		if err != nil {
 			return fmt.Errorf("keep effects: %w", err)

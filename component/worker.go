@@ -41,7 +41,8 @@ type worker struct {
 	tx         *tx
 	shards     *shards       // nil where all is handled in one goroutine
 	caller     *caller       // where messages are called for; else nil
-	here       Within        // the message at hand, in the batch under way; zero between batches
+	at         place         // of the batch under way,
+	here       Within        // and the message at hand in it; zero between batches
 	done       chan struct{} // closed when all that is read is finished and nothing is parked; of State Derived
 	ended      bool          // it is
 
@@ -81,7 +82,7 @@ func newWorker(ctx context.Context, env Env, part *Part, keep keeper, m *metrics
 		points: map[place]*Checkpoint{}, parked: newParking(), dirty: map[place]bool{}, torn: map[place]bool{},
 		reports: map[place]Report{}, faults: map[place]string{}, from: map[place]bus.Position{}, holds: map[place]*hold{}, gathered: map[place]*gathering{}, gates: map[place]chan struct{}{}}
 	w.parked.line = w.parked.wait
-	w.tx = &tx{w: w, ops: map[string][]byte{}}
+	w.tx = &tx{w: w, slab: new(slab)}
 	if n := env.Spec.Parallel; n > 1 && part.Handle != nil {
 		w.shards = newShards(w, n)
 	}
@@ -182,7 +183,7 @@ func (w *worker) untilCommit() time.Duration {
 	if w.caller != nil && !w.caller.ended {
 		wait = commitAfter // what ends until then need not be written
 	}
-	if wait == 0 || w.pendingMessages == 0 || len(w.after) > 0 || w.pendingMessages >= commitMessages || w.pendingBytes >= commitBytes {
+	if wait == 0 || w.pendingMessages == 0 || len(w.after) > 0 || w.pendingMessages >= commitMessages || w.pendingBytes >= commitBytes || w.keep.full() {
 		return sweepEvery
 	}
 	if left := wait - time.Since(w.pendingSince); left > 0 {
@@ -205,7 +206,7 @@ func (w *worker) drain(ctx, calling context.Context) error {
 	if w.caller != nil {
 		settles = w.caller.settles
 	}
-	for w.pendingMessages < commitMessages && w.pendingBytes < commitBytes && time.Since(w.pendingSince) < commitAfter {
+	for w.pendingMessages < commitMessages && w.pendingBytes < commitBytes && !w.keep.full() && time.Since(w.pendingSince) < commitAfter {
 		var err error
 		select {
 		case e := <-w.intake():

@@ -76,14 +76,11 @@ type Header struct {
 	Mark       []byte // may be nil
 }
 
-// RecordRoom is what most records take beside their data; a buffer that is made with it need not grow.
-const RecordRoom = 384
-
-// Room is about how many bytes a batch of messages takes, for Reset.
+// Room is how many bytes a batch of messages takes at most, for Reset.
 func Room(mark []byte, messages []*Message) int {
-	n := batchFixed + len(mark) + RecordRoom*len(messages)
+	n := batchFixed + len(mark)
 	for _, m := range messages {
-		n += len(m.Data)
+		n += RecordRoom(m)
 	}
 	return n
 }

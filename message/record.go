@@ -48,6 +48,14 @@ const (
 	bitWill   = 1 << 4
 )
 
+// RecordRoom is how many bytes the record of m takes at most, and little more than it does; a buffer that has them need not grow.
+func RecordRoom(m *Message) int {
+	const lengths = 5 + 3 + 13*5 // of the record, of its fields, and the list of those
+	const times, ids, packet = 2 * 8, 16, 2
+	return recordFixed + lengths + times + ids + packet + len(m.Subject) + len(m.Device) + len(m.Type) + len(m.Source) + len(m.ContentType) +
+		len(m.Schema) + len(m.ReplyTo) + len(m.Correlation) + len(m.Properties) + len(m.Client) + len(m.Data)
+}
+
 // AppendRecord appends the record of m to dst.
 func AppendRecord(dst []byte, m *Message) []byte {
 	// The length goes in front, and is known only behind: three bytes are kept for it, which hold 2 MiB; a longer

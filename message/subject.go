@@ -179,14 +179,15 @@ func Escape(text string) string { return escape(text) }
 
 // NewSubject joins texts into a subject, each escaped into one token.
 func NewSubject(tokens ...string) Subject {
-	var b strings.Builder
+	var room [128]byte
+	b := room[:0]
 	for i, t := range tokens {
 		if i > 0 {
-			b.WriteByte('.')
+			b = append(b, '.')
 		}
-		b.WriteString(escape(t))
+		b = appendEscaped(b, t)
 	}
-	return Subject(b.String())
+	return Subject(b)
 }
 
 // check walks the tokens and names the first fault.
@@ -302,22 +303,22 @@ const hexDigits = "0123456789ABCDEF"
 // escape leaves the three characters of MQTT's grammar alone: no legal topic holds them, and a subject that was built
 // from other text shows them to Valid.
 func escape(level string) string {
+	var room [64]byte
+	return string(appendEscaped(room[:0], level))
+}
+
+func appendEscaped(b []byte, level string) []byte {
 	if level == "" {
-		return "%"
+		return append(b, '%')
 	}
-	var b strings.Builder
+	from := 0
 	for i := range len(level) {
-		c := level[i]
-		switch {
-		case mustEscape(c):
-			b.WriteByte('%')
-			b.WriteByte(hexDigits[c>>4])
-			b.WriteByte(hexDigits[c&15])
-		default:
-			b.WriteByte(c)
+		if c := level[i]; mustEscape(c) {
+			b = append(append(b, level[from:i]...), '%', hexDigits[c>>4], hexDigits[c&15])
+			from = i + 1
 		}
 	}
-	return b.String()
+	return append(b, level[from:]...)
 }
 
 func unescape(token string) string {

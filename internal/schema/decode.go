@@ -75,7 +75,11 @@ func (d *decoder) value(depth int) (any, error) {
 	case c == '"':
 		return d.text()
 	case c == '-' || digit(c):
-		return d.number()
+		n, err := d.number()
+		if err != nil {
+			return nil, err
+		}
+		return json.Number(n), nil
 	}
 	switch {
 	case d.word("true"):
@@ -171,7 +175,7 @@ func (d *decoder) array(depth int) (any, error) {
 func digit(c byte) bool { return c >= '0' && c <= '9' }
 
 // number takes a number as it is written (RFC 8259 §6), within the limits.
-func (d *decoder) number() (any, error) {
+func (d *decoder) number() (string, error) {
 	began := d.at
 	digits := func() bool {
 		from := d.at
@@ -186,12 +190,12 @@ func (d *decoder) number() (any, error) {
 	if d.next() == '0' {
 		d.at++ // and nothing more before the point
 	} else if !digits() {
-		return nil, d.fail("a digit is wanted")
+		return "", d.fail("a digit is wanted")
 	}
 	if d.next() == '.' {
 		d.at++
 		if !digits() {
-			return nil, d.fail("a digit is wanted")
+			return "", d.fail("a digit is wanted")
 		}
 	}
 	long := d.at-began > digitsMax
@@ -202,17 +206,17 @@ func (d *decoder) number() (any, error) {
 			d.at++
 		}
 		if !digits() {
-			return nil, d.fail("a digit is wanted")
+			return "", d.fail("a digit is wanted")
 		}
 		n, err := strconv.Atoi(d.s[from:d.at])
 		long = long || err != nil || n > exponentMax || n < -exponentMax
 	}
 	if long {
 		n := d.s[began:d.at]
-		return nil, fmt.Errorf("the number at byte %d is too large or too long: got %s, want up to %d digits and exponents up to %d",
+		return "", fmt.Errorf("the number at byte %d is too large or too long: got %s, want up to %d digits and exponents up to %d",
 			began, clip(n, valueMax), digitsMax, exponentMax)
 	}
-	return json.Number(d.s[began:d.at]), nil
+	return d.s[began:d.at], nil
 }
 
 // text takes a text in quotes. One without escapes is a part of the document.
@@ -227,6 +231,8 @@ func (d *decoder) text() (string, error) {
 			return d.s[from : d.at-1], nil
 		case c == '\\':
 			return d.escaped(from)
+		case c >= ' ' && c < utf8.RuneSelf:
+			d.at++
 		default:
 			if err := d.rune(); err != nil {
 				return "", err

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 	"unsafe"
 
@@ -198,9 +199,11 @@ func (p *plain) takes(data []byte) bool {
 	if p.never {
 		return false
 	}
-	r := reading{decoder: decoder{s: unsafe.String(unsafe.SliceData(data), len(data))}} // nothing of it is kept
+	r := readings.Get().(*reading)
+	r.decoder = decoder{s: unsafe.String(unsafe.SliceData(data), len(data))} // nothing of it is kept
+	defer r.end()
 	r.space()
-	if !p.value(&r, 0) {
+	if !p.value(r, 0) {
 		return false
 	}
 	r.space()
@@ -211,6 +214,16 @@ func (p *plain) takes(data []byte) bool {
 type reading struct {
 	decoder
 	names []string // of the objects that are open, so that none comes twice
+}
+
+// readings are those that are at their end: what is checked is checked all the time, and its names take room.
+var readings = sync.Pool{New: func() any { return new(reading) }}
+
+// end lets go of the data.
+func (r *reading) end() {
+	clear(r.names[:cap(r.names)])
+	r.decoder, r.names = decoder{}, r.names[:0]
+	readings.Put(r)
 }
 
 // namesMost is how many names of an object are held against each other; what has more goes the long way.
@@ -258,11 +271,8 @@ func (p *plain) itself(r *reading, depth int) bool {
 		text, err := r.text()
 		return err == nil && p.kind(kindString) && p.text(text)
 	case c == '-' || digit(c):
-		began := r.at
-		if _, err := r.number(); err != nil {
-			return false
-		}
-		return p.texts == nil && p.form == nil && p.number(r.s[began:r.at])
+		n, err := r.number()
+		return err == nil && p.texts == nil && p.form == nil && p.number(n)
 	case r.word("null"):
 		return p.kind(kindNull) && p.texts == nil && p.form == nil
 	case r.word("true"), r.word("false"):

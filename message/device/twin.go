@@ -83,7 +83,8 @@ func TwinTold(s message.Subject) (ref TwinRef, what string, ok bool) {
 // TwinSubject is where something about a device's twin is said: a request such as update, or with a second word its
 // answer. An empty shadow is the unnamed one.
 func TwinSubject(device, shadow string, words ...string) message.Subject {
-	tokens := []string{message.Device, device, "twin"}
+	var room [8]string
+	tokens := append(room[:0], message.Device, device, "twin")
 	if shadow != "" {
 		tokens = append(tokens, "name", shadow)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/naru-platform/naru/component"
@@ -96,6 +97,7 @@ type act struct {
 	m       *message.Message
 	ref     ref
 	request string
+	said    message.Message // written down when it is said, so that one does for all
 }
 
 func (a *act) by() shadow.Cause { return shadow.Cause{ID: a.m.ID, Source: a.m.Source} }
@@ -123,23 +125,36 @@ func (a *act) update(was *shadow.Doc) error {
 		return err
 	}
 	// What is said is copied, so that one buffer does for all.
-	b := u.AppendAccepted(a.t.buffer[:0])
-	if err := a.accept(b); err != nil {
+	b := buffers.Get().(*buffer)
+	defer b.end()
+	b.text = u.AppendAccepted(b.text[:0])
+	if err := a.accept(b.text); err != nil {
 		return err
 	}
-	if b = u.AppendDelta(b[:0]); len(b) > 0 {
-		if err := a.say(b, "update", "delta"); err != nil {
+	if b.text = u.AppendDelta(b.text[:0]); len(b.text) > 0 {
+		if err := a.say(b.text, "update", "delta"); err != nil {
 			return err
 		}
 	}
-	b = u.AppendDocuments(b[:0])
-	if a.t.buffer = b; cap(b) > bufferMax {
-		a.t.buffer = nil
-	}
-	if err := a.say(b, "update", "documents"); err != nil {
+	b.text = u.AppendDocuments(b.text[:0])
+	if err := a.say(b.text, "update", "documents"); err != nil {
 		return err
 	}
 	return a.changed(u.Record(a.m.Trace.ID), u.Before, u.After)
+}
+
+// buffer is what texts are made in that are copied at once.
+type buffer struct{ text, state []byte }
+
+var buffers = sync.Pool{New: func() any { return new(buffer) }}
+
+// bufferMax is how large a buffer may be to be kept for the next one.
+const bufferMax = 1 << 20
+
+func (b *buffer) end() {
+	if cap(b.text)+cap(b.state) <= bufferMax {
+		buffers.Put(b)
+	}
 }
 
 // mayMake says whether the device may have a twin of that name, which is not there.
@@ -245,12 +260,12 @@ func (a *act) refuse(e *shadow.Error) error {
 }
 
 func (a *act) say(payload []byte, words ...string) error {
-	m := &message.Message{Subject: device.TwinSubject(a.ref.device, a.ref.shadow, words...), Device: a.ref.device, QoS: 1,
+	a.said = message.Message{Subject: device.TwinSubject(a.ref.device, a.ref.shadow, words...), Device: a.ref.device, QoS: 1,
 		ContentType: "application/json", Data: payload}
 	if words[1] == "accepted" || words[1] == "rejected" {
-		m.Correlation = a.m.Correlation
+		a.said.Correlation = a.m.Correlation
 	}
-	return a.tx.Say(m)
+	return a.tx.Say(&a.said)
 }
 
 // changed keeps a record, and tells of the change. Where there is none, nothing happened.
@@ -258,31 +273,35 @@ func (a *act) changed(r *shadow.Record, was, is *shadow.Doc) error {
 	if r == nil {
 		return nil
 	}
-	a.tx.Set(recordKey(a.ref, r.Number), r.Append(nil))
+	b := buffers.Get().(*buffer)
+	defer b.end()
+	b.text = r.Append(b.text[:0])
+	a.tx.Set(recordKey(a.ref, r.Number), b.text)
 	if r.Number > a.t.history {
 		a.tx.Delete(recordKey(a.ref, r.Number-a.t.history))
 	}
 	c := device.TwinChanged{Device: a.ref.device, Shadow: a.ref.shadow, Change: r.Kind, Version: r.Version, At: r.At().UTC().Truncate(time.Second),
 		Source: r.By.Source, Paths: r.Paths()}
+	b.state = b.state[:0]
 	if was.Exists() {
-		c.Previous = was.State()
+		b.state = was.AppendState(b.state)
 	}
+	n := len(b.state)
 	if is.Exists() {
-		c.Current = is.State()
+		b.state = is.AppendState(b.state)
 	}
+	c.Previous, c.Current = b.state[:n:n], b.state[n:]
 	if a.t.hub.watched() {
 		ref := a.ref
 		a.tx.After(func() { a.t.hub.tell(ref, r) })
 	}
-	return a.tx.Say(&message.Message{Subject: device.TwinChangedSubject(a.ref.device), Device: a.ref.device, QoS: 1,
-		ContentType: "application/json", Data: appendChanged(nil, &c)})
+	b.text = appendChanged(b.text[:0], &c)
+	a.said = message.Message{Subject: device.TwinChangedSubject(a.ref.device), Device: a.ref.device, QoS: 1, ContentType: "application/json", Data: b.text}
+	return a.tx.Say(&a.said)
 }
 
 // appendChanged writes what json.Marshal would, in a tenth of the time: it is said with each change.
 func appendChanged(b []byte, c *device.TwinChanged) []byte {
-	if b == nil {
-		b = make([]byte, 0, 256+len(c.Previous)+len(c.Current))
-	}
 	b = shadow.AppendText(append(b, `{"device":`...), c.Device)
 	if c.Shadow != "" {
 		b = shadow.AppendText(append(b, `,"shadow":`...), c.Shadow)
@@ -299,10 +318,10 @@ func appendChanged(b []byte, c *device.TwinChanged) []byte {
 		b = shadow.AppendText(b, p)
 	}
 	b = append(b, ']')
-	if c.Previous != nil {
+	if len(c.Previous) > 0 {
 		b = append(append(b, `,"previous":`...), c.Previous...)
 	}
-	if c.Current != nil {
+	if len(c.Current) > 0 {
 		b = append(append(b, `,"current":`...), c.Current...)
 	}
 	return append(b, '}')

@@ -42,8 +42,6 @@ const (
 	depthMost = 32
 	// conflictsMax is how many refused updates of a twin are remembered: enough to see who fights with whom.
 	conflictsMax = 16
-	// bufferMax is how large an answer's buffer may be to be kept for the next one.
-	bufferMax = 1 << 20
 )
 
 // Spec declares the component.
@@ -75,7 +73,6 @@ type Twins struct {
 	metrics *metrics
 	hub     *hub
 	cache   *cache
-	buffer  []byte // of the handlers' goroutine
 }
 
 // New builds the component.

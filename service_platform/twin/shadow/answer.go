@@ -134,7 +134,10 @@ func tokenOf(request []byte) (string, *Error) {
 }
 
 // State is desired and reported, as JSON.
-func (d *Doc) State() []byte { return d.appendSections(nil, nil, appendState) }
+func (d *Doc) State() []byte { return d.AppendState(nil) }
+
+// AppendState writes desired and reported behind b, as JSON.
+func (d *Doc) AppendState(b []byte) []byte { return d.appendSections(b, nil, appendState) }
 
 func (d *Doc) appendVersion(b []byte, now time.Time) []byte {
 	b = strconv.AppendUint(append(b, `"version":`...), d.Version, 10)

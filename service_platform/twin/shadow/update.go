@@ -49,7 +49,8 @@ func (d *Doc) Update(request []byte, by Cause, now time.Time, l Limits) (*Update
 	u := &Update{Before: before, now: now, ask: r.state, token: r.token}
 	after := &Doc{Version: before.Version + 1, Changes: before.Changes, causes: append(slices.Clip(before.causes), by)}
 	after.last = int32(len(after.causes) - 1)
-	m := merger{cause: after.last}
+	var path [8]string
+	m := merger{cause: after.last, path: path[:0]}
 	after.desired = m.section("/desired", before.desired, r.state.null(), find(r.state.fields, "desired"))
 	after.reported = m.section("/reported", before.reported, r.state.null(), find(r.state.fields, "reported"))
 	if after.stateSize() > l.State {
@@ -270,19 +271,15 @@ func (m *merger) note(before, after string) {
 
 // pointer joins names into a JSON pointer; the first one is one already.
 func pointer(path []string) string {
-	var b strings.Builder
-	for i, name := range path {
-		if i == 0 {
-			b.WriteString(name)
-			continue
-		}
-		b.WriteByte('/')
+	var room [128]byte
+	b := append(room[:0], path[0]...)
+	for _, name := range path[1:] {
 		if strings.ContainsAny(name, "~/") {
 			name = strings.ReplaceAll(strings.ReplaceAll(name, "~", "~0"), "/", "~1")
 		}
-		b.WriteString(name)
+		b = append(append(b, '/'), name...)
 	}
-	return b.String()
+	return string(b)
 }
 
 // diff gives the desired fields that are missing in reported, or other ones there.
