@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,7 +29,7 @@ import (
 
 func benchCommand(o *options) *cobra.Command {
 	c := &cobra.Command{Use: "bench", Short: "Measure: ingest, the whole path, what brokers do, idle connections, a storm of devices"}
-	c.AddCommand(benchIngest(o), benchPath(o), benchMQTT(o), benchIdle(o), benchStorm(o), benchPeer())
+	c.AddCommand(benchIngest(o), benchPath(o), benchMQTT(o), benchIdle(o), benchStorm(o), benchPeer(), benchCrowd(o))
 	return c
 }
 
@@ -191,15 +193,21 @@ func (b *ingest) measure(ctx context.Context, say io.Writer, d time.Duration, di
 
 // mayHold says no where this process, and the platform it starts, may not have so many files open as n connections want.
 func mayHold(n int) error {
+	most, err := holdable()
+	if err == nil && n > most {
+		err = fmt.Errorf("%d connections want %d open files, and this machine gives a process %d (ulimit -Hn): raise that, or take --connections %d",
+			n, n+otherFiles, most+otherFiles, max(most, 1))
+	}
+	return err
+}
+
+// holdable is how many connections a process may hold here.
+func holdable() (int, error) {
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
-		return fmt.Errorf("ask how many files may be open: %w", err)
+		return 0, fmt.Errorf("ask how many files may be open: %w", err)
 	}
-	if most := int(min(files.Max, 1<<30)) - otherFiles; n > most { // Go has raised the soft limit to the hard one
-		return fmt.Errorf("%d connections want %d open files, and this machine gives a process %d (ulimit -Hn): raise that, or take --connections %d",
-			n, n+otherFiles, files.Max, max(most, 1))
-	}
-	return nil
+	return int(min(files.Max, 1<<30)) - otherFiles, nil // Go has raised the soft limit to the hard one
 }
 
 // otherFiles is what a process has open beside the connections: stores, logs and their streams.
@@ -300,84 +308,113 @@ type child struct {
 	pool *x509.CertPool
 
 	firstAck time.Duration // from its start
+	gone     chan struct{} // closed when it has ended
 }
 
+// startChild starts a whole platform.
 func startChild(ctx context.Context, b *ingest) (*child, error) {
+	args := []string{"up"}
+	if !b.Tracing {
+		args = append(args, "--without", "operator.journal,operator.ledger,operator.topic")
+	}
+	k, err := launch(ctx, b.config, nil, args...)
+	if err != nil || !b.TLS {
+		return k, err
+	}
+	ca, err := fetchCA(ctx, k.cl)
+	if err != nil {
+		k.stop()
+		return nil, err
+	}
+	k.pool = x509.NewCertPool()
+	k.pool.AppendCertsFromPEM(ca)
+	return k, nil
+}
+
+// launch starts a naru with a broker on a directory of its own, with more in its environment, and returns when it is ready.
+func launch(ctx context.Context, config string, env []string, args ...string) (*child, error) {
 	dir, err := os.MkdirTemp("", "naru-bench-")
 	if err != nil {
 		return nil, err
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
 	k := &child{dir: dir, o: &options{data: dir}}
-	for _, addr := range []*string{&k.addr.tls, &k.addr.plain} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		*addr = l.Addr().String()
-		l.Close()
-	}
-	args := []string{"up", "--data", dir, "--http", "127.0.0.1:0", "--mqtt", k.addr.tls, "--mqtt-plain", k.addr.plain}
-	if !b.Tracing {
-		args = append(args, "--without", "operator.journal,operator.ledger,operator.topic")
-	}
-	if b.config != "" {
-		file := filepath.Join(dir, "bench.yaml")
-		if err := os.WriteFile(file, []byte(b.config), 0o600); err != nil {
-			return nil, err
-		}
-		args = append(args, "--config", file)
-	}
-	k.cmd = exec.Command(self, args...)
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	k.cmd.Stdout, k.cmd.Stderr = log, log
-	k.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us, and we stop it
-	began := time.Now()
-	if err := k.cmd.Start(); err != nil {
-		return nil, err
-	}
-	if k.firstAck, err = firstAck(ctx, began, k.dial(false)); err != nil {
+	if err := k.start(ctx, config, env, args); err != nil {
 		raw, _ := os.ReadFile(filepath.Join(dir, "log"))
 		k.stop()
 		return nil, fmt.Errorf("the platform did not start: %w\n%s", err, raw)
 	}
-	until := time.Now().Add(30 * time.Second)
-	for {
-		if k.cl, err = k.o.client(); err == nil {
-			var s status.Status
-			if err = k.cl.get(ctx, "/api/v1/status", nil, &s); err == nil {
-				break
-			}
-		}
-		if time.Now().After(until) || ctx.Err() != nil {
-			raw, _ := os.ReadFile(filepath.Join(dir, "log"))
-			k.stop()
-			return nil, fmt.Errorf("the platform did not start: %v\n%s", err, raw)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	if b.TLS {
-		ca, err := fetchCA(ctx, k.cl)
-		if err != nil {
-			k.stop()
-			return nil, err
-		}
-		k.pool = x509.NewCertPool()
-		k.pool.AppendCertsFromPEM(ca)
-	}
 	return k, nil
 }
 
+func (k *child) start(ctx context.Context, config string, env, args []string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	for _, addr := range []*string{&k.addr.tls, &k.addr.plain} {
+		if *addr, err = freeAddress(); err != nil {
+			return err
+		}
+	}
+	args = append(args, "--data", k.dir, "--http", "127.0.0.1:0", "--mqtt", k.addr.tls, "--mqtt-plain", k.addr.plain)
+	if config != "" {
+		file := filepath.Join(k.dir, "bench.yaml")
+		if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+			return err
+		}
+		args = append(args, "--config", file)
+	}
+	log, err := os.Create(filepath.Join(k.dir, "log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	k.cmd = exec.Command(self, args...)
+	k.cmd.Env = append(os.Environ(), env...)
+	k.cmd.Stdout, k.cmd.Stderr = log, log
+	k.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us, and we stop it
+	began := time.Now()
+	if err := k.cmd.Start(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	k.gone = make(chan struct{})
+	go func() {
+		cancel(fmt.Errorf("it has ended: %w", cmp.Or(k.cmd.Wait(), errors.New("without a fault"))))
+		close(k.gone)
+	}()
+	if k.firstAck, err = firstAck(ctx, began, k.dial(false)); err != nil {
+		return err
+	}
+	until := time.Now().Add(30 * time.Second)
+	for {
+		if k.cl, err = k.o.client(); err == nil {
+			var r io.ReadCloser
+			if r, err = k.cl.open(ctx, http.MethodGet, "/readyz", nil, nil); err == nil {
+				return r.Close()
+			}
+		}
+		if time.Now().After(until) || ctx.Err() != nil {
+			return cmp.Or(context.Cause(ctx), err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// freeAddress is a loopback address that nobody listens at.
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
+}
+
 func (k *child) stop() {
-	_ = k.cmd.Process.Signal(os.Interrupt)
-	_ = k.cmd.Wait()
+	if k.gone != nil {
+		_ = k.cmd.Process.Signal(os.Interrupt)
+		<-k.gone
+	}
 	_ = os.RemoveAll(k.dir)
 }
 
@@ -387,16 +424,21 @@ func (k *child) dial(secure bool) func(context.Context, string) (net.Conn, error
 		if !secure {
 			return net.Dial("tcp", k.addr.plain)
 		}
-		var e struct{ Certificate, Key string }
-		if err := k.cl.post(ctx, "/api/v1/devices", map[string]string{"id": id, "by": "bench"}, &e); err != nil {
-			return nil, err
-		}
-		pair, err := tls.X509KeyPair([]byte(e.Certificate), []byte(e.Key))
+		pair, err := k.cl.enroll(ctx, id)
 		if err != nil {
 			return nil, err
 		}
 		return tls.Dial("tcp", k.addr.tls, &tls.Config{RootCAs: k.pool, Certificates: []tls.Certificate{pair}, ServerName: "localhost", MinVersion: tls.VersionTLS12})
 	}
+}
+
+// enroll registers a device for a measurement, and gives what it connects with.
+func (c *client) enroll(ctx context.Context, id string) (tls.Certificate, error) {
+	var e struct{ Certificate, Key string }
+	if err := c.post(ctx, "/api/v1/devices", map[string]string{"id": id, "by": "bench"}, &e); err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.X509KeyPair([]byte(e.Certificate), []byte(e.Key))
 }
 
 type usage struct {

@@ -182,12 +182,10 @@ func middle(all []measured) (m measured) {
 
 // startOpen starts a naru that is an ordinary broker, with room for the backlog.
 func startOpen(ctx context.Context, waiting int) (*child, string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := freeAddress()
 	if err != nil {
 		return nil, "", err
 	}
-	addr := l.Addr().String()
-	l.Close()
 	k, err := startChild(ctx, &ingest{Tracing: true, config: fmt.Sprintf(`service_platform.broker:
   session_messages_max: %d
   session_bytes_max: %d
@@ -207,13 +205,10 @@ func startMosquitto(ctx context.Context) (stop func(), addr string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	if addr, err = freeAddress(); err != nil {
 		return nil, "", err
 	}
-	addr = l.Addr().String()
 	_, port, _ := net.SplitHostPort(addr)
-	l.Close()
 	file := filepath.Join(dir, "mosquitto.conf")
 	conf := "listener " + port + " 127.0.0.1\nallow_anonymous true\npersistence false\nmax_queued_messages 0\nmax_inflight_messages 0\nset_tcp_nodelay true\nlog_type error\n"
 	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {

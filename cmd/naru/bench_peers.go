@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -152,7 +153,7 @@ func firstAck(ctx context.Context, began time.Time, dial func(context.Context, s
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
-	return 0, errors.Join(last, ctx.Err())
+	return 0, cmp.Or(context.Cause(ctx), last)
 }
 
 func oneAck(ctx context.Context, dial func(context.Context, string) (net.Conn, error)) error {
@@ -189,12 +190,10 @@ func startPeer(ctx context.Context, name string) (*peer, error) {
 		return nil, err
 	}
 	p := &peer{dir: dir}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := freeAddress()
 	if err != nil {
 		return nil, err
 	}
-	addr := l.Addr().String()
-	l.Close()
 	p.dial = func(context.Context, string) (net.Conn, error) { return net.Dial("tcp", addr) }
 	if p.cmd, err = p.command(name, addr); err != nil {
 		_ = os.RemoveAll(dir)

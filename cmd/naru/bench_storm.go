@@ -87,7 +87,7 @@ func (b *stormed) measure(ctx context.Context, say io.Writer) error {
 	all := make([]*stormDevice, b.Connections)
 	for i := range all {
 		d := &stormDevice{id: fmt.Sprintf("bench-%d", i)}
-		pair, err := server.enroll(ctx, d.id)
+		pair, err := server.cl.enroll(ctx, d.id)
 		if err != nil {
 			return err
 		}
@@ -160,8 +160,7 @@ func (d *stormDevice) comeBack(ctx context.Context, addr string, i int, began ti
 }
 
 func (d *stormDevice) try(ctx context.Context, addr string, i int) error {
-	from := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+i/20_000))}}
-	raw, err := from.DialContext(ctx, "tcp", addr)
+	raw, err := loopback(i).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return err
 	}

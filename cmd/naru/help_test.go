@@ -48,7 +48,7 @@ func TestArgumentThatIsMissingIsNamed(t *testing.T) {
 		"messages -n many":                    `--limit "many": want a number`,
 		"sim -n 0":                            "--devices 0",
 		"bench ingest --duration 0s":          "want at least 1 publisher",
-		"bench idle --connections 2000000000": "2000000000 connections want 2000000500 open files, and this machine gives a process ",
+		"bench idle --connections 2000000000": "2000000000 connections want more ports than there are to connect from: take --connections 1270000",
 		"dead retry":                          "naru dead retry: which letters?",
 	} {
 		_, _, err := asked(t, nil, strings.Fields(args)...)

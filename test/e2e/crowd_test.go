@@ -3,12 +3,15 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -69,6 +72,68 @@ func TestTenThousandIdleConnectionsAreHeld(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	t.Logf("%d idle connections: %.1f KB and %.3f goroutines each", got.Connections, got.KB, got.Goroutines)
+}
+
+// TestIdleConnectionsAreHeldByNodesTogether is the small form of a machine where a process may not hold them all.
+func TestIdleConnectionsAreHeldByNodesTogether(t *testing.T) {
+	for _, kind := range []string{"--plain", "--plain=false"} {
+		var got struct {
+			Nodes      int     `json:"nodes"`
+			Held       int     `json:"held"`
+			Goroutines float64 `json:"goroutines_per_connection"`
+		}
+		bench(t, &got, "idle", kind, "--nodes", "3", "--connections", "61")
+		if got.Nodes != 3 || got.Held != 61 || got.Goroutines < 0.8 || got.Goroutines > 1.2 {
+			t.Errorf("%s: %+v", kind, got)
+		}
+	}
+}
+
+// TestABenchmarkThatIsInterruptedLeavesNothing has one end with Ctrl-C when three nodes and three processes of devices are at work.
+func TestABenchmarkThatIsInterruptedLeavesNothing(t *testing.T) {
+	dir := t.TempDir()
+	c := exec.CommandContext(t.Context(), naruBinary(t), "bench", "idle", "--plain", "--nodes", "3", "--connections", "30000")
+	c.Env = append(os.Environ(), "TMPDIR="+dir)
+	out, err := c.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for s := bufio.NewScanner(out); s.Scan() && !strings.HasPrefix(s.Text(), "connecting"); {
+	}
+	// working are the processes whose arguments name the directory.
+	working := func() (list []string) {
+		all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range all {
+			if raw, err := os.ReadFile(file); err == nil && strings.Contains(string(raw), dir) { // others come and go
+				list = append(list, strings.ReplaceAll(string(raw), "\x00", " "))
+			}
+		}
+		return list
+	}
+	if got := working(); len(got) != 6 {
+		t.Errorf("while it works there are %d processes: %q", len(got), got)
+	}
+	if err := c.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, out); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Wait(); c.ProcessState.ExitCode() != 130 {
+		t.Errorf("it ends with %v", err)
+	}
+	if got := working(); len(got) != 0 {
+		t.Errorf("it leaves %q", got)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("it leaves %v, %v", left, err)
+	}
 }
 
 // resident is the platform's resident memory in MB.
