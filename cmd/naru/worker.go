@@ -48,7 +48,7 @@ func workerList(o *options) *cobra.Command {
 				return err
 			}
 			err = o.show(c.OutOrStdout(), got.Workers, func(p *printer) {
-				p.columns("No workers; `naru worker add NAME` adds one, with --url for one that is called by HTTP.", "WORKER", "KIND", "STATE", "INSTANCES", "LAG", "BEHIND BY", "PARKED", "RETRYING", "DEAD", "P99", "ERRORS")
+				p.columns("No workers; `naru worker add NAME` adds one, with --url for one that is called by HTTP.", "WORKER", "KIND", "STATE", "INSTANCES", "LAG", "BEHIND BY", "PARKED", "RETRYING", "DIED", "P99", "ERRORS")
 				for _, w := range got.Workers {
 					instances, p99, failed := "", "", ""
 					if w.Run != nil {
@@ -113,7 +113,7 @@ func showWorker(p *printer, w *worker.Shown) {
 	if w.BehindBy > 0 {
 		oldest = ", the oldest " + short(w.BehindBy)
 	}
-	p.line("  before it %s%s; in its hands %d, failing %d; handled %d, no concern of it %d, dead %d", count(int64(w.Behind), "message"), oldest, w.Parked, w.Retrying, w.Handled, w.NotMatched, w.Dead)
+	p.line("  before it %s%s; in its hands %d, failing %d; handled %d, no concern of it %d, died %d", count(int64(w.Behind), "message"), oldest, w.Parked, w.Retrying, w.Handled, w.NotMatched, w.Dead)
 	if r := w.Run; r != nil {
 		calls := "no calls yet"
 		if r.Calls > 0 {

@@ -181,7 +181,7 @@ type Shown struct {
 	Retrying   uint64                `json:"retrying"` // of those, as far as they are told by name, which failed before
 	Handled    uint64                `json:"handled"`
 	NotMatched uint64                `json:"not_matched"` // were no concern of it
-	Dead       uint64                `json:"dead"`
+	Dead       uint64                `json:"dead"`        // died here, and were not taken back since; discarded letters are among them
 	Exceptions []component.Exception `json:"exceptions,omitempty"`
 	Versions   []Version             `json:"versions,omitempty"`
 }
