@@ -16,7 +16,6 @@ import (
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/naru-platform/naru/message"
-	"github.com/naru-platform/naru/service_platform/broker/packet"
 	"github.com/naru-platform/naru/service_platform/broker/policy"
 	"github.com/naru-platform/naru/service_platform/broker/session"
 )
@@ -273,60 +272,6 @@ func (c *conn) login(user string, password []byte) error {
 
 // nobody is a hash that no password has.
 var nobody = []byte("$2a$10$CwTycUXWue0Thq9StjUM0uJ8.F5yfq1rLbZ6oL1n0s5v8mOeCq0aW")
-
-// identify says who comes, once CONNECT was read: the device or user, and the client id. It refuses those who may not.
-func (c *conn) identify(p *packet.Connect) (session.Who, packet.ReasonCode, error) {
-	e := c.in
-	who := session.Who{Mount: e.Mount, ClientID: strings.Clone(p.ClientID)}
-	switch e.Auth {
-	case byPassword:
-		switch err := c.login(p.UserName, p.Password); {
-		case message.ReasonOf(err, 0) == message.TokenInvalid:
-			return who, packet.BadUserNameOrPassword, err
-		case err != nil:
-			return who, packet.ServerBusy, err
-		}
-		who.Identity = strings.Clone(p.UserName)
-		c.user = who.Identity
-		if e.Policy == policyDevice {
-			c.named = who.Identity
-		}
-	case byCertificate:
-		who.Identity = c.peer
-		c.named = who.Identity
-	default:
-		if e.Policy == policyDevice {
-			who.Identity = who.ClientID // see Config.Plain
-			c.named = who.Identity
-			if c.named == "" {
-				return who, packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "client id %q is no device name", "")
-			}
-		}
-	}
-	if c.named != "" && message.NewSubject(message.Device, c.named).Valid() != nil {
-		return who, packet.ClientIDNotValid, message.Rejectf(message.ClientIDMismatch, "client id %q is no device name", readable(c.named))
-	}
-	switch {
-	case who.ClientID != "":
-	case c.named != "":
-		who.ClientID = c.named
-	default:
-		who.ClientID = "naru-" + message.NewID(c.now).String()
-	}
-	j, err := c.appoint(who.ClientID)
-	if err != nil {
-		code := packet.NotAuthorized
-		if message.ReasonOf(err, 0) == message.ClientIDMismatch {
-			code = packet.ClientIDNotValid
-		}
-		return who, code, err
-	}
-	c.rights.Store(j)
-	if c.device = c.named; e.mount != "" { // a name of its own world: the fleet may have a device of the same name
-		c.device = ""
-	}
-	return who, 0, nil
-}
 
 func readable(s string) string {
 	if len(s) > 80 {
