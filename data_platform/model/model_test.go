@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -445,9 +446,9 @@ func TestFilesAreInForceAndFreeWhenTheyAreGone(t *testing.T) {
 			time.Sleep(2 * time.Second) // of the bubble
 		}
 		b := NewBook(engineBus, quiet(t), time.Now)
-		tries := 0
+		var tries atomic.Int32
 		try := func(_ context.Context, _ *Dataset, p *Pipeline) error {
-			if tries++; strings.Contains(p.Steps[0].SQL, "heat") {
+			if tries.Add(1); strings.Contains(p.Steps[0].SQL, "heat") {
 				return &Fault{"there is no heat"}
 			}
 			return nil
@@ -465,12 +466,12 @@ func TestFilesAreInForceAndFreeWhenTheyAreGone(t *testing.T) {
 		}
 		pipe := "pipeline: p\ndataset: engine\nsteps:\n  - sql: SELECT * FROM input\n"
 		write("p.yaml", strings.Replace(pipe, "*", "heat", 1))
-		if p := b.Set().Pipelines["engine"]; p != nil || tries != 1 {
-			t.Errorf("what cannot be done is in force, or was tried %d times: %+v", tries, p)
+		if p := b.Set().Pipelines["engine"]; p != nil || tries.Load() != 1 {
+			t.Errorf("what cannot be done is in force, or was tried %d times: %+v", tries.Load(), p)
 		}
 		write("p.yaml", pipe)
-		if p := b.Set().Pipelines["engine"]; p == nil || tries != 2 {
-			t.Errorf("mended, it is not in force, or was tried %d times", tries)
+		if p := b.Set().Pipelines["engine"]; p == nil || tries.Load() != 2 {
+			t.Errorf("mended, it is not in force, or was tried %d times", tries.Load())
 		}
 		write("p.yaml", strings.Replace(pipe, "*", "heat", 1))
 		if p := b.Set().Pipelines["engine"]; p == nil || p.Steps[0].SQL != "SELECT * FROM input" {
