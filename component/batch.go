@@ -217,6 +217,7 @@ func (w *worker) eachMessage(ctx context.Context, c *Checkpoint, at place, s bus
 				return err
 			}
 		}
+		w.here.Count++ // it has its fate
 		if w.keep.full() {
 			if err := w.commitWithin(ctx); err != nil {
 				return err
@@ -240,38 +241,28 @@ func (w *worker) makeRoom(ctx context.Context, bytes int) error {
 	if w.keep.room(bytes) {
 		return nil
 	}
-	w.cut()
-	if err := w.commit(ctx); err != nil {
+	if err := w.commitWithin(ctx); err != nil {
 		return &broken{err}
 	}
 	return nil
 }
 
-// cut makes the next commit one in the middle of the batch under way: what came before the message at hand is in it.
-func (w *worker) cut() {
-	if w.here.Sequence == 0 {
-		return
-	}
-	here := w.here
-	w.points[w.at].Within = &here
-	w.dirty[w.at] = true
-}
-
-// commitWithin commits in the middle of a batch what came up to the message at hand, which has its fate.
+// commitWithin commits, in the middle of the batch under way where there is one: what has its fate by now is in it.
 func (w *worker) commitWithin(ctx context.Context) error {
-	w.here.Count++
-	w.cut()
+	if w.here.Sequence != 0 {
+		here := w.here
+		w.points[w.at].Within = &here
+		w.dirty[w.at] = true
+	}
 	return w.commit(ctx)
 }
 
 // uncrowd waits in the middle of a batch until less is parked.
 func (w *worker) uncrowd(ctx context.Context, at place) error {
-	w.here.Count++
 	w.stand(at, fmt.Sprintf("%d messages are parked, which is as many as fit into a position", w.parked.n))
 	defer w.stand(at, "")
 	for w.keep.crowded() {
-		w.cut()
-		if err := w.commit(ctx); err != nil {
+		if err := w.commitWithin(ctx); err != nil {
 			return err
 		}
 		if err := w.pause(ctx, max(w.untilDue(), time.Millisecond)); err != nil {
