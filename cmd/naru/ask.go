@@ -120,7 +120,7 @@ rules, workers and destinations that fail, work that no worker does, and dead le
 					p.line("disk: %s free of %s; the doors shut below %s", size(s.Bus.Space.Free), size(s.Bus.Space.Total), size(s.Bus.Space.Low))
 				}
 				if s.Healthy && s.Machine.Late >= time.Second { // else it stands first among what is wrong
-					p.line("machine: the process had to wait %s for a core within the last minute; load %.1f, %s", short(s.Machine.Late), s.Machine.Load, count(int64(s.Machine.Cores), "core"))
+					p.line("machine: the process %s", s.Machine.Waited())
 				}
 				for _, f := range s.Faults {
 					p.line("  %s %s", mark, f)

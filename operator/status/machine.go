@@ -112,11 +112,16 @@ func (m Machine) cause(node string) string {
 	if m.Late < lateTold {
 		return ""
 	}
-	s := fmt.Sprintf("the process on %s had to wait %s for a core within the last minute", node, m.Late.Round(100*time.Millisecond))
+	return "the process on " + node + " " + m.Waited() + ": what does not answer in time, and leases that are lost, may come of that; give it cores of its own, or end what takes them"
+}
+
+// Waited says in words how long the process had to wait.
+func (m Machine) Waited() string {
+	s := fmt.Sprintf("had to wait %s for a core within the last minute", m.Late.Round(100*time.Millisecond))
 	if m.Load > 0 {
 		s += fmt.Sprintf(" (load %.1f on %d cores)", m.Load, m.Cores)
 	}
-	return s + ": what does not answer in time, and leases that are lost, may come of that; give it cores of its own, or end what takes them"
+	return s
 }
 
 // behind puts what lies behind faults before them. By itself it is none: who is late and keeps up is well.
