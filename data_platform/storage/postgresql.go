@@ -98,7 +98,7 @@ func OpenPostgres(ctx context.Context, o PostgresOptions) (Store, error) {
 		return nil, p.explain(err)
 	}
 	if o.Dir != "" {
-		Sweep(o.Dir, "export-*")
+		Sweep(o.Dir, exportDir)
 	}
 	return p, nil
 }

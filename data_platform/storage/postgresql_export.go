@@ -20,6 +20,8 @@ import (
 // exportPiece is how many rows go to DuckDB at once.
 const exportPiece = 10_000
 
+const exportDir = "export-*" // what an export is made in; one that a killed process left is swept at the start
+
 // Export as in [Store]: the rows go through a database of DuckDB in a file of its own, which has the room that they need and goes
 // when it is done.
 func (p *postgres) Export(ctx context.Context, table string, from, to time.Time, file string) (n int64, err error) {
@@ -36,7 +38,7 @@ func (p *postgres) Export(ctx context.Context, table string, from, to time.Time,
 			return 0, err
 		}
 	}
-	dir, err := os.MkdirTemp(p.options.Dir, "export-*")
+	dir, err := os.MkdirTemp(p.options.Dir, exportDir)
 	if err != nil {
 		return 0, err
 	}
